@@ -1,0 +1,70 @@
+/* One replica: its continuous-batching loop in a thread of its own, its workers' link, its scheduler and KV block tables.
+ *
+ * In: struct request (queue), commands of the cluster thread (queue). Out: struct token_event to the front's queue, struct engine_event to the
+ * cluster's queue. Snapshot for /health, /metrics and the admin protocol: atomics, read by anyone. */
+#ifndef COORDINATOR_ENGINE_H
+#define COORDINATOR_ENGINE_H
+
+#include "base/metrics.h"
+#include "base/options.h"
+#include "base/queue.h"
+#include "coordinator/request.h"
+#include "model/hparams.h"
+#include "model/shard.h"
+#include "proto/link.h"
+
+#include <stdatomic.h>
+
+enum engine_state { ENGINE_WAITING, ENGINE_LOADING, ENGINE_CONNECTING, ENGINE_WARMUP, ENGINE_READY, ENGINE_RECOVERING, ENGINE_STOPPED };
+const char *engine_state_name(enum engine_state s);
+
+struct engine_snapshot { /* written by the engine, read by any thread */
+    atomic_int state;
+    atomic_uint_fast64_t epoch, steps, load_done, load_total;
+    atomic_uint running, waiting, kv_blocks, kv_blocks_used, workers_ready;
+};
+
+/* To the engine from the cluster thread. */
+enum engine_command_type { ENGINE_CMD_EXPECT, ENGINE_CMD_WORKER_LOST, ENGINE_CMD_DRAIN, ENGINE_CMD_STOP };
+struct engine_command {
+    enum engine_command_type type;
+    uint32_t world_rank;
+    uint64_t worker_id;   /* EXPECT: this id will come up for the rank; LOST: it is gone */
+    char text[160];       /* LOST: why, for errors that clients see */
+    uint32_t grace_ms;    /* DRAIN */
+};
+/* From the engine to the cluster thread. */
+enum engine_event_type { ENGINE_EVENT_WORKER_FAILED, ENGINE_EVENT_WORKER_INFO, ENGINE_EVENT_READY, ENGINE_EVENT_RECOVERING, ENGINE_EVENT_DRAINED };
+struct engine_event {
+    enum engine_event_type type;
+    uint32_t replica, world_rank;
+    uint64_t worker_id;
+    char text[160];       /* FAILED: the cluster stops and starts it again */
+    struct msg_worker_ready info; /* INFO; strings and address not set, backend below */
+    char backend[32];
+};
+
+struct engine;
+struct engine_config {
+    const struct options *opts;
+    const struct hparams *hp;
+    const struct shard_split *split;
+    uint32_t replica, ctx;
+    const char *endpoint;            /* to bind: ipc:// or tcp:// */
+    struct link_context *links;
+    struct metrics *metrics;
+    struct queue *events;            /* token_event to the front */
+    struct queue *cluster_events;    /* engine_event */
+};
+enum err engine_create(const struct engine_config *cfg, struct engine **out); /* binds; the thread starts */
+void engine_destroy(struct engine **e);                                       /* stops and joins */
+/* Where its workers connect: real endpoint. */
+const char *engine_endpoint(const struct engine *e);
+/* Takes ownership on ERR_OK. ERR_BUSY: the queue is full; ERR_UNAVAILABLE: stopped. Any thread. */
+enum err engine_submit(struct engine *e, struct request *r);
+/* Drops a request by id, now or as soon as its steps in flight have ended; its last event is FINISH_CANCEL. Never fails. */
+void engine_cancel(struct engine *e, uint64_t id);
+enum err engine_command(struct engine *e, const struct engine_command *c); /* copied */
+const struct engine_snapshot *engine_snapshot(const struct engine *e);
+
+#endif

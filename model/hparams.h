@@ -1,0 +1,44 @@
+/* What a model is, independent of the file it came from. Filled from GGUF metadata through archs.def. */
+#ifndef MODEL_HPARAMS_H
+#define MODEL_HPARAMS_H
+
+#include "model/gguf.h"
+
+enum arch {
+#define ARCH(sym, name, rope, features) ARCH_##sym,
+#include "model/archs.def"
+#undef ARCH
+    ARCH_COUNT
+};
+enum rope_layout { ROPE_NORMAL, ROPE_NEOX }; /* pairs (2i, 2i+1), or (i, i + n/2) */
+enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_YARN };
+
+struct hparams {
+    enum arch arch;
+    uint32_t n_layers, dim, n_heads, n_kv_heads, head_dim; /* head_dim: of q and k; v has head_dim_v */
+    uint32_t head_dim_v;
+    uint32_t ffn_dim, vocab, ctx_train;
+    float norm_eps;
+    bool has_qkv_bias, has_qk_norm, tied_embeddings, has_o_bias;
+    enum rope_layout rope_layout;
+    uint32_t rope_dims;          /* rotated dimensions of a head */
+    float rope_base;
+    enum rope_scaling rope_scaling;
+    float rope_factor;           /* linear and YaRN */
+    uint32_t rope_ctx_orig;      /* YaRN */
+    float rope_attn_factor;      /* YaRN: multiplies the magnitude; 1 */
+    float rope_beta_fast, rope_beta_slow;
+    bool has_rope_freqs;         /* tensor rope_freqs.weight divides each frequency (Llama 3) */
+    const struct gguf_tensor *rope_freqs; /* view into the gguf, or NULL */
+};
+
+/* ERR_UNSUPPORTED names the architecture and the known ones; ERR_CORRUPT what is missing or contradicts (every needed tensor
+ * is there with the expected shape and a known type). */
+enum err hparams_load(const struct gguf *g, struct hparams *out);
+const char *arch_name(enum arch a);
+uint64_t hparams_n_params(const struct gguf *g); /* elements of all tensors */
+/* cos and sin of one position: [rope_dims/2] each, magnitude factor applied; frequencies in double (RoPE: Su et al. 2021; YaRN: Peng et al.
+ * 2023). inv_freq from rope_freqs_init. */
+void rope_freqs_init(const struct hparams *hp, double *inv_freq /* [rope_dims/2] */, float *magnitude);
+
+#endif
