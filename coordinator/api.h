@@ -1,0 +1,146 @@
+/* The OpenAI-compatible API: routes and roles, JSON in, JSON and SSE out. Runs in the front thread only.
+ *
+ * http_request -api-> generation (one POST: its choices, each a struct request of the engine), and back: token_event -> detokenizer -> answer.
+ * api.c routes; api_params.c reads requests; api_generate.c starts and ends generations; api_answer.c writes answers; api_info.c the rest. */
+#ifndef COORDINATOR_API_H
+#define COORDINATOR_API_H
+
+#include "base/metrics.h"
+#include "base/options.h"
+#include "coordinator/chat_template.h"
+#include "coordinator/detokenizer.h"
+#include "coordinator/engine.h"
+#include "coordinator/http.h"
+#include "coordinator/tokenizer.h"
+
+#include <jansson.h>
+
+enum {
+    API_CHOICES_MAX = 128,       /* n, or prompts times n, of one request */
+    API_STOPS_MAX = 16, API_STOP_BYTES_MAX = 1024,
+    API_LOGPROBS_MAX = 20,
+    API_MESSAGES_MAX = 100000,
+    API_JSON_DEPTH_MAX = 64,
+};
+
+/* A bad request on its way to the client: kept here, rendered by api_fail. */
+struct api_error {
+    int status;
+    char param[64];      /* "" : null */
+    char message[400];
+};
+/* Fills e once (the first finding wins) and returns false, so that parsers read `return api_error(...)`. */
+bool api_error(struct api_error *e, int status, const char *param, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+
+struct api {
+    const struct options *opts;
+    struct http *http;
+    const struct tokenizer *tok;
+    const struct chat_template *tmpl; /* NULL: the model has none */
+    char *tmpl_error;                 /* why there is none, or NULL */
+    const char *model_name, *model_stem;
+    uint32_t ctx, vocab, ctx_train;
+    uint64_t n_params, model_bytes;
+    struct engine **engines;
+    uint32_t n_engines;
+    struct metrics *metrics;
+    uint32_t end_ids[32], n_end_ids;
+    char *bos_text, *eos_text;
+    uint8_t (*key_hashes)[32];        /* BLAKE2b of each API key; none: open to whoever reaches the address */
+    uint32_t n_keys;
+    bool loopback;
+    bool draining;
+    uint64_t started_s;
+    struct generation **gens;         /* slot table; NULL where free */
+    uint32_t n_gens, gens_cap, serial;
+    const char *fatal;                /* the cluster gave up: shown by /health; NULL otherwise */
+    const char *(*fatal_text)(void *arg);
+    void *fatal_arg;
+};
+
+/* One choice of a generation: one request of the engine. */
+struct choice {
+    uint64_t id;               /* of the engine's request */
+    struct engine *engine;
+    struct detokenizer detok;
+    struct buf text;           /* not streaming: the whole; streaming: the delta of this event */
+    struct buf logprobs;       /* JSON list items, without brackets */
+    struct buf lp_tokens, lp_values, lp_top, lp_offsets; /* the columns of completions logprobs */
+    struct buf ids;            /* JSON list items */
+    struct buf prompt_logprobs, prompt_ids;
+    const uint32_t *prompt;    /* view into the generation */
+    uint32_t prompt_idx, n_prompt, n_tokens;
+    size_t text_len;           /* bytes given out so far */
+    uint64_t first_ns, last_ns;
+    const char *finish;        /* "stop", "length" */
+    char stop_reason[160];     /* JSON: a string, an id, or null */
+    bool started, sent_role, done;
+};
+struct generation {
+    struct api *api;
+    struct http_exchange *x;
+    uint32_t slot, serial;
+    bool chat, stream, include_usage, continuous_usage, echo, return_token_ids, logprobs, prompt_logprobs, began;
+    uint32_t n_logprobs, n_done;
+    char id[48];
+    uint64_t created_s, arrival_ns, last_sent_ns;
+    struct tokens *prompts;    /* [n_prompts] */
+    uint32_t n_prompts, n_choices;
+    struct choice *choices;
+    char **stops;
+    uint32_t n_stops;
+    bool include_stop;
+    uint32_t prompt_tokens, completion_tokens;
+    uint64_t prefill_ns;
+};
+
+/* api.c */
+enum err api_init(struct api *a); /* the given fields set: keys, end ids, texts of BOS and EOS */
+void api_deinit(struct api *a);
+void api_handle(void *arg, struct http_exchange *x); /* http_config.handle */
+void api_gone(void *arg, struct http_exchange *x);   /* http_config.gone */
+void api_fail(struct http_exchange *x, const struct api_error *e);
+void api_reply_json(struct http_exchange *x, int status, struct buf *body);
+
+/* api_params.c: strict readers; null counts as absent. False: *e is filled. */
+json_t *api_body(struct http_exchange *x, struct api_error *e); /* an object, or NULL */
+bool api_get_bool(const json_t *o, const char *key, bool *out, struct api_error *e);
+bool api_get_int(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *out, struct api_error *e);
+bool api_get_float(const json_t *o, const char *key, double min, double max, double *out, struct api_error *e);
+bool api_get_str(const json_t *o, const char *key, const char **out, struct api_error *e);
+bool api_check_model(const struct api *a, const json_t *o, struct api_error *e);
+/* Sampling parameters of a request (not n, stop strings or the prompt), arrays owned by *s: api_sampling_deinit. */
+bool api_get_sampling(const struct api *a, const json_t *o, bool chat, struct sampling *s, struct api_error *e);
+void api_sampling_deinit(struct sampling *s);
+bool api_get_stops(const json_t *o, struct generation *g, struct api_error *e);
+/* Text, texts, ids or lists of ids (`prompt`); fills g->prompts. */
+bool api_get_prompts(const struct api *a, const json_t *o, struct generation *g, struct api_error *e);
+/* messages through the chat template; one prompt. */
+bool api_get_chat(const struct api *a, const json_t *o, struct generation *g, struct api_error *e);
+
+/* api_generate.c */
+void api_generate(struct api *a, struct http_exchange *x, bool chat);
+void api_event(struct api *a, struct token_event *ev); /* takes ownership */
+void api_generation_gone(struct generation *g);        /* the client left: cancel and free */
+bool api_tick(void *arg);                              /* keeps silent streams alive; http_timer */
+uint32_t api_n_open(const struct api *a);
+
+/* api_answer.c: how answers look. */
+void api_answer_begin(struct generation *g);
+void api_answer_tokens(struct choice *c, struct generation *g, const struct token_event *ev); /* into the choice's buffers */
+void api_answer_delta(struct generation *g, struct choice *c);  /* streams what is new; the finish with it */
+void api_answer_end(struct generation *g);                      /* usage chunk and [DONE], or the whole JSON */
+void api_answer_error(struct generation *g, const struct api_error *e);
+void api_answer_comment(struct generation *g, const char *text);
+
+/* api_info.c */
+void api_models(struct api *a, struct http_exchange *x, const char *id /* or NULL */);
+void api_health(struct api *a, struct http_exchange *x);
+void api_metrics(struct api *a, struct http_exchange *x);
+void api_version(struct api *a, struct http_exchange *x);
+void api_tokenize(struct api *a, struct http_exchange *x);
+void api_detokenize(struct api *a, struct http_exchange *x);
+/* All replicas ready (or recovering with streams kept)? */
+bool api_ready(const struct api *a);
+
+#endif

@@ -1,0 +1,563 @@
+/* See http.h. Three things evhttp (2.1) does not do by itself are done here by callbacks on a connection's buffers:
+ *
+ *  - A deadline for a whole request. evhttp's own timeout starts anew with every byte. The first byte of a request starts a timer of the
+ *    connection; the handler's call stops it.
+ *  - JSON for what evhttp refuses before any handler sees it (a body over the limit, a bad request line): its HTML page is replaced in the
+ *    output buffer before it is sent.
+ *  - A bound on what a client sends while its answer runs, and on what it does not read.
+ *
+ * The connection record is made with the bufferevent and ends with evhttp's close callback, which is set by an event that runs right after the accept:
+ * only then does the bufferevent carry evhttp's connection. */
+#include "coordinator/http.h"
+
+#include "base/check.h"
+#include "base/log.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+#include <event2/http.h>
+#include <event2/http_struct.h>
+#include <event2/keyvalq_struct.h>
+#include <event2/listener.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum { HEADER_MAX = 64 << 10, PIPELINED_MAX = 64 << 10, UNREAD_MAX = 16 << 20 };
+
+struct conn {
+    struct http *http;
+    struct bufferevent *bev;
+    struct evhttp_connection *evcon;
+    struct event *timer;        /* adoption, then the deadline of the request that is being received */
+    struct http_exchange *x;    /* the request that is being answered, or NULL */
+    bool receiving;
+    struct conn *prev, *next;
+};
+
+struct http_exchange {
+    struct http *http;
+    struct evhttp_request *req;
+    struct conn *conn;
+    char *path;
+    void *user;
+    bool streaming;
+};
+
+struct watch {
+    struct event *ev;
+    void (*fn)(void *arg);
+    bool (*tick)(void *arg);
+    void *arg;
+    uint32_t period_ms;
+    struct watch *next;
+};
+
+struct http {
+    struct http_config cfg;
+    struct event_base *base;
+    struct evhttp *ev;
+    struct evhttp_bound_socket *bound;
+    struct conn *conns;
+    struct watch *watches;
+    unsigned n_conns, n_exchanges;
+    uint16_t port;
+    bool full, refusing;
+};
+
+const char *http_status_text(int status)
+{
+    switch (status) {
+    case 200: return "OK";
+    case 400: return "Bad Request";
+    case 401: return "Unauthorized";
+    case 403: return "Forbidden";
+    case 404: return "Not Found";
+    case 405: return "Method Not Allowed";
+    case 408: return "Request Timeout";
+    case 413: return "Content Too Large";
+    case 415: return "Unsupported Media Type";
+    case 429: return "Too Many Requests";
+    case 503: return "Service Unavailable";
+    case 504: return "Gateway Timeout";
+    default: return status >= 500 ? "Internal Server Error" : "Error";
+    }
+}
+
+static const char *error_type(int status)
+{
+    switch (status) {
+    case 401: return "authentication_error";
+    case 403: return "permission_error";
+    case 404: return "not_found_error";
+    case 429: return "rate_limit_error";
+    case 503: return "unavailable_error";
+    default: return status >= 500 ? "server_error" : "invalid_request_error";
+    }
+}
+
+void http_error_body(struct buf *out, int status, const char *param, const char *message)
+{
+    buf_puts(out, "{\"error\":{\"message\":");
+    buf_json_str(out, message, strlen(message));
+    buf_printf(out, ",\"type\":\"%s\",\"param\":", error_type(status));
+    if (param)
+        buf_json_str(out, param, strlen(param));
+    else
+        buf_puts(out, "null");
+    buf_printf(out, ",\"code\":%d}}", status);
+}
+
+/* ---- connections ---- */
+
+static const char *refusal_text(int status)
+{
+    switch (status) {
+    case 413: return "the request body is over the server's limit (body_max)";
+    case 408: return "the request did not arrive whole within the server's time limit (http.timeout_ms)";
+    case 400: return "this is no well-formed HTTP/1.1 request";
+    case 501: return "this HTTP method is not supported";
+    default: return "the server could not read this request";
+    }
+}
+
+static void refusal(struct buf *out, int status)
+{
+    struct buf body;
+    buf_init(&body);
+    http_error_body(&body, status, NULL, refusal_text(status));
+    buf_printf(out, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n", status,
+               http_status_text(status), body.len);
+    buf_append(out, body.data, body.len);
+    buf_deinit(&body);
+}
+
+/* evhttp's HTML error page, just added to the output, becomes JSON. Nothing of ours is ever text/html. */
+static void output_changed(struct evbuffer *out, const struct evbuffer_cb_info *info, void *arg)
+{
+    (void)arg;
+    if (info->n_added < 6)
+        return;
+    size_t len = evbuffer_get_length(out);
+    struct evbuffer_ptr at;
+    if (evbuffer_ptr_set(out, &at, len - info->n_added, EVBUFFER_PTR_SET) != 0)
+        return;
+    char head[6];
+    if (evbuffer_copyout_from(out, &at, head, sizeof(head)) != sizeof(head) || memcmp(head, "<HTML>", 6) != 0)
+        return;
+    const char *all = (const char *)evbuffer_pullup(out, -1);
+    const char *start = NULL; /* of the last answer in the buffer */
+    for (const char *p = all; (p = memmem(p, len - (size_t)(p - all), "HTTP/1.", 7)) != NULL; p++)
+        start = p;
+    if (!start || len - (size_t)(start - all) < 13)
+        return;
+    int status = atoi(start + 9);
+    struct buf b;
+    buf_init(&b);
+    buf_append(&b, all, (size_t)(start - all));
+    refusal(&b, status);
+    evbuffer_drain(out, len);
+    evbuffer_add(out, b.data, b.len);
+    buf_deinit(&b);
+}
+
+static void conn_closed(struct evhttp_connection *evcon, void *arg)
+{
+    (void)evcon;
+    struct conn *c = arg;
+    struct http *h = c->http;
+    struct http_exchange *x = c->x;
+    if (x) {
+        /* evhttp frees the request itself with the connection. */
+        c->x = NULL;
+        h->n_exchanges--;
+        h->cfg.gone(h->cfg.arg, x);
+        free(x->path);
+        free(x);
+    }
+    event_free(c->timer);
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        h->conns = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    free(c);
+    h->n_conns--;
+    if (h->full && !h->refusing) {
+        h->full = false;
+        evconnlistener_enable(evhttp_bound_socket_get_listener(h->bound));
+    }
+}
+
+static void conn_late(struct conn *c)
+{
+    if (!c->receiving || c->x)
+        return;
+    struct buf b;
+    buf_init(&b);
+    refusal(&b, 408);
+    int sock = bufferevent_getfd(c->bev);
+    if (send(sock, b.data, b.len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+        LOG(DEBUG, FRONT, "client of a late request is gone", "errno=%d", errno);
+    buf_deinit(&b);
+    shutdown(sock, SHUT_RDWR); /* evhttp sees the end of file and closes */
+}
+
+static void conn_timer(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    struct conn *c = arg;
+    if (c->evcon) {
+        conn_late(c);
+        return;
+    }
+    bufferevent_data_cb rd, wr;
+    bufferevent_event_cb ev;
+    void *evcon = NULL;
+    bufferevent_getcb(c->bev, &rd, &wr, &ev, &evcon);
+    ASSERT(evcon != NULL);
+    c->evcon = evcon;
+    evhttp_connection_set_closecb(c->evcon, conn_closed, c);
+    int one = 1;
+    setsockopt(bufferevent_getfd(c->bev), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+}
+
+static void input_changed(struct evbuffer *in, const struct evbuffer_cb_info *info, void *arg)
+{
+    struct conn *c = arg;
+    if (info->n_added == 0)
+        return;
+    if (c->x) { /* nothing more is read before the answer is complete */
+        if (evbuffer_get_length(in) > PIPELINED_MAX)
+            shutdown(bufferevent_getfd(c->bev), SHUT_RDWR);
+        return;
+    }
+    if (!c->receiving) {
+        struct timeval tv = {c->http->cfg.timeout_ms / 1000, (suseconds_t)(c->http->cfg.timeout_ms % 1000) * 1000};
+        c->receiving = true;
+        event_add(c->timer, &tv);
+    }
+}
+
+static struct bufferevent *conn_create(struct event_base *base, void *arg)
+{
+    struct http *h = arg;
+    struct bufferevent *bev = bufferevent_socket_new(base, -1, BEV_OPT_CLOSE_ON_FREE);
+    struct conn *c = calloc(1, sizeof(*c));
+    if (!bev || !c)
+        goto fail;
+    c->http = h;
+    c->bev = bev;
+    c->timer = evtimer_new(base, conn_timer, c);
+    if (!c->timer || !evbuffer_add_cb(bufferevent_get_input(bev), input_changed, c) ||
+        !evbuffer_add_cb(bufferevent_get_output(bev), output_changed, c))
+        goto fail;
+    c->next = h->conns;
+    if (c->next)
+        c->next->prev = c;
+    h->conns = c;
+    if (++h->n_conns >= h->cfg.connections_max && !h->full) {
+        h->full = true;
+        evconnlistener_disable(evhttp_bound_socket_get_listener(h->bound));
+    }
+    event_active(c->timer, EV_TIMEOUT, 0);
+    return bev;
+fail:
+    if (c && c->timer)
+        event_free(c->timer);
+    free(c);
+    if (bev)
+        bufferevent_free(bev);
+    return NULL; /* evhttp then makes a plain one, which http_handle refuses */
+}
+
+static struct conn *conn_find(struct http *h, const struct evhttp_connection *evcon)
+{
+    for (struct conn *c = h->conns; c; c = c->next)
+        if (c->evcon == evcon)
+            return c;
+    return NULL;
+}
+
+/* ---- exchanges ---- */
+
+static void handle(struct evhttp_request *req, void *arg)
+{
+    struct http *h = arg;
+    struct conn *c = conn_find(h, evhttp_request_get_connection(req));
+    const struct evhttp_uri *uri = evhttp_request_get_evhttp_uri(req);
+    const char *path = uri ? evhttp_uri_get_path(uri) : NULL;
+    struct http_exchange *x = c && path ? calloc(1, sizeof(*x)) : NULL;
+    if (x)
+        x->path = evhttp_uridecode(path, 0, NULL);
+    if (!x || !x->path) {
+        free(x);
+        evhttp_send_error(req, path ? HTTP_SERVUNAVAIL : HTTP_BADREQUEST, NULL);
+        return;
+    }
+    evtimer_del(c->timer);
+    c->receiving = false;
+    struct timeval write_max = {60, 0}; /* an answer may take its time; a client that reads nothing may not */
+    bufferevent_set_timeouts(c->bev, NULL, &write_max);
+    x->http = h;
+    x->req = req;
+    x->conn = c;
+    c->x = x;
+    h->n_exchanges++;
+    h->cfg.handle(h->cfg.arg, x);
+}
+
+enum http_method http_method(const struct http_exchange *x)
+{
+    switch (evhttp_request_get_command(x->req)) {
+    case EVHTTP_REQ_GET: return HTTP_GET;
+    case EVHTTP_REQ_POST: return HTTP_POST;
+    case EVHTTP_REQ_HEAD: return HTTP_HEAD;
+    case EVHTTP_REQ_OPTIONS: return HTTP_OPTIONS;
+    default: return HTTP_OTHER;
+    }
+}
+
+const char *http_path(const struct http_exchange *x)
+{
+    return x->path;
+}
+
+const char *http_header(const struct http_exchange *x, const char *name)
+{
+    return evhttp_find_header(evhttp_request_get_input_headers(x->req), name);
+}
+
+const char *http_body(const struct http_exchange *x, size_t *len)
+{
+    struct evbuffer *in = evhttp_request_get_input_buffer(x->req);
+    *len = evbuffer_get_length(in);
+    return *len ? (const char *)evbuffer_pullup(in, -1) : "";
+}
+
+void http_set_header(struct http_exchange *x, const char *name, const char *value)
+{
+    struct evkeyvalq *headers = evhttp_request_get_output_headers(x->req);
+    evhttp_remove_header(headers, name);
+    evhttp_add_header(headers, name, value);
+}
+
+void http_set_user(struct http_exchange *x, void *user)
+{
+    x->user = user;
+}
+
+void *http_user(const struct http_exchange *x)
+{
+    return x->user;
+}
+
+static void exchange_end(struct http_exchange *x)
+{
+    struct timeval idle = {x->http->cfg.timeout_ms / 1000 + 1, 0};
+    bufferevent_set_timeouts(x->conn->bev, &idle, &idle);
+    x->conn->x = NULL;
+    x->http->n_exchanges--;
+    free(x->path);
+    free(x);
+}
+
+void http_reply(struct http_exchange *x, int status, const char *content_type, const char *body, size_t len)
+{
+    struct evhttp_request *req = x->req;
+    http_set_header(x, "Content-Type", content_type);
+    struct evbuffer *out = evhttp_request_get_output_buffer(req);
+    evbuffer_add(out, body, len);
+    if (x->http->refusing)
+        http_set_header(x, "Connection", "close");
+    exchange_end(x);
+    evhttp_send_reply(req, status, http_status_text(status), NULL);
+}
+
+void http_begin(struct http_exchange *x, int status, const char *content_type)
+{
+    http_set_header(x, "Content-Type", content_type);
+    http_set_header(x, "Cache-Control", "no-cache");
+    x->streaming = true;
+    evhttp_send_reply_start(x->req, status, http_status_text(status));
+}
+
+void http_chunk(struct http_exchange *x, const char *p, size_t len)
+{
+    struct bufferevent *bev = x->conn->bev;
+    if (evbuffer_get_length(bufferevent_get_output(bev)) > UNREAD_MAX) {
+        shutdown(bufferevent_getfd(bev), SHUT_RDWR); /* a client that does not read; its close callback ends the exchange */
+        return;
+    }
+    struct evbuffer *out = evbuffer_new();
+    if (!out)
+        return;
+    evbuffer_add(out, p, len);
+    evhttp_send_reply_chunk(x->req, out);
+    evbuffer_free(out);
+}
+
+void http_end(struct http_exchange *x)
+{
+    struct evhttp_request *req = x->req;
+    exchange_end(x);
+    evhttp_send_reply_end(req);
+}
+
+void http_abort(struct http_exchange *x)
+{
+    shutdown(bufferevent_getfd(x->conn->bev), SHUT_RDWR);
+}
+
+unsigned http_n_exchanges(const struct http *h)
+{
+    return h->n_exchanges;
+}
+
+/* ---- the server ---- */
+
+static void watch_fired(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    struct watch *w = arg;
+    if (w->fn) {
+        w->fn(w->arg);
+    } else if (w->tick(w->arg)) {
+        struct timeval tv = {w->period_ms / 1000, (suseconds_t)(w->period_ms % 1000) * 1000};
+        event_add(w->ev, &tv);
+    }
+}
+
+enum err http_watch_fd(struct http *h, int fd, void (*fn)(void *arg), void *arg)
+{
+    struct watch *w = calloc(1, sizeof(*w));
+    if (!w)
+        return err_set(ERR_NOMEM, "no memory to watch a descriptor");
+    *w = (struct watch){.fn = fn, .arg = arg, .next = h->watches};
+    w->ev = event_new(h->base, fd, EV_READ | EV_PERSIST, watch_fired, w);
+    if (!w->ev || event_add(w->ev, NULL) != 0) {
+        if (w->ev)
+            event_free(w->ev);
+        free(w);
+        return err_set(ERR_NOMEM, "no memory to watch a descriptor");
+    }
+    h->watches = w;
+    return ERR_OK;
+}
+
+enum err http_timer(struct http *h, uint32_t period_ms, bool (*fn)(void *arg), void *arg)
+{
+    struct watch *w = h->watches;
+    while (w && (w->tick != fn || w->arg != arg))
+        w = w->next;
+    if (!w) {
+        w = calloc(1, sizeof(*w));
+        if (!w)
+            return err_set(ERR_NOMEM, "no memory for a timer");
+        *w = (struct watch){.tick = fn, .arg = arg, .next = h->watches};
+        w->ev = evtimer_new(h->base, watch_fired, w);
+        if (!w->ev) {
+            free(w);
+            return err_set(ERR_NOMEM, "no memory for a timer");
+        }
+        h->watches = w;
+    }
+    w->period_ms = period_ms;
+    if (!evtimer_pending(w->ev, NULL)) {
+        struct timeval tv = {period_ms / 1000, (suseconds_t)(period_ms % 1000) * 1000};
+        event_add(w->ev, &tv);
+    }
+    return ERR_OK;
+}
+
+enum err http_create(const struct http_config *cfg, struct http **out)
+{
+    struct http *h = calloc(1, sizeof(*h));
+    if (!h)
+        return err_set(ERR_NOMEM, "no memory for the HTTP server");
+    h->cfg = *cfg;
+    enum err e = ERR_NOMEM;
+    h->base = event_base_new();
+    h->ev = h->base ? evhttp_new(h->base) : NULL;
+    if (!h->ev) {
+        err_set(ERR_NOMEM, "no memory for the HTTP server");
+        goto fail;
+    }
+    evhttp_set_max_headers_size(h->ev, HEADER_MAX);
+    evhttp_set_max_body_size(h->ev, (ev_ssize_t)cfg->body_max);
+    evhttp_set_timeout(h->ev, (int)MAX(1u, (cfg->timeout_ms + 999) / 1000));
+    evhttp_set_allowed_methods(h->ev, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_HEAD | EVHTTP_REQ_OPTIONS | EVHTTP_REQ_PUT |
+                                          EVHTTP_REQ_DELETE | EVHTTP_REQ_PATCH);
+    evhttp_set_default_content_type(h->ev, NULL);
+    evhttp_set_gencb(h->ev, handle, h);
+    evhttp_set_bevcb(h->ev, conn_create, h);
+    errno = 0;
+    h->bound = evhttp_bind_socket_with_handle(h->ev, cfg->host, cfg->port);
+    if (!h->bound) {
+        if (errno == EADDRINUSE)
+            e = err_set(ERR_ADDR_IN_USE, "http.port: %s:%u is in use by another process; choose another --port (0 takes any free one)",
+                        cfg->host, cfg->port);
+        else
+            e = err_set(ERR_INVALID, "http.host: cannot listen on %s:%u: %s", cfg->host, cfg->port, strerror(errno ? errno : EINVAL));
+        goto fail;
+    }
+    struct sockaddr_storage sa;
+    socklen_t sa_len = sizeof(sa);
+    if (getsockname(evhttp_bound_socket_get_fd(h->bound), (struct sockaddr *)&sa, &sa_len) == 0)
+        h->port = ntohs(sa.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&sa)->sin6_port : ((struct sockaddr_in *)&sa)->sin_port);
+    *out = h;
+    return ERR_OK;
+fail:
+    http_destroy(&h);
+    return e;
+}
+
+void http_destroy(struct http **hp)
+{
+    struct http *h = *hp;
+    if (!h)
+        return;
+    h->refusing = true;
+    for (struct watch *w = h->watches, *next; w; w = next) {
+        next = w->next;
+        event_free(w->ev);
+        free(w);
+    }
+    if (h->ev)
+        evhttp_free(h->ev); /* closes connections: conn_closed frees their records */
+    if (h->base)
+        event_base_free(h->base);
+    free(h);
+    *hp = NULL;
+}
+
+uint16_t http_port(const struct http *h)
+{
+    return h->port;
+}
+
+void http_run(struct http *h)
+{
+    event_base_loop(h->base, EVLOOP_NO_EXIT_ON_EMPTY);
+}
+
+void http_stop(struct http *h)
+{
+    event_base_loopbreak(h->base);
+}
+
+void http_refuse_new(struct http *h)
+{
+    if (!h->refusing)
+        evconnlistener_disable(evhttp_bound_socket_get_listener(h->bound));
+    h->refusing = true;
+}
