@@ -10,6 +10,7 @@ enum arch {
 #undef ARCH
     ARCH_COUNT
 };
+enum { ARCH_QKV_BIAS = 1, ARCH_QK_NORM = 2, ARCH_O_BIAS = 4 }; /* features in archs.def */
 enum rope_layout { ROPE_NORMAL, ROPE_NEOX }; /* pairs (2i, 2i+1), or (i, i + n/2) */
 enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_YARN };
 
@@ -26,7 +27,7 @@ struct hparams {
     enum rope_scaling rope_scaling;
     float rope_factor;           /* linear and YaRN */
     uint32_t rope_ctx_orig;      /* YaRN */
-    float rope_attn_factor;      /* YaRN: multiplies the magnitude; 1 */
+    float rope_attn_factor;      /* multiplies the magnitude (beside YaRN's own 0.1 ln(factor) + 1); 1 */
     float rope_beta_fast, rope_beta_slow;
     bool has_rope_freqs;         /* tensor rope_freqs.weight divides each frequency (Llama 3) */
     const struct gguf_tensor *rope_freqs; /* view into the gguf, or NULL */
