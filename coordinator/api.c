@@ -71,8 +71,9 @@ void api_fail(struct http_exchange *x, const struct api_error *e)
 
 void api_reply_json(struct http_exchange *x, int status, struct buf *body)
 {
+    static const char no_memory[] = "{\"error\":{\"message\":\"out of memory\",\"type\":\"unavailable_error\",\"param\":null,\"code\":503}}";
     if (body->failed)
-        http_reply(x, 503, "application/json", "{\"error\":{\"message\":\"out of memory\",\"type\":\"unavailable_error\",\"param\":null,\"code\":503}}", 91);
+        http_reply(x, 503, "application/json", no_memory, sizeof(no_memory) - 1);
     else
         http_reply(x, status, "application/json", body->data ? body->data : "", body->len);
     buf_deinit(body);

@@ -10,6 +10,7 @@
 #include "coordinator/chat_template.h"
 #include "coordinator/detokenizer.h"
 #include "coordinator/engine.h"
+#include "coordinator/front.h"
 #include "coordinator/http.h"
 #include "coordinator/tokenizer.h"
 
@@ -41,7 +42,7 @@ struct api {
     const char *model_name, *model_stem;
     uint32_t ctx, vocab, ctx_train;
     uint64_t n_params, model_bytes;
-    struct engine **engines;
+    struct engine *const *engines;
     uint32_t n_engines;
     struct metrics *metrics;
     uint32_t end_ids[32], n_end_ids;
@@ -53,9 +54,8 @@ struct api {
     uint64_t started_s;
     struct generation **gens;         /* slot table; NULL where free */
     uint32_t n_gens, gens_cap, serial;
-    const char *fatal;                /* the cluster gave up: shown by /health; NULL otherwise */
-    const char *(*fatal_text)(void *arg);
-    void *fatal_arg;
+    void (*health)(void *arg, struct front_health *out);
+    void *health_arg;
 };
 
 /* One choice of a generation: one request of the engine. */
@@ -140,7 +140,5 @@ void api_metrics(struct api *a, struct http_exchange *x);
 void api_version(struct api *a, struct http_exchange *x);
 void api_tokenize(struct api *a, struct http_exchange *x);
 void api_detokenize(struct api *a, struct http_exchange *x);
-/* All replicas ready (or recovering with streams kept)? */
-bool api_ready(const struct api *a);
 
 #endif

@@ -1,0 +1,429 @@
+/* How answers look: chat.completion, text_completion and their chunks. JSON is written by hand: a tree for every token would be waste.
+ *
+ * Tokens go into the choice's buffers first (api_answer_tokens): the text that is certain, log-probabilities and ids as JSON items. A streaming
+ * generation then sends and empties them (api_answer_delta); another keeps them until the end (api_answer_end). */
+#include "coordinator/api.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static void comma(struct buf *b)
+{
+    if (b->len)
+        buf_putc(b, ',');
+}
+
+static void put_float(struct buf *b, float v)
+{
+    buf_json_double(b, isfinite(v) ? v : v < 0 ? -9999.0 : NAN);
+}
+
+/* {"token","logprob","bytes"[,"top_logprobs":[...]]} as in chat. */
+static void put_token(struct buf *b, const struct tokenizer *tok, uint32_t id, float logprob, bool close)
+{
+    struct buf piece;
+    buf_init(&piece);
+    tokenizer_piece(tok, id, true, &piece);
+    buf_puts(b, "{\"token\":");
+    buf_json_str(b, piece.data ? piece.data : "", piece.len);
+    buf_puts(b, ",\"logprob\":");
+    put_float(b, logprob);
+    buf_puts(b, ",\"bytes\":[");
+    for (size_t i = 0; i < piece.len; i++)
+        buf_printf(b, i ? ",%u" : "%u", (unsigned char)piece.data[i]);
+    buf_puts(b, close ? "]}" : "]");
+    buf_deinit(&piece);
+}
+
+static void put_piece(struct buf *b, const struct tokenizer *tok, uint32_t id)
+{
+    struct buf piece;
+    buf_init(&piece);
+    tokenizer_piece(tok, id, true, &piece);
+    buf_json_str(b, piece.data ? piece.data : "", piece.len);
+    buf_deinit(&piece);
+}
+
+static void put_chat_logprob(struct choice *c, const struct tokenizer *tok, uint32_t id, const struct token_logprobs *lp, uint32_t n_top)
+{
+    comma(&c->logprobs);
+    put_token(&c->logprobs, tok, id, lp->logprob, false);
+    buf_puts(&c->logprobs, ",\"top_logprobs\":[");
+    for (uint32_t i = 0; i < lp->n_top && i < n_top; i++) {
+        if (i)
+            buf_putc(&c->logprobs, ',');
+        put_token(&c->logprobs, tok, lp->id[i], lp->top[i], true);
+    }
+    buf_puts(&c->logprobs, "]}");
+}
+
+/* One row of the columns of a text completion's logprobs; a NaN is the first token of a prompt. */
+static void put_text_logprob(struct choice *c, const struct tokenizer *tok, uint32_t id, const struct token_logprobs *lp, uint32_t n_top,
+                             size_t offset)
+{
+    comma(&c->lp_tokens);
+    put_piece(&c->lp_tokens, tok, id);
+    comma(&c->lp_values);
+    put_float(&c->lp_values, lp->logprob);
+    comma(&c->lp_offsets);
+    buf_printf(&c->lp_offsets, "%zu", offset);
+    comma(&c->lp_top);
+    if (isnan(lp->logprob) || n_top == 0) {
+        buf_puts(&c->lp_top, "null");
+        return;
+    }
+    buf_putc(&c->lp_top, '{');
+    for (uint32_t i = 0; i < lp->n_top && i < n_top; i++) {
+        if (i)
+            buf_putc(&c->lp_top, ',');
+        put_piece(&c->lp_top, tok, lp->id[i]);
+        buf_putc(&c->lp_top, ':');
+        put_float(&c->lp_top, lp->top[i]);
+    }
+    buf_putc(&c->lp_top, '}');
+}
+
+/* vLLM's shape: a list with null first, then an object by token id. */
+static void put_prompt_logprob(struct buf *b, const struct tokenizer *tok, uint32_t id, const struct token_logprobs *lp, uint32_t n_top)
+{
+    comma(b);
+    if (isnan(lp->logprob)) {
+        buf_puts(b, "null");
+        return;
+    }
+    buf_putc(b, '{');
+    bool given = false, first = true;
+    for (uint32_t i = 0; i <= MIN(lp->n_top, n_top); i++) {
+        bool last = i == MIN(lp->n_top, n_top);
+        if (last && given)
+            break;
+        uint32_t t = last ? id : lp->id[i];
+        given |= t == id;
+        buf_printf(b, "%s\"%u\":{\"logprob\":", first ? "" : ",", t);
+        put_float(b, last ? lp->logprob : lp->top[i]);
+        if (!last)
+            buf_printf(b, ",\"rank\":%u", i + 1);
+        buf_puts(b, ",\"decoded_token\":");
+        put_piece(b, tok, t);
+        buf_putc(b, '}');
+        first = false;
+    }
+    buf_putc(b, '}');
+}
+
+static void take_prompt(struct choice *c, struct generation *g, const struct token_event *ev)
+{
+    const struct tokenizer *tok = g->api->tok;
+    size_t offset = 0;
+    struct buf piece;
+    buf_init(&piece);
+    for (uint32_t i = 0; i < ev->n_prompt_logprobs && i < c->n_prompt; i++) {
+        const struct token_logprobs *lp = &ev->prompt_logprobs[i];
+        put_prompt_logprob(&c->prompt_logprobs, tok, c->prompt[i], lp, g->n_logprobs);
+        if (g->echo && g->logprobs)
+            put_text_logprob(c, tok, c->prompt[i], lp, g->n_logprobs, offset);
+        buf_clear(&piece);
+        tokenizer_piece(tok, c->prompt[i], false, &piece);
+        offset += piece.len;
+    }
+    buf_deinit(&piece);
+}
+
+/* The prompt's text and ids, before anything else of the choice. */
+static void take_start(struct choice *c, struct generation *g)
+{
+    if (c->started)
+        return;
+    c->started = true;
+    if (g->return_token_ids)
+        for (uint32_t i = 0; i < c->n_prompt; i++) {
+            comma(&c->prompt_ids);
+            buf_printf(&c->prompt_ids, "%u", c->prompt[i]);
+        }
+    if (!g->echo)
+        return;
+    struct detokenizer d;
+    detokenizer_init(&d, g->api->tok, NULL, 0, false);
+    for (uint32_t i = 0; i < c->n_prompt; i++)
+        detokenizer_push(&d, c->prompt[i], &c->text);
+    detokenizer_finish(&d, &c->text);
+    detokenizer_deinit(&d);
+}
+
+void api_answer_tokens(struct choice *c, struct generation *g, const struct token_event *ev)
+{
+    const struct tokenizer *tok = g->api->tok;
+    if (ev->n_tokens || ev->n_prompt_logprobs || ev->finish != FINISH_NONE)
+        take_start(c, g);
+    if (ev->n_prompt_logprobs)
+        take_prompt(c, g, ev);
+    for (uint32_t i = 0; i < ev->n_tokens && !c->finish; i++) {
+        uint32_t id = ev->tokens[i];
+        size_t offset = c->text_len + c->text.len;
+        c->n_tokens++;
+        g->completion_tokens++;
+        if (g->return_token_ids) {
+            comma(&c->ids);
+            buf_printf(&c->ids, "%u", id);
+        }
+        if (g->logprobs && ev->logprobs) {
+            if (g->chat)
+                put_chat_logprob(c, tok, id, &ev->logprobs[i], g->n_logprobs);
+            else
+                put_text_logprob(c, tok, id, &ev->logprobs[i], g->n_logprobs, offset);
+        }
+        if (detokenizer_push(&c->detok, id, &c->text)) {
+            c->finish = "stop";
+            const char *stop = g->stops[c->detok.stop_idx];
+            if (g->include_stop)
+                buf_puts(&c->text, stop);
+            struct buf b;
+            buf_init(&b);
+            buf_json_str(&b, stop, strnlen(stop, 24));
+            if (!b.failed && b.len < sizeof(c->stop_reason))
+                memcpy(c->stop_reason, b.data, b.len + 1);
+            buf_deinit(&b);
+        }
+    }
+}
+
+/* ---- pieces of answers ---- */
+
+static void put_head(struct buf *b, const struct generation *g, const char *object)
+{
+    buf_printf(b, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%llu,\"model\":", g->id, object, (unsigned long long)g->created_s);
+    buf_json_str(b, g->api->model_name, strlen(g->api->model_name));
+    buf_printf(b, ",\"system_fingerprint\":\"racklm-%s\"", RACKLM_VERSION);
+}
+
+static void put_usage(struct buf *b, const struct generation *g)
+{
+    buf_printf(b, "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,\"prompt_tokens_details\":{\"cached_tokens\":0}}",
+               g->prompt_tokens, g->completion_tokens, g->prompt_tokens + g->completion_tokens);
+}
+
+static void put_bytes(struct buf *b, const struct buf *from)
+{
+    buf_append(b, from->data ? from->data : "", from->len);
+}
+
+static void put_logprobs(struct buf *b, const struct generation *g, const struct choice *c)
+{
+    buf_puts(b, ",\"logprobs\":");
+    if (!g->logprobs) {
+        buf_puts(b, "null");
+    } else if (g->chat) {
+        buf_puts(b, "{\"content\":[");
+        put_bytes(b, &c->logprobs);
+        buf_puts(b, "],\"refusal\":null}");
+    } else {
+        buf_puts(b, "{\"tokens\":[");
+        put_bytes(b, &c->lp_tokens);
+        buf_puts(b, "],\"token_logprobs\":[");
+        put_bytes(b, &c->lp_values);
+        buf_puts(b, "],\"top_logprobs\":[");
+        put_bytes(b, &c->lp_top);
+        buf_puts(b, "],\"text_offset\":[");
+        put_bytes(b, &c->lp_offsets);
+        buf_puts(b, "]}");
+    }
+}
+
+static void put_extras(struct buf *b, const struct generation *g, const struct choice *c)
+{
+    if (g->return_token_ids) {
+        if (c->prompt_ids.len || !g->stream) {
+            buf_puts(b, ",\"prompt_token_ids\":[");
+            put_bytes(b, &c->prompt_ids);
+            buf_putc(b, ']');
+        }
+        buf_puts(b, ",\"token_ids\":[");
+        put_bytes(b, &c->ids);
+        buf_putc(b, ']');
+    }
+    if (g->prompt_logprobs && !(g->echo && g->logprobs) && (c->prompt_logprobs.len || !g->stream)) {
+        buf_puts(b, ",\"prompt_logprobs\":[");
+        put_bytes(b, &c->prompt_logprobs);
+        buf_putc(b, ']');
+    }
+}
+
+static void put_finish(struct buf *b, const struct choice *c)
+{
+    if (c->finish)
+        buf_printf(b, ",\"finish_reason\":\"%s\",\"stop_reason\":%s", c->finish, c->stop_reason);
+    else
+        buf_puts(b, ",\"finish_reason\":null");
+}
+
+static void choice_clear(struct choice *c)
+{
+    struct buf *bufs[] = {&c->text, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
+    c->text_len += c->text.len;
+    for (size_t i = 0; i < ARRAY_LEN(bufs); i++)
+        buf_clear(bufs[i]);
+}
+
+/* ---- streams ---- */
+
+void api_answer_begin(struct generation *g)
+{
+    if (g->began)
+        return;
+    g->began = true;
+    http_set_header(g->x, "X-Accel-Buffering", "no");
+    http_begin(g->x, 200, "text/event-stream; charset=utf-8");
+}
+
+static void send_data(struct generation *g, struct buf *b)
+{
+    buf_puts(b, "\n\n");
+    if (!b->failed)
+        http_chunk(g->x, b->data, b->len);
+    g->last_sent_ns = clock_ns();
+}
+
+void api_answer_comment(struct generation *g, const char *text)
+{
+    char line[96];
+    int n = snprintf(line, sizeof(line), ": %s\n\n", text);
+    api_answer_begin(g);
+    http_chunk(g->x, line, (size_t)n);
+    g->last_sent_ns = clock_ns();
+}
+
+static uint32_t choice_index(const struct generation *g, const struct choice *c)
+{
+    return (uint32_t)(c - g->choices);
+}
+
+void api_answer_delta(struct generation *g, struct choice *c)
+{
+    bool news = c->text.len || c->logprobs.len || c->lp_tokens.len || c->ids.len || c->prompt_logprobs.len;
+    if (!news && !c->finish)
+        return;
+    api_answer_begin(g);
+    struct buf b;
+    buf_init(&b);
+    if (g->chat && !c->sent_role) {
+        buf_puts(&b, "data: ");
+        put_head(&b, g, "chat.completion.chunk");
+        buf_printf(&b, ",\"choices\":[{\"index\":%u,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+                   choice_index(g, c));
+        c->sent_role = true;
+    }
+    /* A chat's finish stands alone, with an empty delta; a text completion's travels with the last text. */
+    if (news || !g->chat) {
+        buf_puts(&b, "data: ");
+        put_head(&b, g, g->chat ? "chat.completion.chunk" : "text_completion");
+        buf_printf(&b, ",\"choices\":[{\"index\":%u,", choice_index(g, c));
+        buf_puts(&b, g->chat ? "\"delta\":{\"content\":" : "\"text\":");
+        buf_json_str(&b, c->text.data ? c->text.data : "", c->text.len);
+        if (g->chat)
+            buf_putc(&b, '}');
+        put_logprobs(&b, g, c);
+        put_extras(&b, g, c);
+        if (g->chat)
+            buf_puts(&b, ",\"finish_reason\":null");
+        else
+            put_finish(&b, c);
+        buf_puts(&b, "}]");
+        if (g->continuous_usage) {
+            buf_putc(&b, ',');
+            put_usage(&b, g);
+        } else if (g->include_usage) {
+            buf_puts(&b, ",\"usage\":null");
+        }
+        buf_puts(&b, c->finish && g->chat ? "}\n\n" : "}");
+    }
+    if (c->finish && g->chat) {
+        buf_puts(&b, "data: ");
+        put_head(&b, g, "chat.completion.chunk");
+        buf_printf(&b, ",\"choices\":[{\"index\":%u,\"delta\":{},\"logprobs\":null", choice_index(g, c));
+        put_finish(&b, c);
+        buf_puts(&b, g->include_usage ? "}],\"usage\":null}" : "}]}");
+    }
+    choice_clear(c);
+    send_data(g, &b);
+    buf_deinit(&b);
+}
+
+static void end_stream(struct generation *g)
+{
+    struct buf b;
+    buf_init(&b);
+    if (g->include_usage) {
+        buf_puts(&b, "data: ");
+        put_head(&b, g, g->chat ? "chat.completion.chunk" : "text_completion");
+        buf_puts(&b, ",\"choices\":[],");
+        put_usage(&b, g);
+        buf_puts(&b, "}\n\n");
+    }
+    buf_puts(&b, "data: [DONE]");
+    send_data(g, &b);
+    buf_deinit(&b);
+    http_end(g->x);
+}
+
+/* Extension in the way of llama-server: where the time went, for benchmarks and people. */
+static void put_timings(struct buf *b, const struct generation *g)
+{
+    uint64_t first = 0, last = 0;
+    for (uint32_t i = 0; i < g->n_choices; i++) {
+        const struct choice *c = &g->choices[i];
+        first = first == 0 || (c->first_ns && c->first_ns < first) ? c->first_ns : first;
+        last = MAX(last, c->last_ns);
+    }
+    double predicted_ms = first ? (double)(last - first) / 1e6 : 0, prompt_ms = (double)g->prefill_ns / 1e6;
+    buf_printf(b, ",\"timings\":{\"prompt_n\":%u,\"prompt_ms\":%.3f,\"predicted_n\":%u,\"predicted_ms\":%.3f}", g->prompt_tokens, prompt_ms,
+               g->completion_tokens, predicted_ms);
+}
+
+void api_answer_end(struct generation *g)
+{
+    if (g->stream) {
+        api_answer_begin(g);
+        end_stream(g);
+        return;
+    }
+    struct buf b;
+    buf_init(&b);
+    put_head(&b, g, g->chat ? "chat.completion" : "text_completion");
+    buf_puts(&b, ",\"choices\":[");
+    for (uint32_t i = 0; i < g->n_choices; i++) {
+        struct choice *c = &g->choices[i];
+        buf_printf(&b, "%s{\"index\":%u,", i ? "," : "", i);
+        buf_puts(&b, g->chat ? "\"message\":{\"role\":\"assistant\",\"content\":" : "\"text\":");
+        buf_json_str(&b, c->text.data ? c->text.data : "", c->text.len);
+        if (g->chat)
+            buf_puts(&b, ",\"refusal\":null}");
+        put_logprobs(&b, g, c);
+        put_extras(&b, g, c);
+        put_finish(&b, c);
+        buf_putc(&b, '}');
+    }
+    buf_puts(&b, "],");
+    put_usage(&b, g);
+    put_timings(&b, g);
+    buf_putc(&b, '}');
+    api_reply_json(g->x, 200, &b);
+}
+
+void api_answer_error(struct generation *g, const struct api_error *e)
+{
+    if (!g->began) {
+        api_fail(g->x, e);
+        return;
+    }
+    struct buf b;
+    buf_init(&b);
+    buf_puts(&b, "data: ");
+    http_error_body(&b, e->status, NULL, e->message);
+    send_data(g, &b);
+    buf_deinit(&b);
+    http_end(g->x); /* no [DONE]: the answer is not complete */
+}

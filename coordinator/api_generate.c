@@ -1,0 +1,384 @@
+/* Generations: from a checked POST to requests of the engines, and from their events to the end. A generation lives in the api's slot
+ * table; the engines' request ids carry (serial, slot, choice), so that an event that comes late finds nothing instead of a stranger. */
+#include "coordinator/api.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/rng.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SILENCE_S = 10 }; /* a stream that had nothing to say for so long gets a comment */
+
+static uint64_t request_id(const struct generation *g, uint32_t choice)
+{
+    return (uint64_t)g->serial << 32 | (uint64_t)g->slot << 8 | choice;
+}
+
+static struct choice *find_choice(struct api *a, uint64_t id, struct generation **out)
+{
+    uint32_t slot = (uint32_t)(id >> 8) & 0xffffff, choice = (uint32_t)id & 0xff;
+    struct generation *g = slot < a->gens_cap ? a->gens[slot] : NULL;
+    if (!g || g->serial != (uint32_t)(id >> 32) || choice >= g->n_choices)
+        return NULL;
+    *out = g;
+    return &g->choices[choice];
+}
+
+static bool take_slot(struct api *a, struct generation *g)
+{
+    uint32_t slot = 0;
+    while (slot < a->gens_cap && a->gens[slot])
+        slot++;
+    if (slot == a->gens_cap) {
+        uint32_t cap = a->gens_cap ? a->gens_cap * 2 : 64;
+        struct generation **p = cap <= 1 << 24 ? realloc(a->gens, cap * sizeof(*p)) : NULL;
+        if (!p)
+            return false;
+        memset(p + a->gens_cap, 0, (cap - a->gens_cap) * sizeof(*p));
+        a->gens = p;
+        a->gens_cap = cap;
+    }
+    g->slot = slot;
+    g->serial = ++a->serial;
+    a->gens[slot] = g;
+    a->n_gens++;
+    return true;
+}
+
+static void choice_deinit(struct choice *c)
+{
+    detokenizer_deinit(&c->detok);
+    struct buf *bufs[] = {&c->text, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
+    for (size_t i = 0; i < ARRAY_LEN(bufs); i++)
+        buf_deinit(bufs[i]);
+}
+
+static void generation_destroy(struct generation *g)
+{
+    struct api *a = g->api;
+    if (g->slot < a->gens_cap && a->gens[g->slot] == g) {
+        a->gens[g->slot] = NULL;
+        a->n_gens--;
+    }
+    for (uint32_t i = 0; g->choices && i < g->n_choices; i++)
+        choice_deinit(&g->choices[i]);
+    for (uint32_t i = 0; i < g->n_prompts; i++)
+        tokens_deinit(&g->prompts[i]);
+    for (uint32_t i = 0; i < g->n_stops; i++)
+        free(g->stops[i]);
+    free(g->stops);
+    free(g->prompts);
+    free(g->choices);
+    free(g);
+}
+
+static void cancel_open(struct generation *g)
+{
+    for (uint32_t i = 0; g->choices && i < g->n_choices; i++) {
+        struct choice *c = &g->choices[i];
+        if (c->engine && !c->done) {
+            c->done = true;
+            engine_cancel(c->engine, c->id);
+        }
+    }
+}
+
+void api_generation_gone(struct generation *g)
+{
+    cancel_open(g);
+    generation_destroy(g);
+}
+
+static struct engine *least_loaded(const struct api *a)
+{
+    struct engine *best = NULL;
+    unsigned best_load = 0;
+    for (uint32_t i = 0; i < a->n_engines; i++) {
+        const struct engine_snapshot *s = engine_snapshot(a->engines[i]);
+        int state = atomic_load(&s->state);
+        if (state == ENGINE_STOPPED)
+            continue;
+        unsigned load = atomic_load(&s->running) + atomic_load(&s->waiting) + (state == ENGINE_READY ? 0 : 1u << 20);
+        if (!best || load < best_load) {
+            best = a->engines[i];
+            best_load = load;
+        }
+    }
+    return best;
+}
+
+static void *dup_array(const void *p, uint32_t n, size_t size, bool *ok)
+{
+    if (n == 0)
+        return NULL;
+    void *d = malloc(n * size);
+    if (d)
+        memcpy(d, p, n * size);
+    else
+        *ok = false;
+    return d;
+}
+
+static struct request *make_request(const struct generation *g, const struct choice *c, const struct sampling *s, uint32_t idx)
+{
+    struct request *r = request_create(c->n_prompt);
+    if (!r)
+        return NULL;
+    bool ok = true;
+    memcpy(r->prompt, c->prompt, c->n_prompt * sizeof(*r->prompt));
+    r->id = c->id;
+    r->arrival_ns = g->arrival_ns;
+    r->sampling = *s;
+    r->sampling.choice = idx;
+    r->sampling.stop_ids = dup_array(s->stop_ids, s->n_stop_ids, sizeof(*s->stop_ids), &ok);
+    r->sampling.bias_id = dup_array(s->bias_id, s->n_bias, sizeof(*s->bias_id), &ok);
+    r->sampling.bias = dup_array(s->bias, s->n_bias, sizeof(*s->bias), &ok);
+    r->sampling.max_tokens = MIN(s->max_tokens, g->api->ctx - c->n_prompt);
+    if (!ok)
+        request_destroy(&r);
+    return r;
+}
+
+static bool submit(struct generation *g, const struct sampling *s, struct api_error *e)
+{
+    struct api *a = g->api;
+    uint32_t per_prompt = g->n_choices / g->n_prompts;
+    for (uint32_t i = 0; i < g->n_choices; i++) {
+        struct choice *c = &g->choices[i];
+        struct engine *engine = least_loaded(a);
+        if (!engine)
+            return api_error(e, 503, NULL, "the server is stopping");
+        struct request *r = make_request(g, c, s, i % per_prompt);
+        if (!r)
+            return api_error(e, 503, NULL, "out of memory");
+        enum err err = engine_submit(engine, r);
+        if (err != ERR_OK) {
+            request_destroy(&r);
+            if (err == ERR_BUSY) {
+                metrics_add(a->metrics, METRIC_ADMISSION_REJECTIONS, 0, 1);
+                return api_error(e, 429, NULL, "the queue is full (queue_max = %lld); try again later", (long long)a->opts->queue_max);
+            }
+            return api_error(e, err_http_status(err), NULL, "%.300s", err_detail());
+        }
+        c->engine = engine;
+    }
+    return true;
+}
+
+static bool init_choices(struct generation *g, const struct sampling *s, int64_t n, struct api_error *e)
+{
+    if (g->n_prompts * (uint64_t)n > API_CHOICES_MAX)
+        return api_error(e, 400, "n", "`n` times the prompts is %llu, at most %d choices are made", (unsigned long long)(g->n_prompts * (uint64_t)n),
+                         API_CHOICES_MAX);
+    g->n_choices = g->n_prompts * (uint32_t)n;
+    g->choices = calloc(g->n_choices, sizeof(*g->choices));
+    if (!g->choices || !take_slot(g->api, g)) {
+        free(g->choices);
+        g->choices = NULL;
+        return api_error(e, 503, NULL, "out of memory");
+    }
+    for (uint32_t i = 0; i < g->n_choices; i++) {
+        struct choice *c = &g->choices[i];
+        c->prompt_idx = i / (uint32_t)n;
+        c->prompt = g->prompts[c->prompt_idx].ids;
+        c->n_prompt = (uint32_t)g->prompts[c->prompt_idx].n;
+        c->id = request_id(g, i);
+        strcpy(c->stop_reason, "null");
+        detokenizer_init(&c->detok, g->api->tok, (const char *const *)g->stops, g->n_stops, false);
+        if (s->max_tokens > 0 && c->n_prompt >= g->api->ctx)
+            return api_error(e, 400, g->chat ? "messages" : "prompt",
+                             "the prompt has %u tokens, the context is %u: no room for an answer", c->n_prompt, g->api->ctx);
+    }
+    for (uint32_t i = 0; i < g->n_prompts; i++)
+        g->prompt_tokens += (uint32_t)g->prompts[i].n;
+    return true;
+}
+
+static bool read_options(struct generation *g, const json_t *o, int64_t *n, struct api_error *e)
+{
+    const json_t *so = json_object_get(o, "stream_options");
+    if (!api_get_bool(o, "stream", &g->stream, e) || !api_get_bool(o, "return_token_ids", &g->return_token_ids, e) ||
+        !api_get_int(o, "n", 1, API_CHOICES_MAX, n, e) || !api_get_bool(o, "include_stop_str_in_output", &g->include_stop, e))
+        return false;
+    if (!g->chat && !api_get_bool(o, "echo", &g->echo, e))
+        return false;
+    if (so && !json_is_null(so)) {
+        if (!json_is_object(so))
+            return api_error(e, 400, "stream_options", "`stream_options` must be an object");
+        if (!g->stream)
+            return api_error(e, 400, "stream_options", "`stream_options` needs `stream` to be true");
+        return api_get_bool(so, "include_usage", &g->include_usage, e) && api_get_bool(so, "continuous_usage_stats", &g->continuous_usage, e);
+    }
+    return true;
+}
+
+static bool start(struct generation *g, const json_t *o, struct sampling *s, struct api_error *e)
+{
+    struct api *a = g->api;
+    int64_t n = 1;
+    if (!api_check_model(a, o, e) || !read_options(g, o, &n, e) || !api_get_sampling(a, o, g->chat, s, e) || !api_get_stops(o, g, e))
+        return false;
+    if (!(g->chat ? api_get_chat(a, o, g, e) : api_get_prompts(a, o, g, e)))
+        return false;
+    if (g->echo && s->logprobs)
+        s->prompt_logprobs = true; /* the columns of `logprobs` then begin with the prompt's */
+    if (s->max_tokens == 0 && !g->echo && !s->prompt_logprobs)
+        return api_error(e, 400, "max_tokens", "`max_tokens` 0 needs `echo` or `prompt_logprobs`");
+    g->logprobs = s->logprobs;
+    g->prompt_logprobs = s->prompt_logprobs;
+    g->n_logprobs = s->n_logprobs;
+    return init_choices(g, s, n, e) && submit(g, s, e);
+}
+
+static bool servable(const struct api *a, struct api_error *e)
+{
+    struct front_health h = {0};
+    a->health(a->health_arg, &h);
+    return !h.fatal || api_error(e, 503, NULL, "the model cannot be served: %.300s", h.text);
+}
+
+void api_generate(struct api *a, struct http_exchange *x, bool chat)
+{
+    struct api_error e = {0};
+    struct sampling s = {0};
+    struct generation *g = calloc(1, sizeof(*g));
+    json_t *o = NULL;
+    bool ok = false;
+    if (!g)
+        api_error(&e, 503, NULL, "out of memory");
+    else if (a->draining)
+        api_error(&e, 503, NULL, "the server is stopping");
+    else if (servable(a, &e))
+        o = api_body(x, &e);
+    if (o) {
+        uint64_t r[2];
+        rng_system(r, sizeof(r));
+        g->api = a;
+        g->x = x;
+        g->chat = chat;
+        g->slot = UINT32_MAX;
+        g->arrival_ns = g->last_sent_ns = clock_ns();
+        g->created_s = clock_unix_s();
+        snprintf(g->id, sizeof(g->id), "%s-%016llx%08llx", chat ? "chatcmpl" : "cmpl", (unsigned long long)r[0], (unsigned long long)(r[1] & 0xffffffff));
+        ok = start(g, o, &s, &e);
+        json_decref(o);
+        api_sampling_deinit(&s);
+    }
+    if (ok) {
+        http_set_user(x, g);
+        return;
+    }
+    if (g && g->api)
+        api_generation_gone(g);
+    else
+        free(g);
+    api_fail(x, &e);
+}
+
+/* ---- events ---- */
+
+static void observe_tokens(struct generation *g, struct choice *c, const struct token_event *ev)
+{
+    struct metrics *m = g->api->metrics;
+    uint64_t now = clock_ns();
+    if (ev->n_tokens == 0)
+        return;
+    if (c->first_ns == 0) {
+        c->first_ns = now;
+        g->prefill_ns = ev->prefill_ns;
+        metrics_observe(m, METRIC_TTFT, 0, (double)(now - g->arrival_ns) / 1e9);
+    } else {
+        metrics_observe(m, METRIC_ITL, 0, (double)(now - c->last_ns) / 1e9 / ev->n_tokens);
+    }
+    c->last_ns = now;
+}
+
+static void observe_end(struct generation *g, struct choice *c)
+{
+    struct metrics *m = g->api->metrics;
+    metrics_add_label(m, METRIC_REQUEST_SUCCESS, 0, c->finish, 1);
+    metrics_observe(m, METRIC_E2E, 0, (double)(clock_ns() - g->arrival_ns) / 1e9);
+    metrics_observe(m, METRIC_REQUEST_PROMPT_TOKENS, 0, c->n_prompt);
+    metrics_observe(m, METRIC_REQUEST_GENERATION_TOKENS, 0, c->n_tokens);
+    if (c->first_ns)
+        metrics_observe(m, METRIC_DECODE_TIME, 0, (double)(c->last_ns - c->first_ns) / 1e9);
+}
+
+static void fail_generation(struct generation *g, const struct token_event *ev)
+{
+    struct api_error e = {0};
+    api_error(&e, err_http_status(ev->err), NULL, "%s%s%.160s", err_text(ev->err), ev->text[0] ? ": " : "", ev->text);
+    cancel_open(g);
+    api_answer_error(g, &e); /* ends the exchange */
+    generation_destroy(g);
+}
+
+void api_event(struct api *a, struct token_event *ev)
+{
+    struct generation *g = NULL;
+    struct choice *c = find_choice(a, ev->id, &g);
+    if (!c || c->done) {
+        token_event_destroy(&ev);
+        return;
+    }
+    if (ev->finish == FINISH_ERROR || ev->finish == FINISH_CANCEL) {
+        c->done = true;
+        if (ev->finish == FINISH_CANCEL) {
+            ev->err = ERR_ABORTED;
+            snprintf(ev->text, sizeof(ev->text), "the server is stopping");
+        }
+        fail_generation(g, ev);
+        token_event_destroy(&ev);
+        return;
+    }
+    observe_tokens(g, c, ev);
+    api_answer_tokens(c, g, ev);
+    if (!c->finish && ev->finish != FINISH_NONE) {
+        c->finish = ev->finish == FINISH_STOP ? "stop" : "length";
+        if (ev->finish == FINISH_STOP)
+            snprintf(c->stop_reason, sizeof(c->stop_reason), "%u", ev->stop_id);
+        detokenizer_finish(&c->detok, &c->text);
+    } else if (c->finish && ev->finish == FINISH_NONE) {
+        engine_cancel(c->engine, c->id); /* a stop string: what the engine makes further is not wanted */
+    }
+    if (c->finish) {
+        c->done = true;
+        g->n_done++;
+        observe_end(g, c);
+    }
+    if (g->stream) {
+        if (ev->prefilling && !ev->n_tokens && clock_ns() - g->last_sent_ns > NS_PER_S) {
+            char text[64];
+            snprintf(text, sizeof(text), "prefill %u/%u", ev->n_prefilled, c->n_prompt);
+            api_answer_comment(g, text);
+        }
+        if (ev->n_tokens || ev->n_prompt_logprobs || c->finish)
+            api_answer_delta(g, c);
+    }
+    token_event_destroy(&ev);
+    if (g->n_done == g->n_choices) {
+        api_answer_end(g);
+        generation_destroy(g);
+    }
+}
+
+bool api_tick(void *arg)
+{
+    struct api *a = arg;
+    uint64_t now = clock_ns();
+    for (uint32_t i = 0; i < a->gens_cap; i++) {
+        struct generation *g = a->gens[i];
+        if (g && g->stream && now - g->last_sent_ns > SILENCE_S * NS_PER_S)
+            api_answer_comment(g, "waiting");
+    }
+    return a->n_gens > 0;
+}
+
+uint32_t api_n_open(const struct api *a)
+{
+    return a->n_gens;
+}
