@@ -1,0 +1,101 @@
+/* Reads a large anonymous mapping with every thread of a pool and takes the median rate of the rounds.
+ *
+ * Each thread sums its own contiguous part with eight independent 64-byte vector sums, so that the loads and not the adds
+ * bound it; the parts were first touched by the same threads (NUMA), in huge pages where the kernel gives them. The
+ * hardware's prefetchers do the rest: a plain sequential read is also what decoding does with the weights. */
+#include "base/ceiling.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/pool.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { ROUNDS = 9, HUGE_PAGE = 2 << 20, STRIDE = 512 };
+
+typedef uint64_t vec __attribute__((vector_size(64)));
+
+struct job {
+    const unsigned char *data;
+    size_t n_pages; /* of HUGE_PAGE bytes */
+    _Atomic uint64_t sink;
+};
+
+static void part_of(const struct job *j, unsigned ith, unsigned nth, size_t *begin, size_t *end)
+{
+    *begin = j->n_pages * ith / nth * HUGE_PAGE;
+    *end = j->n_pages * (ith + 1) / nth * HUGE_PAGE;
+}
+
+static void touch(void *arg, unsigned ith, unsigned nth)
+{
+    struct job *j = arg;
+    size_t begin, end;
+    part_of(j, ith, nth, &begin, &end);
+    memset((unsigned char *)j->data + begin, (int)ith + 1, end - begin);
+}
+
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+static uint64_t
+sum(const unsigned char *p, const unsigned char *end)
+{
+    vec acc[8] = {0};
+    for (; p < end; p += STRIDE)
+        for (int i = 0; i < 8; i++)
+            acc[i] += ((const vec *)p)[i];
+    for (int i = 1; i < 8; i++)
+        acc[0] += acc[i];
+    uint64_t total = 0;
+    for (int i = 0; i < 8; i++)
+        total += acc[0][i];
+    return total;
+}
+
+static void read_part(void *arg, unsigned ith, unsigned nth)
+{
+    struct job *j = arg;
+    size_t begin, end;
+    part_of(j, ith, nth, &begin, &end);
+    j->sink += sum(j->data + begin, j->data + end);
+}
+
+static int compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+double ceiling_read_gbs(unsigned n_threads, size_t bytes)
+{
+    struct pool *pool = NULL;
+    double gbs = 0;
+    if (n_threads == 0 || bytes < (size_t)HUGE_PAGE * n_threads || bytes > SIZE_MAX / 2)
+        return 0;
+    struct job j = {.n_pages = bytes / HUGE_PAGE};
+    size_t len = j.n_pages * HUGE_PAGE, mapped = len + HUGE_PAGE;
+    unsigned char *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED)
+        return 0;
+    j.data = (unsigned char *)ROUND_UP((uintptr_t)base, (uintptr_t)HUGE_PAGE);
+    (void)madvise((void *)j.data, len, MADV_HUGEPAGE); /* a kernel without them gives the rate of small pages */
+    if (pool_create(n_threads, NULL, 0, &pool) == ERR_OK) {
+        uint64_t ns[ROUNDS];
+        pool_run(pool, touch, &j);
+        pool_run(pool, read_part, &j); /* clocks and prefetchers warm up */
+        for (int i = 0; i < ROUNDS; i++) {
+            uint64_t begin = clock_ns();
+            pool_run(pool, read_part, &j);
+            ns[i] = MAX(clock_ns() - begin, (uint64_t)1);
+        }
+        qsort(ns, ROUNDS, sizeof ns[0], compare);
+        gbs = (double)len / (double)ns[ROUNDS / 2];
+    }
+    pool_destroy(&pool);
+    munmap(base, mapped);
+    return gbs;
+}
