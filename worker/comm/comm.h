@@ -5,6 +5,8 @@
  * only good for comm_destroy: the worker makes a new one for the next epoch (the recovery unit is the process or the communicator,
  * never a repaired one). One thread uses a comm; comm_abort may come from any thread.
  *
+ * A rank that destroys its comm ends the operations of the others sooner or later, so destroying belongs to the end of an epoch.
+ *
  * Errors: ERR_TIMEOUT (deadline), ERR_ABORTED, ERR_PEER_LOST. */
 #ifndef WORKER_COMM_COMM_H
 #define WORKER_COMM_COMM_H
@@ -46,11 +48,16 @@ void comm_destroy(struct comm **c);
 void comm_abort(struct comm *c);
 /* The deadline (clock_ns) of all waits from now on. */
 void comm_set_deadline(struct comm *c, uint64_t deadline_ns);
+/* fn runs in the thread that uses the comm, inside operations, when period_ms have passed since its last call: signs of life and
+ * news from the coordinator while a peer keeps this rank waiting. It may call comm_abort and nothing else of this interface. NULL: off. */
+typedef void comm_idle_fn(void *arg);
+void comm_set_idle(struct comm *c, comm_idle_fn *fn, void *arg, uint32_t period_ms);
 
 /* All-gather inside the tensor-parallel group of this rank's stage, in place: part r of buf is bytes [off[r], off[r] + len[r]), this rank's own part
  * is filled in before the call. off, len: tp values, the same on every rank; a len may be 0. tp = 1 returns at once. */
 enum err comm_allgather(struct comm *c, void *buf, const size_t *off, const size_t *len);
-/* Between any two ranks, in order per pair. Sending returns when buf may be reused. len is the same on both sides. */
+/* Between any two ranks, in order per pair. Sending returns when buf may be reused: for messages up to 4 KiB without waiting for the
+ * receiver (a few of them are buffered), larger ones may wait until it takes them. len is the same on both sides. */
 enum err comm_send(struct comm *c, uint32_t to, const void *buf, size_t len);
 enum err comm_recv(struct comm *c, uint32_t from, void *buf, size_t len);
 

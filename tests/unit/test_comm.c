@@ -1,0 +1,795 @@
+/* The conformance suite of worker/comm/comm.h: every case runs over comm_local (ranks are threads) and comm_ucx (ranks are forked
+ * processes, as in production). Expectations are patterns computed from (rank, operation, position).
+ *
+ * The UCX half is left out under ThreadSanitizer, which does not see into UCX or across processes. The figures printed with "measured" are for
+ * people; nothing is asserted about them but bounds that only a collapse breaks. */
+#include "base/check.h"
+#include "base/clock.h"
+#include "worker/comm/comm.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#if defined(__SANITIZE_THREAD__)
+#define UNDER_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define UNDER_TSAN 1
+#endif
+#endif
+#ifndef UNDER_TSAN
+#define UNDER_TSAN 0
+#endif
+
+enum { RANKS_MAX = 8, ROUNDS = 4 };
+enum kind { LOCAL, UCX };
+
+/* Shared by all ranks of a case; for UCX in memory shared by the forked processes. */
+struct world {
+    enum kind kind;
+    uint32_t tp, pp, n;
+    uint64_t epoch;
+    bool own_core;
+    const char *net_device;
+    bool other_host; /* pretend that the peers are on other hosts: the host id in their addresses is changed */
+    struct comm_hub *hub;
+    struct comm_addr addrs[ROUNDS][RANKS_MAX];
+    atomic_uint arrived[16];
+    pid_t pids[RANKS_MAX];
+    uint64_t result[RANKS_MAX];
+};
+struct rank {
+    struct world *w;
+    uint32_t rank;
+    struct comm *c;
+};
+typedef int rank_fn(struct rank *r);
+
+#define CHECK(cond)                                                                                                    \
+    do {                                                                                                               \
+        if (!(cond)) {                                                                                                 \
+            fprintf(stderr, "%s:%d: rank %u: %s (last error: %s)\n", __FILE__, __LINE__, r->rank, #cond, err_detail()); \
+            return 1;                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+static void sleep_ms(unsigned ms)
+{
+    struct timespec ts = {ms / 1000, (long)(ms % 1000) * 1000000};
+    nanosleep(&ts, NULL);
+}
+
+/* All n ranks meet; outside the code under test. */
+static void meet(struct world *w, unsigned point, unsigned n)
+{
+    atomic_fetch_add(&w->arrived[point], 1);
+    while (atomic_load(&w->arrived[point]) < n)
+        sched_yield();
+}
+
+static uint64_t in_ms(unsigned ms)
+{
+    return clock_ns() + ms * NS_PER_MS;
+}
+
+/* Creates rank r's comm for epoch + round and connects it; `n` ranks take part in the exchange of addresses. */
+static enum err join_world(struct rank *r, unsigned round)
+{
+    struct world *w = r->w;
+    if (w->kind == LOCAL) {
+        TRY(comm_local_create(w->hub, r->rank, &r->c));
+        return comm_connect(r->c, NULL, in_ms(5000));
+    }
+    struct comm_config cfg = {.rank = r->rank, .tp = w->tp, .pp = w->pp, .epoch = w->epoch + round,
+                              .own_core = w->own_core, .net_device = w->net_device};
+    TRY(comm_ucx_create(&cfg, &r->c, &w->addrs[round][r->rank]));
+    meet(w, round, w->n);
+    struct comm_addr *addrs = malloc(sizeof(struct comm_addr) * w->n);
+    memcpy(addrs, w->addrs[round], sizeof(struct comm_addr) * w->n);
+    for (uint32_t i = 0; i < w->n && w->other_host; i++)
+        addrs[i].bytes[1] ^= 0xff;
+    enum err e = comm_connect(r->c, addrs, in_ms(10000));
+    free(addrs);
+    return e;
+}
+
+struct thread_arg {
+    struct rank r;
+    rank_fn *fn;
+    int status;
+};
+
+static void *thread_main(void *p)
+{
+    struct thread_arg *a = p;
+    a->status = a->fn(&a->r);
+    comm_destroy(&a->r.c);
+    return NULL;
+}
+
+static void run_threads(struct world *w, rank_fn *fn)
+{
+    pthread_t threads[RANKS_MAX];
+    struct thread_arg args[RANKS_MAX] = {0};
+    assert_int_equal(comm_hub_create(w->tp, w->pp, &w->hub), ERR_OK);
+    for (uint32_t i = 0; i < w->n; i++) {
+        args[i] = (struct thread_arg){.r = {.w = w, .rank = i}, .fn = fn};
+        assert_int_equal(pthread_create(&threads[i], NULL, thread_main, &args[i]), 0);
+    }
+    for (uint32_t i = 0; i < w->n; i++)
+        pthread_join(threads[i], NULL);
+    comm_hub_destroy(&w->hub);
+    for (uint32_t i = 0; i < w->n; i++)
+        assert_int_equal(args[i].status, 0);
+}
+
+static pid_t start_process(struct world *w, uint32_t rank, rank_fn *fn)
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        alarm(60);
+        struct rank r = {.w = w, .rank = rank};
+        int status = fn(&r);
+        comm_destroy(&r.c);
+        _exit(status);
+    }
+    return pid;
+}
+
+/* expect_killed: a bit mask of ranks that end by SIGKILL. */
+static void run_processes(struct world *w, rank_fn *fn, unsigned expect_killed)
+{
+    for (uint32_t i = w->n; i-- > 0;)
+        w->pids[i] = start_process(w, i, fn);
+    bool ok = true;
+    for (uint32_t i = 0; i < w->n; i++) {
+        int status;
+        assert_int_equal(waitpid(w->pids[i], &status, 0), w->pids[i]);
+        if (expect_killed >> i & 1)
+            ok = ok && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+        else
+            ok = ok && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    }
+    assert_true(ok);
+}
+
+static struct world *world_create(enum kind kind, uint32_t tp, uint32_t pp)
+{
+    struct world *w = mmap(NULL, sizeof(*w), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(w != MAP_FAILED);
+    w->kind = kind;
+    w->tp = tp;
+    w->pp = pp;
+    w->n = tp * pp;
+    w->epoch = 7;
+    return w;
+}
+
+static void run_world(struct world *w, rank_fn *fn)
+{
+    if (w->kind == LOCAL)
+        run_threads(w, fn);
+    else
+        run_processes(w, fn, 0);
+}
+
+static void run_case(enum kind kind, uint32_t tp, uint32_t pp, rank_fn *fn)
+{
+    struct world *w = world_create(kind, tp, pp);
+    run_world(w, fn);
+    munmap(w, sizeof(*w));
+}
+
+static enum kind kind_of(void **state)
+{
+    return *(enum kind *)*state;
+}
+
+static uint8_t pattern(uint32_t rank, uint32_t op, size_t i)
+{
+    return (uint8_t)(rank * 83 + op * 31 + i * 7 + (i >> 8));
+}
+
+/* ---- cases ---- */
+
+/* Lengths by operation: small and equal, uneven with zeros, large enough for the ring. */
+static size_t gather_len(uint32_t rank, uint32_t op)
+{
+    switch (op % 6) {
+    case 0:
+        return 64;
+    case 1:
+        return rank % 2 ? 0 : 100 + rank;
+    case 2:
+        return 8192;
+    case 3:
+        return rank * 70001;
+    case 4:
+        return rank == 0 ? 600000 : 0;
+    default:
+        return 300000 + rank * 5;
+    }
+}
+
+static int gathers(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    struct world *w = r->w;
+    uint32_t tp = w->tp, first = r->rank / tp * tp;
+    uint8_t *buf = malloc(4 << 20);
+    comm_set_deadline(r->c, in_ms(30000));
+    for (uint32_t op = 0; op < 60; op++) {
+        size_t off[RANKS_MAX], len[RANKS_MAX], at = 16;
+        for (uint32_t k = 0; k < tp; k++) {
+            off[k] = at;
+            len[k] = gather_len(k, op);
+            at += len[k] + 16; /* a gap that must stay as it is */
+        }
+        memset(buf, 0xee, at);
+        uint32_t me = r->rank - first;
+        for (size_t i = 0; i < len[me]; i++)
+            buf[off[me] + i] = pattern(r->rank, op, i);
+        CHECK(comm_allgather(r->c, buf, off, len) == ERR_OK);
+        for (uint32_t k = 0; k < tp; k++) {
+            for (size_t i = 0; i < len[k]; i++)
+                CHECK(buf[off[k] + i] == pattern(first + k, op, i));
+            for (size_t i = 0; i < 16; i++)
+                CHECK(buf[off[k] + len[k] + i] == 0xee);
+        }
+    }
+    CHECK(comm_stats(r->c).ops == (tp > 1 ? 61 : 1));
+    free(buf);
+    meet(w, 10, w->n); /* who leaves ends the operations of the others */
+    return 0;
+}
+
+static void all_gather_brings_every_part_to_every_rank(void **state)
+{
+    for (uint32_t tp = 1; tp <= 4; tp++)
+        run_case(kind_of(state), tp, 1, gathers);
+    run_case(kind_of(state), 2, 2, gathers);
+    run_case(kind_of(state), 7, 1, gathers);
+}
+
+/* Both ranks first send several small messages each, then take them: small messages are buffered. Then large ones, one way. */
+static int ordered(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint32_t peer = 1 - r->rank;
+    static const size_t big[] = {5000, 70000, 1 << 20, 3, 0};
+    uint8_t *buf = malloc(1 << 20);
+    comm_set_deadline(r->c, in_ms(20000));
+    for (uint32_t turn = 0; turn < 50; turn++) {
+        for (uint32_t k = 0; k < 5; k++) {
+            for (size_t i = 0; i < 800 * k + 1; i++)
+                buf[i] = pattern(r->rank, turn * 5 + k, i);
+            CHECK(comm_send(r->c, peer, buf, k == 4 ? 0 : 800 * k + 1) == ERR_OK);
+        }
+        for (uint32_t k = 0; k < 5; k++) {
+            CHECK(comm_recv(r->c, peer, buf, k == 4 ? 0 : 800 * k + 1) == ERR_OK);
+            for (size_t i = 0; k < 4 && i < 800 * k + 1; i++)
+                CHECK(buf[i] == pattern(peer, turn * 5 + k, i));
+        }
+        for (uint32_t k = 0; k < ARRAY_LEN(big); k++) {
+            for (size_t i = 0; r->rank == 0 && i < big[k]; i++)
+                buf[i] = pattern(0, k, i);
+            CHECK((r->rank == 0 ? comm_send(r->c, 1, buf, big[k]) : comm_recv(r->c, 0, buf, big[k])) == ERR_OK);
+            for (size_t i = 0; r->rank == 1 && i < big[k]; i++)
+                CHECK(buf[i] == pattern(0, k, i));
+        }
+    }
+    free(buf);
+    meet(r->w, 10, 2);
+    return 0;
+}
+
+static void messages_of_a_pair_arrive_in_order(void **state)
+{
+    run_case(kind_of(state), 2, 1, ordered);
+    run_case(kind_of(state), 1, 2, ordered);
+}
+
+/* A sender leaves the comm right after a send: what it sent still arrives (a stage that goes idle). */
+static int left_alone(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint8_t buf[4096];
+    comm_set_deadline(r->c, in_ms(3000));
+    if (r->rank == 0) {
+        memset(buf, 0x5a, sizeof(buf));
+        for (unsigned i = 0; i < 4; i++)
+            CHECK(comm_send(r->c, 1, buf, sizeof(buf)) == ERR_OK);
+        meet(r->w, 10, 2);
+    } else {
+        sleep_ms(50);
+        for (unsigned i = 0; i < 4; i++) {
+            memset(buf, 0, sizeof(buf));
+            CHECK(comm_recv(r->c, 0, buf, sizeof(buf)) == ERR_OK && buf[0] == 0x5a && buf[4095] == 0x5a);
+        }
+        meet(r->w, 10, 2);
+    }
+    return 0;
+}
+
+static void a_message_arrives_while_its_sender_is_away(void **state)
+{
+    run_case(kind_of(state), 1, 2, left_alone);
+}
+
+static int deadlines(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint8_t buf[64] = {0};
+    size_t off[2] = {0, 32}, len[2] = {32, 32};
+    if (r->rank == 0) {
+        uint64_t t0 = clock_ns();
+        comm_set_deadline(r->c, t0 + 150 * NS_PER_MS);
+        CHECK(comm_allgather(r->c, buf, off, len) == ERR_TIMEOUT);
+        uint64_t took = clock_ns() - t0;
+        CHECK(took >= 150 * NS_PER_MS && took < 1500 * NS_PER_MS);
+        CHECK(strstr(err_detail(), "deadline") != NULL);
+        CHECK(comm_recv(r->c, 1, buf, 8) == ERR_TIMEOUT); /* broken for good */
+    }
+    meet(r->w, 10, 2);
+    return 0;
+}
+
+static void a_wait_ends_at_its_deadline(void **state)
+{
+    run_case(kind_of(state), 2, 1, deadlines);
+}
+
+static void *abort_soon(void *c)
+{
+    sleep_ms(120);
+    comm_abort(c);
+    return NULL;
+}
+
+static int aborted(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint8_t buf[64];
+    if (r->rank == 0) {
+        pthread_t t;
+        CHECK(pthread_create(&t, NULL, abort_soon, r->c) == 0);
+        uint64_t t0 = clock_ns();
+        enum err e = comm_recv(r->c, 1, buf, sizeof(buf)); /* no deadline */
+        uint64_t took = clock_ns() - t0;
+        pthread_join(t, NULL);
+        CHECK(e == ERR_ABORTED);
+        CHECK(took >= 100 * NS_PER_MS && took < 1000 * NS_PER_MS);
+    }
+    meet(r->w, 10, 2);
+    return 0;
+}
+
+static void a_wait_ends_when_another_thread_aborts(void **state)
+{
+    run_case(kind_of(state), 2, 1, aborted);
+}
+
+struct idle_arg {
+    struct comm *c;
+    unsigned calls;
+};
+
+static void on_idle(void *p)
+{
+    struct idle_arg *a = p;
+    if (++a->calls == 4)
+        comm_abort(a->c);
+}
+
+static int idles(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint8_t buf[64];
+    if (r->rank == 0) {
+        struct idle_arg a = {r->c, 0};
+        uint64_t t0 = clock_ns();
+        comm_set_deadline(r->c, t0 + 20 * NS_PER_S);
+        comm_set_idle(r->c, on_idle, &a, 30);
+        CHECK(comm_recv(r->c, 1, buf, sizeof(buf)) == ERR_ABORTED);
+        uint64_t took = clock_ns() - t0;
+        CHECK(a.calls == 4 && took >= 110 * NS_PER_MS && took < 2000 * NS_PER_MS);
+    }
+    meet(r->w, 10, 2);
+    return 0;
+}
+
+static void the_idle_function_runs_during_a_wait_and_may_abort(void **state)
+{
+    run_case(kind_of(state), 2, 1, idles);
+}
+
+static int loses_a_peer(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint8_t *buf = calloc(1, 3 << 20);
+    size_t n = r->w->epoch == 7 ? 8192 : 1 << 20, off[3] = {0, n, 2 * n}, len[3] = {n, n, n};
+    comm_set_deadline(r->c, in_ms(20000));
+    for (unsigned i = 0; i < 10; i++)
+        CHECK(comm_allgather(r->c, buf, off, len) == ERR_OK);
+    if (r->rank == 2) {
+        free(buf);
+        if (r->w->kind == UCX)
+            raise(SIGKILL);
+        return 0; /* a thread: comm_destroy */
+    }
+    comm_set_deadline(r->c, in_ms(400));
+    uint64_t t0 = clock_ns();
+    enum err e = ERR_OK;
+    for (unsigned i = 0; i < 10 && e == ERR_OK; i++)
+        e = comm_allgather(r->c, buf, off, len);
+    CHECK(e == ERR_TIMEOUT || e == ERR_PEER_LOST);
+    comm_destroy(&r->c);
+    CHECK(clock_ns() - t0 < 2000 * NS_PER_MS);
+    free(buf);
+    if (r->w->kind == LOCAL)
+        return 0;
+
+    /* A new epoch, with a new process for the lost rank (started by the case). */
+    CHECK(join_world(r, 1) == ERR_OK);
+    uint8_t word[3] = {0};
+    size_t o1[3] = {0, 1, 2}, l1[3] = {1, 1, 1};
+    word[r->rank] = (uint8_t)(r->rank + 1);
+    comm_set_deadline(r->c, in_ms(20000));
+    CHECK(comm_allgather(r->c, word, o1, l1) == ERR_OK && word[0] == 1 && word[1] == 2 && word[2] == 3);
+    return 0;
+}
+
+static int replaces_a_peer(struct rank *r)
+{
+    CHECK(join_world(r, 1) == ERR_OK);
+    uint8_t word[3] = {0, 0, 3};
+    size_t off[3] = {0, 1, 2}, len[3] = {1, 1, 1};
+    comm_set_deadline(r->c, in_ms(20000));
+    CHECK(comm_allgather(r->c, word, off, len) == ERR_OK && word[0] == 1 && word[1] == 2 && word[2] == 3);
+    return 0;
+}
+
+static void survivors_of_a_killed_peer_go_on_in_a_new_epoch(void **state)
+{
+    if (kind_of(state) == LOCAL) {
+        run_case(LOCAL, 3, 1, loses_a_peer);
+        return;
+    }
+    for (uint64_t epoch = 7; epoch < 9; epoch++) { /* 7: small messages, 8: 1 MiB ones */
+        struct world *w = world_create(UCX, 3, 1);
+        w->epoch = epoch;
+        pid_t pids[4];
+        for (uint32_t i = 0; i < 3; i++)
+            pids[i] = start_process(w, i, loses_a_peer);
+        int status;
+        assert_int_equal(waitpid(pids[2], &status, 0), pids[2]);
+        assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        pids[2] = start_process(w, 2, replaces_a_peer);
+        for (uint32_t i = 0; i < 3; i++) {
+            assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+            assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        }
+        munmap(w, sizeof(*w));
+    }
+}
+
+/* ---- UCX only ---- */
+
+static int of_two_epochs(struct rank *r)
+{
+    struct world *w = r->w;
+    struct comm_config cfg = {.rank = r->rank, .tp = 2, .pp = 1, .epoch = 100 + r->rank};
+    CHECK(comm_ucx_create(&cfg, &r->c, &w->addrs[0][r->rank]) == ERR_OK);
+    meet(w, 0, 2);
+    CHECK(comm_connect(r->c, w->addrs[0], in_ms(400)) == ERR_TIMEOUT);
+    meet(w, 1, 2);
+    return 0;
+}
+
+static void ranks_of_different_epochs_never_meet(void **state)
+{
+    (void)state;
+    struct world *w = world_create(UCX, 2, 1);
+    run_processes(w, of_two_epochs, 0);
+    munmap(w, sizeof(*w));
+}
+
+static int peer_never_comes(struct rank *r)
+{
+    struct world *w = r->w;
+    struct comm_config cfg = {.rank = r->rank, .tp = 2, .pp = 1, .epoch = 3};
+    CHECK(comm_ucx_create(&cfg, &r->c, &w->addrs[0][r->rank]) == ERR_OK);
+    meet(w, 0, 2);
+    if (r->rank == 1) {
+        meet(w, 1, 2);
+        return 0; /* alive, but never connects */
+    }
+    uint64_t t0 = clock_ns();
+    CHECK(comm_connect(r->c, w->addrs[0], in_ms(200)) == ERR_TIMEOUT);
+    CHECK(clock_ns() - t0 < 1500 * NS_PER_MS);
+    meet(w, 1, 2);
+    return 0;
+}
+
+static void connecting_to_a_silent_peer_ends_at_the_deadline(void **state)
+{
+    (void)state;
+    struct world *w = world_create(UCX, 2, 1);
+    run_processes(w, peer_never_comes, 0);
+    munmap(w, sizeof(*w));
+}
+
+/* Listening TCP sockets of this process (local addresses in hex as /proc/net/tcp has them), counted; the first is copied. */
+static unsigned listening(char *first, size_t cap)
+{
+    unsigned n = 0;
+    static const char *const tables[] = {"/proc/self/net/tcp", "/proc/self/net/tcp6"};
+    for (unsigned t = 0; t < 2; t++) {
+        FILE *f = fopen(tables[t], "r");
+        char line[512], local[128];
+        unsigned state;
+        unsigned long inode;
+        while (f && fgets(line, sizeof(line), f)) {
+            if (sscanf(line, " %*d: %127s %*s %x %*s %*s %*s %*u %*u %lu", local, &state, &inode) != 3 || state != 0x0a)
+                continue;
+            char want[64], link[64], path[300];
+            snprintf(want, sizeof(want), "socket:[%lu]", inode);
+            DIR *d = opendir("/proc/self/fd");
+            for (struct dirent *e; d && (e = readdir(d));) {
+                snprintf(path, sizeof(path), "/proc/self/fd/%s", e->d_name);
+                ssize_t len = readlink(path, link, sizeof(link) - 1);
+                if (len <= 0)
+                    continue;
+                link[len] = 0;
+                if (strcmp(link, want) == 0 && n++ == 0)
+                    snprintf(first, cap, "%s", local);
+            }
+            if (d)
+                closedir(d);
+        }
+        if (f)
+            fclose(f);
+    }
+    return n;
+}
+
+static int lists_sockets(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    char first[128] = "";
+    unsigned n = listening(first, sizeof(first));
+    if (!r->w->net_device)
+        CHECK(n == 0);
+    else
+        CHECK(n > 0 && strncmp(first, "0100007F:", 9) == 0); /* 127.0.0.1, the address of lo, and nothing wider */
+    meet(r->w, 10, 2);
+    return 0;
+}
+
+static void within_a_host_nothing_listens_and_between_hosts_only_the_device(void **state)
+{
+    (void)state;
+    struct world *w = world_create(UCX, 2, 1);
+    run_processes(w, lists_sockets, 0);
+    memset(w->arrived, 0, sizeof(w->arrived));
+    w->net_device = "lo";
+    run_processes(w, lists_sockets, 0);
+    munmap(w, sizeof(*w));
+}
+
+static unsigned count_shared_memory(void)
+{
+    unsigned n = 0;
+    DIR *d = opendir("/dev/shm");
+    while (d && readdir(d))
+        n++;
+    if (d)
+        closedir(d);
+    FILE *f = fopen("/proc/sysvipc/shm", "r");
+    char line[512];
+    while (f && fgets(line, sizeof(line), f))
+        n++;
+    if (f)
+        fclose(f);
+    return n;
+}
+
+static int is_killed(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    meet(r->w, 10, 2);
+    raise(SIGKILL);
+    return 0;
+}
+
+static void killed_processes_leave_no_shared_memory(void **state)
+{
+    (void)state;
+    unsigned before = count_shared_memory();
+    struct world *w = world_create(UCX, 2, 1);
+    run_processes(w, is_killed, 3);
+    munmap(w, sizeof(*w));
+    assert_int_equal(count_shared_memory(), before);
+}
+
+static void over_tcp_the_same_holds(void **state)
+{
+    (void)state;
+    static rank_fn *const cases[] = {gathers, ordered, left_alone, deadlines, aborted};
+    for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+        struct world *w = world_create(UCX, 2, 1);
+        w->net_device = "lo";
+        w->other_host = true;
+        run_processes(w, cases[i], 0);
+        munmap(w, sizeof(*w));
+    }
+    struct world *w = world_create(UCX, 3, 1);
+    w->net_device = "lo";
+    w->other_host = true;
+    run_processes(w, gathers, 0);
+    munmap(w, sizeof(*w));
+}
+
+static int loses_a_remote_peer(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint8_t buf[64];
+    if (r->rank == 1)
+        raise(SIGKILL);
+    comm_set_deadline(r->c, in_ms(1500));
+    enum err e = comm_recv(r->c, 1, buf, sizeof(buf));
+    CHECK(e == ERR_PEER_LOST || e == ERR_TIMEOUT);
+    return 0;
+}
+
+/* The peer stops in the middle of large messages: requests of every sort are under way when the deadline comes. */
+static int loses_a_remote_peer_while_busy(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    size_t n = 2 << 20, off[2] = {0, n}, len[2] = {n, n};
+    uint8_t *buf = calloc(2, n);
+    comm_set_deadline(r->c, in_ms(700));
+    enum err e = ERR_OK;
+    for (unsigned i = 0; e == ERR_OK && i < 100000; i++) {
+        if (r->rank == 1 && i == 20)
+            raise(r->w->epoch == 7 ? SIGKILL : SIGSTOP); /* stopped: killed by the case */
+        e = comm_allgather(r->c, buf, off, len);
+    }
+    CHECK(e == ERR_PEER_LOST || e == ERR_TIMEOUT);
+    comm_destroy(&r->c);
+    free(buf);
+    kill(r->w->pids[1], SIGKILL);
+    return 0;
+}
+
+static void a_remote_peer_that_dies_is_noticed(void **state)
+{
+    (void)state;
+    struct world *w = world_create(UCX, 2, 1);
+    w->net_device = "lo";
+    w->other_host = true;
+    run_processes(w, loses_a_remote_peer, 2);
+    for (w->epoch = 7; w->epoch < 9; w->epoch++) {
+        memset(w->arrived, 0, sizeof(w->arrived));
+        run_processes(w, loses_a_remote_peer_while_busy, 2);
+    }
+    munmap(w, sizeof(*w));
+}
+
+static int far_without_device(struct rank *r)
+{
+    enum err e = join_world(r, 0);
+    CHECK(e == ERR_CONFIG && strstr(err_detail(), "--comm-device"));
+    return 0;
+}
+
+static void another_host_without_a_device_is_a_clear_error(void **state)
+{
+    (void)state;
+    struct world *w = world_create(UCX, 2, 1);
+    w->other_host = true;
+    run_processes(w, far_without_device, 0);
+    munmap(w, sizeof(*w));
+
+    struct comm_config cfg = {.rank = 0, .tp = 1, .pp = 1, .net_device = "nosuch0"};
+    struct comm *c = NULL;
+    struct comm_addr a;
+    assert_int_equal(comm_ucx_create(&cfg, &c, &a), ERR_CONFIG);
+    assert_non_null(strstr(err_detail(), "nosuch0"));
+    assert_null(c);
+}
+
+static int measures(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    uint32_t tp = r->w->tp, n = 3000;
+    uint8_t *buf = calloc(RANKS_MAX, 8192);
+    size_t off[RANKS_MAX], len[RANKS_MAX];
+    for (uint32_t k = 0; k < tp; k++) {
+        off[k] = k * 8192;
+        len[k] = 8192;
+    }
+    comm_set_deadline(r->c, in_ms(50000));
+    for (unsigned i = 0; i < 50; i++)
+        CHECK(comm_allgather(r->c, buf, off, len) == ERR_OK);
+    uint64_t t0 = clock_ns();
+    for (unsigned i = 0; i < n; i++)
+        CHECK(comm_allgather(r->c, buf, off, len) == ERR_OK);
+    r->w->result[r->rank] = (clock_ns() - t0) / n;
+    free(buf);
+    return 0;
+}
+
+static void more_ranks_than_cores_do_not_collapse(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t tp;
+        bool own, net;
+    } rows[] = {{2, true, false}, {2, false, false}, {2, true, true}, {4, false, false}};
+    for (unsigned i = 0; i < ARRAY_LEN(rows); i++) {
+        struct world *w = world_create(UCX, rows[i].tp, 1);
+        w->own_core = rows[i].own;
+        w->net_device = rows[i].net ? "lo" : NULL;
+        w->other_host = rows[i].net;
+        run_processes(w, measures, 0);
+        print_message("measured: all-gather of 8 KiB parts, %u processes, %s, %s: %.1f us\n", rows[i].tp,
+                      rows[i].own ? "own cores" : "shared cores", rows[i].net ? "TCP on lo" : "shared memory",
+                      (double)w->result[0] / 1000);
+        assert_true(w->result[0] < 10 * NS_PER_MS);
+        munmap(w, sizeof(*w));
+    }
+}
+
+int main(void)
+{
+    /* Read by UCX when its first context is made, in the children. */
+    setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
+    static enum kind local = LOCAL, ucx = UCX;
+    const struct CMUnitTest tests[] = {
+        {"all-gather (local)", all_gather_brings_every_part_to_every_rank, NULL, NULL, &local},
+        {"order (local)", messages_of_a_pair_arrive_in_order, NULL, NULL, &local},
+        {"sender away (local)", a_message_arrives_while_its_sender_is_away, NULL, NULL, &local},
+        {"deadline (local)", a_wait_ends_at_its_deadline, NULL, NULL, &local},
+        {"abort (local)", a_wait_ends_when_another_thread_aborts, NULL, NULL, &local},
+        {"idle function (local)", the_idle_function_runs_during_a_wait_and_may_abort, NULL, NULL, &local},
+        {"lost peer (local)", survivors_of_a_killed_peer_go_on_in_a_new_epoch, NULL, NULL, &local},
+        {"all-gather (ucx)", all_gather_brings_every_part_to_every_rank, NULL, NULL, &ucx},
+        {"order (ucx)", messages_of_a_pair_arrive_in_order, NULL, NULL, &ucx},
+        {"sender away (ucx)", a_message_arrives_while_its_sender_is_away, NULL, NULL, &ucx},
+        {"deadline (ucx)", a_wait_ends_at_its_deadline, NULL, NULL, &ucx},
+        {"abort (ucx)", a_wait_ends_when_another_thread_aborts, NULL, NULL, &ucx},
+        {"idle function (ucx)", the_idle_function_runs_during_a_wait_and_may_abort, NULL, NULL, &ucx},
+        {"lost peer (ucx)", survivors_of_a_killed_peer_go_on_in_a_new_epoch, NULL, NULL, &ucx},
+        cmocka_unit_test(ranks_of_different_epochs_never_meet),
+        cmocka_unit_test(connecting_to_a_silent_peer_ends_at_the_deadline),
+        cmocka_unit_test(within_a_host_nothing_listens_and_between_hosts_only_the_device),
+        cmocka_unit_test(killed_processes_leave_no_shared_memory),
+        cmocka_unit_test(over_tcp_the_same_holds),
+        cmocka_unit_test(a_remote_peer_that_dies_is_noticed),
+        cmocka_unit_test(another_host_without_a_device_is_a_clear_error),
+        cmocka_unit_test(more_ranks_than_cores_do_not_collapse),
+    };
+    /* Under ThreadSanitizer only the threads. */
+    if (UNDER_TSAN)
+        return _cmocka_run_group_tests("comm", tests, 7, NULL, NULL);
+    return cmocka_run_group_tests_name("comm", tests, NULL, NULL);
+}
