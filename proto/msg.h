@@ -23,6 +23,8 @@ enum {
     MSG_BLOCKS_MAX = 1 << 20,
     MSG_BIAS_MAX = 1024, MSG_STOP_IDS_MAX = 128,
     MSG_LOGPROBS_MAX = 128,    /* top log-probabilities of a position */
+    MSG_POSITIONS_MAX = MSG_TOKENS_MAX + MSG_RUNS_MAX, /* rows of log-probabilities of a step */
+    MSG_TOP_MAX = 8 << 20,     /* top log-probabilities of a step */
     MSG_FRAME_MAX = 64 << 20,  /* bytes of a message */
 };
 
