@@ -22,6 +22,7 @@ struct engine_snapshot { /* written by the engine, read by any thread */
     atomic_int state;
     atomic_uint_fast64_t epoch, steps, load_done, load_total;
     atomic_uint running, waiting, kv_blocks, kv_blocks_used, workers_ready;
+    atomic_uint ctx; /* longest sequence: the configured context, or what the KV blocks hold where that is less; 0 until known */
 };
 
 /* To the engine from the cluster thread. */
@@ -32,6 +33,7 @@ struct engine_command {
     uint64_t worker_id;   /* EXPECT: this id will come up for the rank; LOST: it is gone */
     char text[160];       /* LOST: why, for errors that clients see */
     uint32_t grace_ms;    /* DRAIN */
+    uint32_t ctx;         /* EXPECT: the context that the workers are started with; 0: as before */
 };
 /* From the engine to the cluster thread. */
 enum engine_event_type { ENGINE_EVENT_WORKER_FAILED, ENGINE_EVENT_WORKER_INFO, ENGINE_EVENT_READY, ENGINE_EVENT_RECOVERING, ENGINE_EVENT_DRAINED };
@@ -49,8 +51,10 @@ struct engine_config {
     const struct options *opts;
     const struct hparams *hp;
     const struct shard_split *split;
-    uint32_t replica, ctx;
+    uint32_t replica, ctx;           /* ctx 0: comes with ENGINE_CMD_EXPECT */
     const char *endpoint;            /* to bind: ipc:// or tcp:// */
+    const char *endpoint_tcp;        /* a second one for workers of other hosts, or NULL */
+    uint32_t max_step_tokens;        /* what the workers are told too */
     struct link_context *links;
     struct metrics *metrics;
     struct queue *events;            /* token_event to the front */
@@ -60,6 +64,7 @@ enum err engine_create(const struct engine_config *cfg, struct engine **out); /*
 void engine_destroy(struct engine **e);                                       /* stops and joins */
 /* Where its workers connect: real endpoint. */
 const char *engine_endpoint(const struct engine *e);
+const char *engine_endpoint_tcp(const struct engine *e); /* NULL when there is none */
 /* Takes ownership on ERR_OK. ERR_BUSY: the queue is full; ERR_UNAVAILABLE: stopped. Any thread. */
 enum err engine_submit(struct engine *e, struct request *r);
 /* Drops a request by id, now or as soon as its steps in flight have ended; its last event is FINISH_CANCEL. Never fails. */

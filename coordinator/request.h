@@ -73,9 +73,15 @@ struct token_event {
     enum err err;
     char text[160];
     uint64_t queue_ns, prefill_ns;          /* with the first token */
+    uint32_t *top_ids;                      /* room for the arrays of all token_logprobs above, given out by token_event_top */
+    float *top_values;
+    uint32_t n_top_left;
 };
-/* One allocation holds the event and its arrays: made by token_event_create, freed by token_event_destroy. */
+/* One allocation holds the event and its arrays (n_tokens, n_prompt_positions and room for n_top_total top entries): made by token_event_create (NULL:
+ * out of memory), freed by token_event_destroy. */
 struct token_event *token_event_create(uint32_t n_tokens, bool logprobs, uint32_t n_top_total, uint32_t n_prompt_positions);
+/* Gives lp room for n entries out of the event's allocation and sets lp->n_top. */
+void token_event_top(struct token_event *e, struct token_logprobs *lp, uint32_t n);
 void token_event_destroy(struct token_event **e);
 
 #endif
