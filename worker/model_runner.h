@@ -37,6 +37,8 @@ struct runner_config {
     uint64_t kv_memory_bytes;       /* 0: what max_seqs x ctx need, at most half of what the weights leave of memory_bytes */
     runner_progress_fn *progress;   /* may be NULL */
     void *progress_arg;
+    void (*tick)(void *tick_arg);   /* called by the calling thread between the layers of a step (heartbeats); may be NULL */
+    void *tick_arg;
 };
 
 struct runner_info {

@@ -1,0 +1,530 @@
+#include "worker/model_runner.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "worker/forward.h"
+#include "worker/sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum {
+    BATCH_TOKENS = 512,    /* more tokens of a step go through the layers in turns, so that the activations stay bounded */
+    HANDOVER_IDS = 1024,   /* sampled ids in a message from the last stage to stage 0 */
+    ROWS_MIN = 16, ROWS_MAX = 64, ROWS_BYTES = 32 << 20,
+};
+
+/* Samples of a step that stage 0 has not yet received from the last stage. */
+struct handover {
+    uint32_t n;
+    uint32_t *slot, *gen;  /* [max_seqs] */
+};
+/* Where the answer of a row through the head goes. */
+struct row_dest {
+    uint32_t result;       /* run of the result; SAMPLER_NONE: nowhere (hook only) */
+    uint32_t position;     /* row of log-probabilities; SAMPLER_NONE */
+    uint32_t slot;
+};
+
+struct runner {
+    struct runner_config cfg;
+    struct hparams hp;
+    struct shard_split split;
+    struct pool *pool;
+    struct weights weights;
+    struct kv_pool kv;
+    struct slots slots;
+    struct batch batch;
+    struct forward fwd;
+    struct sampler *sampler;      /* last stage */
+    struct comm *comm;
+    struct runner_info info;
+    bool first_stage, last_stage;
+
+    uint32_t *tokens;             /* [max_step_tokens] of the step, sampled ones resolved */
+    uint32_t *sampled;            /* [max_seqs] ids that travel between stages */
+    bool *awaiting;               /* [max_seqs] stage 0: what the slot sampled is still on its way */
+    struct handover *handovers;   /* ring of pp + 2 */
+    uint32_t handover_first, n_handovers;
+
+    struct sampler_row *rows;     /* [rows_cap] */
+    struct row_dest *dest;
+    uint32_t n_rows, rows_cap;
+    struct arena arena;           /* the result of the last step */
+    struct step_result res;
+    uint32_t *res_of_run;         /* [max_seqs] */
+    uint32_t *pos_base;           /* [max_seqs] first row of log-probabilities of a run of the result */
+    uint32_t *top_base;           /* [n_all_positions] in the arena */
+    runner_logits_fn *hook;
+    void *hook_arg;
+    uint64_t forward_ns, sample_ns;
+};
+
+/* ---- creation */
+
+static enum err make_split(struct runner *r)
+{
+    const struct runner_config *c = &r->cfg;
+    uint32_t layers[SHARD_PP_MAX];
+    if (c->tp < 1 || c->tp > SHARD_TP_MAX || c->pp < 1 || c->pp > SHARD_PP_MAX || c->tp_rank >= c->tp || c->stage >= c->pp)
+        return err_set(ERR_INVALID, "rank %u of tp %u, stage %u of pp %u: out of range (at most %d x %d)", c->tp_rank, c->tp, c->stage, c->pp,
+                       SHARD_TP_MAX, SHARD_PP_MAX);
+    for (uint32_t s = 0; c->layer_first && s < c->pp; s++) {
+        if (c->layer_first[s + 1] < c->layer_first[s])
+            return err_set(ERR_INVALID, "stage %u ends at layer %u, before it begins", s, c->layer_first[s + 1]);
+        layers[s] = c->layer_first[s + 1] - c->layer_first[s];
+    }
+    return shard_split_init(&r->hp, c->tp, c->pp, c->share, c->share ? c->tp : 0, c->layer_first ? layers : NULL, c->layer_first ? c->pp : 0,
+                            &r->split);
+}
+
+/* Blocks of KV from the budget; lowers a context that was not asked for to what fits. */
+static enum err size_kv(struct runner *r)
+{
+    const struct runner_config *c = &r->cfg;
+    uint64_t block = shard_kv_block_bytes(&r->hp, &r->split, c->kv_type, c->tp_rank, c->stage), budget = UINT64_MAX;
+    uint32_t ctx = c->ctx ? c->ctx : r->hp.ctx_train;
+    uint64_t weights = r->weights.planned_bytes;
+    if (ctx == 0)
+        return err_set(ERR_INVALID, "the model names no context length: give --ctx");
+    if (c->memory_bytes && weights >= c->memory_bytes)
+        return err_set(ERR_NO_FIT, "%llu bytes of weights do not fit the worker's budget of %llu bytes (more ranks or stages, or a smaller model)",
+                       (unsigned long long)weights, (unsigned long long)c->memory_bytes);
+    if (c->kv_memory_bytes)
+        budget = c->kv_memory_bytes;
+    else if (c->memory_bytes)
+        budget = (c->memory_bytes - weights) / 2;
+    if (c->kv_memory_bytes && c->memory_bytes && c->kv_memory_bytes > c->memory_bytes - weights)
+        return err_set(ERR_NO_FIT, "%llu bytes of KV cache beside %llu bytes of weights do not fit the worker's budget of %llu bytes",
+                       (unsigned long long)c->kv_memory_bytes, (unsigned long long)weights, (unsigned long long)c->memory_bytes);
+    uint64_t fit = block ? budget / block : UINT32_MAX, per_seq = ((uint64_t)ctx + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK;
+    if (fit < per_seq && c->ctx)
+        return err_set(ERR_NO_FIT, "a context of %u tokens needs %llu bytes of KV cache on this worker, %llu are left (lower --ctx, or raise --kv-memory)",
+                       ctx, (unsigned long long)(per_seq * block), (unsigned long long)budget);
+    if (fit == 0)
+        return err_set(ERR_NO_FIT, "no memory for one KV block of %llu bytes", (unsigned long long)block);
+    if (fit < per_seq) {
+        per_seq = fit;
+        ctx = (uint32_t)(fit * SHARD_KV_BLOCK);
+        LOG(WARN, WORKER, "context lowered to what fits", "ctx=%u model_ctx=%u", ctx, r->hp.ctx_train);
+    }
+    uint64_t need = per_seq * c->max_seqs;
+    uint64_t blocks = c->kv_memory_bytes ? fit : MIN(need, fit);
+    r->info.kv_blocks = (uint32_t)MIN(blocks, (uint64_t)INT32_MAX);
+    r->info.ctx = ctx;
+    return ERR_OK;
+}
+
+static enum err make_buffers(struct runner *r)
+{
+    const struct runner_config *c = &r->cfg;
+    const struct hparams *hp = &r->hp;
+    uint32_t rows = (uint32_t)(ROWS_BYTES / sizeof(float) / MAX(hp->vocab, 1u));
+    r->rows_cap = MIN(MAX(rows, (uint32_t)ROWS_MIN), (uint32_t)ROWS_MAX);
+    struct slots_config sc = {c->max_seqs, r->info.ctx, hp->vocab, hp->dim, r->info.kv_blocks, c->max_step_tokens, r->last_stage};
+    TRY(slots_init(&r->slots, &sc));
+    TRY(batch_init(&r->batch, MIN(c->max_step_tokens, (uint32_t)BATCH_TOKENS)));
+    struct forward_config fc = {.hp = hp, .split = &r->split, .tp_rank = c->tp_rank, .stage = c->stage, .k = c->kernels, .pool = r->pool,
+                                .w = &r->weights, .kv = &r->kv, .batch_cap = r->batch.cap, .rows_cap = r->rows_cap,
+                                .tick = c->tick, .tick_arg = c->tick_arg};
+    TRY(forward_init(&r->fwd, &fc));
+    if (r->last_stage) {
+        struct sampler_config pc = {.tp = c->tp, .tp_rank = c->tp_rank, .vocab = hp->vocab, .rows_cap = r->rows_cap, .pool = r->pool};
+        memcpy(pc.ids, r->fwd.vocab.r, sizeof(pc.ids));
+        TRY(sampler_create(&pc, &r->sampler));
+    }
+    r->tokens = calloc(c->max_step_tokens, sizeof(*r->tokens));
+    r->sampled = calloc(c->max_seqs, sizeof(*r->sampled));
+    r->awaiting = calloc(c->max_seqs, sizeof(*r->awaiting));
+    r->handovers = calloc(c->pp + 2, sizeof(*r->handovers));
+    r->rows = calloc(r->rows_cap, sizeof(*r->rows));
+    r->dest = calloc(r->rows_cap, sizeof(*r->dest));
+    r->res_of_run = calloc(c->max_seqs, sizeof(*r->res_of_run));
+    r->pos_base = calloc(c->max_seqs, sizeof(*r->pos_base));
+    bool ok = r->tokens && r->sampled && r->awaiting && r->handovers && r->rows && r->dest && r->res_of_run && r->pos_base;
+    for (uint32_t i = 0; ok && i < c->pp + 2; i++) {
+        r->handovers[i].slot = calloc(c->max_seqs, sizeof(uint32_t));
+        r->handovers[i].gen = calloc(c->max_seqs, sizeof(uint32_t));
+        ok = r->handovers[i].slot && r->handovers[i].gen;
+    }
+    return ok ? ERR_OK : err_set(ERR_NOMEM, "out of memory for a step's buffers");
+}
+
+static enum err load(struct runner *r, const struct gguf *g)
+{
+    const struct runner_config *c = &r->cfg;
+    if (c->model_bytes && g->files[0].size != c->model_bytes)
+        return err_set(ERR_INVALID, "%s has %llu bytes here and %llu on the coordinator's host: not the same file", c->model_path,
+                       (unsigned long long)g->files[0].size, (unsigned long long)c->model_bytes);
+    TRY(hparams_load(g, &r->hp));
+    TRY(make_split(r));
+    TRY(weights_plan(g, &r->hp, &r->split, c->tp_rank, c->stage, c->kernels, &r->weights));
+    TRY(size_kv(r));
+    TRY(weights_load(&r->weights, g, &r->hp, c->stage, &r->split, c->kernels, r->pool, c->progress, c->progress_arg));
+    struct shard_rank own;
+    shard_rank(&r->hp, &r->split, c->tp_rank, &own);
+    TRY(kv_pool_init(&r->kv, &r->hp, own.kv_heads.n, r->weights.n_layers, c->kv_type, r->info.kv_blocks));
+    ASSERT(r->kv.block_stride * r->kv.n_layers == shard_kv_block_bytes(&r->hp, &r->split, c->kv_type, c->tp_rank, c->stage));
+    return make_buffers(r);
+}
+
+static void fill_info(struct runner *r)
+{
+    struct runner_info *i = &r->info;
+    i->vocab = r->hp.vocab;
+    i->n_layers = r->weights.n_layers;
+    i->weights_bytes = weights_resident_bytes(&r->weights);
+    i->weights_bytes_planned = r->weights.planned_bytes;
+    i->kv_bytes = r->kv.bytes;
+    i->file_bytes_read = r->weights.file_bytes;
+    i->activation_bytes = r->fwd.map_bytes;
+    i->backend = r->cfg.kernels->name;
+}
+
+enum err runner_create(const struct runner_config *cfg, struct runner **out)
+{
+    ASSERT(cfg->kernels && cfg->n_threads >= 1 && cfg->max_seqs >= 1 && cfg->max_step_tokens >= 1);
+    uint64_t t0 = clock_ns();
+    struct gguf *g = NULL;
+    struct runner *r = calloc(1, sizeof(*r));
+    enum err e = ERR_OK;
+    if (!r)
+        return err_set(ERR_NOMEM, "out of memory for a runner");
+    r->cfg = *cfg;
+    r->first_stage = cfg->stage == 0;
+    r->last_stage = cfg->stage + 1 == cfg->pp;
+    arena_init(&r->arena, 0);
+    TRY_GOTO(gguf_open(cfg->model_path, &g), fail);
+    TRY_GOTO(pool_create(cfg->n_threads, cfg->cpus, cfg->spin_us, &r->pool), fail);
+    TRY_GOTO(load(r, g), fail);
+    for (uint32_t i = 0; i < r->weights.n_parts; i++)
+        r->weights.parts[i].t = NULL; /* views into the file */
+    r->hp.rope_freqs = NULL;
+    gguf_close(&g);
+    r->cfg.model_path = NULL;
+    r->cfg.share = r->cfg.layer_first = NULL;
+    r->cfg.cpus = NULL;
+    fill_info(r);
+    r->info.load_ms = (uint32_t)((clock_ns() - t0) / NS_PER_MS);
+    *out = r;
+    return ERR_OK;
+fail:
+    if (g)
+        gguf_close(&g);
+    runner_destroy(&r);
+    return e;
+}
+
+void runner_destroy(struct runner **rp)
+{
+    struct runner *r = *rp;
+    if (!r)
+        return;
+    sampler_destroy(&r->sampler);
+    forward_deinit(&r->fwd);
+    batch_deinit(&r->batch);
+    slots_deinit(&r->slots);
+    kv_pool_deinit(&r->kv);
+    weights_deinit(&r->weights);
+    pool_destroy(&r->pool);
+    for (uint32_t i = 0; r->handovers && i < r->cfg.pp + 2; i++) {
+        free(r->handovers[i].slot);
+        free(r->handovers[i].gen);
+    }
+    free(r->tokens);
+    free(r->sampled);
+    free(r->awaiting);
+    free(r->handovers);
+    free(r->rows);
+    free(r->dest);
+    free(r->res_of_run);
+    free(r->pos_base);
+    arena_deinit(&r->arena);
+    free(r);
+    *rp = NULL;
+}
+
+void runner_info(const struct runner *r, struct runner_info *out)
+{
+    *out = r->info;
+}
+
+void runner_set_comm(struct runner *r, struct comm *c)
+{
+    r->comm = r->fwd.comm = c;
+}
+
+void runner_reset(struct runner *r)
+{
+    slots_reset(&r->slots);
+    memset(r->awaiting, 0, r->cfg.max_seqs * sizeof(*r->awaiting));
+    r->handover_first = r->n_handovers = 0;
+    r->n_rows = 0;
+}
+
+void runner_set_logits_hook(struct runner *r, runner_logits_fn *fn, void *arg)
+{
+    r->hook = fn;
+    r->hook_arg = arg;
+}
+
+/* ---- sampled ids from the last stage to stage 0 (pp > 1)
+ *
+ * Rank r of the last stage sends what each step sampled to rank r of stage 0, which takes it when a later step needs it, or at the latest
+ * when more than pp steps are outstanding. Nothing that the last stage does depends on a later step, so waiting for it is safe. */
+
+static enum err send_sampled(struct runner *r, const struct step *s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->n_runs; i++)
+        if (s->want[i] & RUN_WANT_SAMPLE)
+            r->sampled[n++] = r->slots.slot[s->slot[i]].sampled;
+    for (uint32_t i = 0; i < n; i += HANDOVER_IDS)
+        TRY(comm_send(r->comm, r->cfg.tp_rank, r->sampled + i, MIN(n - i, (uint32_t)HANDOVER_IDS) * sizeof(uint32_t)));
+    return ERR_OK;
+}
+
+static enum err take_oldest(struct runner *r)
+{
+    struct handover *h = &r->handovers[r->handover_first];
+    uint32_t from = (r->cfg.pp - 1) * r->cfg.tp + r->cfg.tp_rank;
+    for (uint32_t i = 0; i < h->n; i += HANDOVER_IDS)
+        TRY(comm_recv(r->comm, from, r->sampled + i, MIN(h->n - i, (uint32_t)HANDOVER_IDS) * sizeof(uint32_t)));
+    for (uint32_t i = 0; i < h->n; i++) {
+        struct slot *sl = &r->slots.slot[h->slot[i]];
+        if (r->sampled[i] >= r->hp.vocab)
+            return err_set(ERR_PROTOCOL, "the last stage says that slot %u sampled token %u of %u", h->slot[i], r->sampled[i], r->hp.vocab);
+        if (sl->live && sl->gen == h->gen[i]) {
+            sl->sampled = r->sampled[i];
+            r->awaiting[h->slot[i]] = false;
+        }
+    }
+    r->handover_first = (r->handover_first + 1) % (r->cfg.pp + 2);
+    r->n_handovers--;
+    return ERR_OK;
+}
+
+static void expect_sampled(struct runner *r, const struct step *s)
+{
+    struct handover *h = &r->handovers[(r->handover_first + r->n_handovers) % (r->cfg.pp + 2)];
+    h->n = 0;
+    for (uint32_t i = 0; i < s->n_runs; i++) {
+        if (!(s->want[i] & RUN_WANT_SAMPLE))
+            continue;
+        h->slot[h->n] = s->slot[i];
+        h->gen[h->n++] = s->gen[i];
+        r->awaiting[s->slot[i]] = true;
+    }
+    if (h->n)
+        r->n_handovers++;
+}
+
+/* The step's tokens with what was sampled put in. Stages between the first and the last need no ids. */
+static enum err resolve_tokens(struct runner *r, const struct step *s)
+{
+    bool waits = r->first_stage && !r->last_stage;
+    while (waits && r->n_handovers > r->cfg.pp)
+        TRY(take_oldest(r));
+    if (s->n_all_tokens)
+        memcpy(r->tokens, s->tokens, s->n_all_tokens * sizeof(*r->tokens));
+    for (uint32_t i = 0, at = 0; i < s->n_runs; at += s->n_tokens[i++]) {
+        if (r->tokens[at] != STEP_TOKEN_SAMPLED)
+            continue;
+        while (waits && r->awaiting[s->slot[i]] && r->n_handovers)
+            TRY(take_oldest(r));
+        r->tokens[at] = r->first_stage || r->last_stage ? r->slots.slot[s->slot[i]].sampled : 0;
+    }
+    return ERR_OK;
+}
+
+/* ---- the result */
+
+static enum err begin_result(struct runner *r, const struct step *s)
+{
+    struct step_result *o = &r->res;
+    arena_reset(&r->arena);
+    *o = (struct step_result){.epoch = s->epoch, .step_id = s->step_id};
+    uint64_t positions = 0, tops = 0;
+    for (uint32_t i = 0; i < s->n_runs; i++) {
+        r->res_of_run[i] = s->want[i] ? o->n_runs++ : SAMPLER_NONE;
+        bool sample_lp = (s->want[i] & RUN_WANT_SAMPLE) && (s->want[i] & RUN_WANT_LOGPROBS);
+        uint32_t n = (s->want[i] & RUN_WANT_PROMPT_LOGPROBS ? s->n_tokens[i] : 0) + sample_lp;
+        positions += n;
+        tops += (uint64_t)n * r->slots.slot[s->slot[i]].n_logprobs;
+    }
+    uint32_t n = o->n_runs;
+    o->slot = arena_array(&r->arena, n, sizeof(uint32_t));
+    o->gen = arena_array(&r->arena, n, sizeof(uint32_t));
+    o->token = arena_array(&r->arena, n, sizeof(uint32_t));
+    o->n_positions = arena_array(&r->arena, n, sizeof(uint32_t));
+    o->logprob = arena_array(&r->arena, positions, sizeof(float));
+    o->n_top = arena_array(&r->arena, positions, sizeof(uint32_t));
+    r->top_base = arena_array(&r->arena, positions, sizeof(uint32_t));
+    o->top_id = arena_array(&r->arena, tops, sizeof(uint32_t));
+    o->top_logprob = arena_array(&r->arena, tops, sizeof(float));
+    if (!o->slot || !o->gen || !o->token || !o->n_positions || !o->logprob || !o->n_top || !r->top_base || !o->top_id || !o->top_logprob)
+        return err_set(ERR_NOMEM, "out of memory for the result of a step with %llu log-probabilities", (unsigned long long)tops);
+    uint32_t pos = 0, top = 0;
+    for (uint32_t i = 0; i < s->n_runs; i++) {
+        uint32_t at = r->res_of_run[i];
+        if (at == SAMPLER_NONE)
+            continue;
+        bool sample_lp = (s->want[i] & RUN_WANT_SAMPLE) && (s->want[i] & RUN_WANT_LOGPROBS);
+        o->slot[at] = s->slot[i];
+        o->gen[at] = s->gen[i];
+        o->token[at] = STEP_TOKEN_SAMPLED;
+        o->n_positions[at] = (s->want[i] & RUN_WANT_PROMPT_LOGPROBS ? s->n_tokens[i] : 0) + sample_lp;
+        r->pos_base[at] = pos;
+        for (uint32_t p = 0; p < o->n_positions[at]; p++) {
+            o->logprob[pos] = NAN;
+            r->top_base[pos++] = top;
+            top += r->slots.slot[s->slot[i]].n_logprobs;
+        }
+    }
+    o->n_all_positions = pos;
+    return ERR_OK;
+}
+
+/* Each position had room for all it might get: close the gaps. */
+static void end_result(struct runner *r)
+{
+    struct step_result *o = &r->res;
+    uint32_t to = 0;
+    for (uint32_t p = 0; p < o->n_all_positions; p++) {
+        if (to != r->top_base[p] && o->n_top[p]) {
+            memmove(o->top_id + to, o->top_id + r->top_base[p], o->n_top[p] * sizeof(uint32_t));
+            memmove(o->top_logprob + to, o->top_logprob + r->top_base[p], o->n_top[p] * sizeof(float));
+        }
+        to += o->n_top[p];
+    }
+    o->n_all_top = to;
+}
+
+/* ---- rows through the head */
+
+static enum err flush_rows(struct runner *r)
+{
+    struct step_result *o = &r->res;
+    if (r->n_rows == 0)
+        return ERR_OK;
+    uint64_t t0 = clock_ns();
+    forward_head(&r->fwd, r->n_rows);
+    uint64_t t1 = clock_ns();
+    for (uint32_t i = 0; r->hook && i < r->n_rows; i++)
+        r->hook(r->hook_arg, r->dest[i].slot, r->rows[i].position, r->fwd.own.vocab.first, r->fwd.own.vocab.n,
+                r->fwd.logits + i * r->fwd.logits_stride);
+    TRY(sampler_run(r->sampler, r->comm, r->fwd.logits, r->fwd.logits_stride, r->rows, r->n_rows));
+    for (uint32_t i = 0; i < r->n_rows; i++) {
+        const struct sampler_row *row = &r->rows[i];
+        const struct row_dest *d = &r->dest[i];
+        if (row->sample) {
+            o->token[d->result] = row->token;
+            r->slots.slot[d->slot].sampled = row->token;
+        }
+        if (d->position != SAMPLER_NONE) {
+            o->logprob[d->position] = row->lp;
+            o->n_top[d->position] = row->n_top_out;
+        }
+    }
+    r->n_rows = 0;
+    r->forward_ns += t1 - t0;
+    r->sample_ns += clock_ns() - t1;
+    if (r->cfg.tick)
+        r->cfg.tick(r->cfg.tick_arg);
+    return ERR_OK;
+}
+
+/* hidden: [dim] the state that predicts `position`; copied. lp_row: row of log-probabilities in the result, or SAMPLER_NONE. */
+static enum err add_row(struct runner *r, const struct step *s, uint32_t run, const float *hidden, uint32_t position, bool sample,
+                        uint32_t target, uint32_t lp_row)
+{
+    uint32_t i = r->n_rows, slot = s->slot[run];
+    const struct slot *sl = &r->slots.slot[slot];
+    bool lp = lp_row != SAMPLER_NONE;
+    memcpy(r->fwd.head_x + (size_t)i * r->hp.dim, hidden, r->hp.dim * sizeof(float));
+    r->rows[i] = (struct sampler_row){.slot = sl, .position = position, .sample = sample, .logprob = lp && sample, .target = target,
+                                      .n_top = lp ? sl->n_logprobs : 0,
+                                      .top_id = lp ? r->res.top_id + r->top_base[lp_row] : NULL,
+                                      .top_lp = lp ? r->res.top_logprob + r->top_base[lp_row] : NULL};
+    r->dest[i] = (struct row_dest){r->res_of_run[run], lp_row, slot};
+    return ++r->n_rows == r->rows_cap ? flush_rows(r) : ERR_OK;
+}
+
+/* The rows that a batch's part of a run gives to the head. tokens: of the whole run. */
+static enum err rows_of_run(struct runner *r, const struct step *s, const struct batch_run *b, const uint32_t *tokens)
+{
+    uint32_t run = b->run, n = s->n_tokens[run], want = s->want[run];
+    struct slot *sl = &r->slots.slot[s->slot[run]];
+    bool prompt = want & RUN_WANT_PROMPT_LOGPROBS;
+    uint32_t base = want ? r->pos_base[r->res_of_run[run]] : 0;
+    if (prompt && b->first == 0 && sl->hidden_valid)
+        TRY(add_row(r, s, run, sl->hidden, s->start[run], false, tokens[0], base));
+    for (uint32_t i = 0; i < b->n_tok; i++) {
+        uint32_t j = b->first + i, next = b->pos0 + i + 1;
+        const float *x = r->fwd.x + (size_t)(b->tok0 + i) * r->hp.dim;
+        bool last = j + 1 == n;
+        if (last && (want & RUN_WANT_SAMPLE))
+            TRY(add_row(r, s, run, x, next, true, SAMPLER_NONE, want & RUN_WANT_LOGPROBS ? base + (prompt ? n : 0) : SAMPLER_NONE));
+        else if (prompt && !last)
+            TRY(add_row(r, s, run, x, next, false, tokens[j + 1], base + j + 1));
+        else if (r->hook)
+            TRY(add_row(r, s, run, x, next, false, SAMPLER_NONE, SAMPLER_NONE));
+        if (last) {
+            sl->hidden_valid = prompt;
+            if (prompt)
+                memcpy(sl->hidden, x, r->hp.dim * sizeof(float));
+        }
+    }
+    return ERR_OK;
+}
+
+/* ---- the step */
+
+static enum err run_batches(struct runner *r, const struct step *s)
+{
+    struct batch_walk w = {0};
+    while (batch_next(&r->batch, &w, s, r->tokens, &r->slots)) {
+        uint64_t t0 = clock_ns();
+        TRY(forward_run(&r->fwd, &r->batch));
+        r->forward_ns += clock_ns() - t0;
+        for (uint32_t i = 0; r->last_stage && i < r->batch.n_runs; i++) {
+            const struct batch_run *b = &r->batch.runs[i];
+            TRY(rows_of_run(r, s, b, r->batch.token + b->tok0 - b->first));
+        }
+    }
+    return r->last_stage ? flush_rows(r) : ERR_OK;
+}
+
+enum err runner_step(struct runner *r, const struct step *s, struct step_result *out, bool *has_result)
+{
+    *has_result = false;
+    if (r->cfg.tp * r->cfg.pp > 1 && !r->comm)
+        return err_set(ERR_UNAVAILABLE, "a step came before the communicator");
+    uint64_t wait0 = r->comm ? comm_stats(r->comm).wait_ns : 0;
+    r->forward_ns = r->sample_ns = 0;
+    TRY(slots_check(&r->slots, s));
+    TRY(resolve_tokens(r, s));
+    slots_apply(&r->slots, s);
+    for (uint32_t i = 0, at = 0; i < s->n_runs; at += s->n_tokens[i++])
+        slots_advance(&r->slots, s, i, r->tokens + at);
+    if (r->last_stage)
+        TRY(begin_result(r, s));
+    if (r->first_stage && !r->last_stage)
+        expect_sampled(r, s);
+    TRY(run_batches(r, s));
+    if (!r->last_stage)
+        return ERR_OK;
+    if (!r->first_stage)
+        TRY(send_sampled(r, s));
+    end_result(r);
+    uint64_t wait = r->comm ? comm_stats(r->comm).wait_ns - wait0 : 0;
+    r->res.comm_us = (uint32_t)(wait / 1000);
+    r->res.compute_us = (uint32_t)((r->forward_ns > wait ? r->forward_ns - wait : 0) / 1000);
+    r->res.sample_us = (uint32_t)(r->sample_ns / 1000);
+    *out = r->res;
+    *has_result = r->cfg.tp_rank == 0;
+    return ERR_OK;
+}

@@ -1,0 +1,710 @@
+#include "worker/sampler.h"
+
+#include "base/check.h"
+#include "base/fmath.h"
+#include "base/rng.h"
+#include "worker/sampler_math.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { SEG = SHARD_VOCAB_SEGMENT, CAND_FIRST = 64, CAND_FIRST_MAX = 1024, CAND_GROWTH = 8 };
+
+/* What is asked of all ranks for a row in a round. */
+enum ask {
+    ASK_RAW = 1,     /* segment statistics of the raw logits */
+    ASK_ADJ = 2,     /* ... of the adjusted ones, with temperature */
+    ASK_BEST = 4,    /* greedy: the best adjusted */
+    ASK_TARGET = 8,  /* raw logit of the target */
+    ASK_TOP = 16,    /* the n_top best raw */
+    ASK_CANDS = 32,  /* the cand_cap best adjusted */
+    ASK_DRAW = 64,   /* the token at draw_left in segment draw_seg */
+};
+struct seg_stat {
+    double sum;          /* of exponentials relative to max */
+    float max, pad;      /* NaN: a logit is not finite */
+};
+struct cand {
+    float z, raw;        /* adjusted and raw logit */
+    uint32_t id, pad;
+};
+struct row_state {
+    unsigned ask, asked; /* wanted; given in this round */
+    bool adjusted, greedy, filtered, bad;
+    float scale;         /* 1 / temperature */
+    float raw_max, adj_max;
+    double raw_sum, adj_sum;
+    float token_raw;     /* raw logit of the chosen token */
+    uint32_t cand_cap, draw_seg;
+    double draw_left;
+};
+struct sampler {
+    struct sampler_config cfg;
+    uint32_t n_seg_own;
+    struct row_state *state;   /* [rows_cap] */
+    struct seg_stat *raw, *adj; /* [rows_cap][n_seg_own] */
+    float *adj_logits;         /* [rows_cap][own ids], rows that bias, bans or penalties change */
+    struct cand *scratch;      /* [threads][scratch_each] */
+    size_t scratch_each;
+    uint8_t *xchg;
+    size_t xchg_cap;
+    size_t *row_at;            /* [tp][rows_cap] where a rank's answer for a row lies */
+    size_t off[SHARD_TP_MAX], len[SHARD_TP_MAX];
+    void *map;
+    size_t map_bytes;
+
+    struct comm *comm;         /* of the run that is on */
+    const float *logits;
+    size_t stride;
+    struct sampler_row *rows;
+    uint32_t n, n_active;
+    enum err err;
+};
+
+static struct shard_range own(const struct sampler *s)
+{
+    return s->cfg.ids[s->cfg.tp_rank];
+}
+static uint32_t n_segs(uint32_t n)
+{
+    return (n + SEG - 1) / SEG;
+}
+static const float *raw_row(const struct sampler *s, uint32_t i)
+{
+    return s->logits + i * s->stride;
+}
+static const float *adj_row(const struct sampler *s, uint32_t i)
+{
+    return s->state[i].adjusted ? s->adj_logits + (size_t)i * own(s).n : raw_row(s, i);
+}
+/* Without adjustments and at temperature 1 the raw statistics serve both. */
+static bool shares_raw(const struct row_state *st)
+{
+    return !st->adjusted && st->scale == 1 && !st->greedy;
+}
+
+/* ---- candidates: (z, id) with the higher z first, then the lower id */
+
+static bool better(const struct cand *a, const struct cand *b)
+{
+    return a->z > b->z || (a->z == b->z && a->id < b->id);
+}
+/* Restores a heap whose root is the worst. */
+static void sift(struct cand *h, uint32_t n, uint32_t i)
+{
+    struct cand v = h[i];
+    for (;;) {
+        uint32_t c = 2 * i + 1;
+        if (c >= n)
+            break;
+        if (c + 1 < n && better(&h[c], &h[c + 1]))
+            c++;
+        if (!better(&v, &h[c]))
+            break;
+        h[i] = h[c];
+        i = c;
+    }
+    h[i] = v;
+}
+/* Best first; in place, no allocation. */
+static void sort_best_first(struct cand *h, uint32_t n)
+{
+    for (uint32_t i = n / 2; i-- > 0;)
+        sift(h, n, i);
+    for (uint32_t end = n; end-- > 1;) {
+        struct cand worst = h[0];
+        h[0] = h[end];
+        h[end] = worst;
+        sift(h, end, 0);
+    }
+}
+
+/* The cap best of this rank's ids, best first; out has room for min(cap, own ids), all of which are filled. Segments come in the order of their
+ * maxima, so that the walk ends as soon as no later one can hold a better. order: [n_seg_own] scratch. */
+static void best_of_own(const struct sampler *s, const float *z, const float *raw, const struct seg_stat *stat, uint32_t cap,
+                        struct cand *order, struct cand *out)
+{
+    struct shard_range ids = own(s);
+    uint32_t n = 0, n_seg = s->n_seg_own;
+    cap = MIN(cap, ids.n);
+    for (uint32_t i = 0; i < cap; i++)
+        out[i] = (struct cand){-INFINITY, -INFINITY, ids.first, 0};
+    for (uint32_t g = 0; g < n_seg; g++)
+        order[g] = (struct cand){.z = stat[g].max, .id = g};
+    sort_best_first(order, n_seg);
+    for (uint32_t g = 0; g < n_seg; g++) {
+        if (n == cap && order[g].z < out[0].z)
+            break;
+        uint32_t begin = order[g].id * SEG, end = MIN(begin + SEG, ids.n);
+        for (uint32_t i = begin; i < end; i++) {
+            if (n == cap && z[i] < out[0].z)
+                continue;
+            struct cand c = {z[i], raw[i], ids.first + i, 0};
+            if (n < cap) {
+                out[n++] = c;
+                if (n == cap)
+                    for (uint32_t j = n / 2; j-- > 0;)
+                        sift(out, n, j);
+            } else if (better(&c, &out[0])) {
+                out[0] = c;
+                sift(out, n, 0);
+            }
+        }
+    }
+    sort_best_first(out, cap);
+}
+
+/* ---- phase 1: adjust, and the statistics of each segment */
+
+static uint32_t first_at_least(const uint32_t *ids, uint32_t n, uint32_t id)
+{
+    uint32_t lo = 0;
+    while (n > 0) {
+        uint32_t half = n / 2;
+        if (ids[lo + half] < id) {
+            lo += half + 1;
+            n -= half + 1;
+        } else {
+            n = half;
+        }
+    }
+    return lo;
+}
+
+static bool below_min_tokens(const struct sampler_row *row)
+{
+    uint32_t n_out = row->position > row->slot->prompt_len ? row->position - row->slot->prompt_len : 0;
+    return n_out < row->slot->min_tokens;
+}
+
+/* Ids [first, first + n): bias, bans, penalties. */
+static void adjust(const struct sampler_row *row, const float *raw, uint32_t first, uint32_t n, float *z)
+{
+    const struct slot *sl = row->slot;
+    memcpy(z, raw, n * sizeof(*z));
+    for (uint32_t b = first_at_least(sl->bias_id, sl->n_bias, first); b < sl->n_bias && sl->bias_id[b] < first + n; b++)
+        z[sl->bias_id[b] - first] += sl->bias[b];
+    if (below_min_tokens(row))
+        for (uint32_t j = 0; j < sl->n_stop; j++)
+            if (sl->stop[j] - first < n)
+                z[sl->stop[j] - first] = -INFINITY;
+    if (!sl->has_penalties)
+        return;
+    const uint32_t *counts = sl->counts + first;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!counts[i])
+            continue;
+        uint32_t c = counts[i] & ~SLOT_SEEN;
+        z[i] = z[i] > 0 ? z[i] / sl->repetition_penalty : z[i] * sl->repetition_penalty;
+        if (c)
+            z[i] -= (float)c * sl->frequency_penalty + sl->presence_penalty;
+    }
+}
+
+static struct seg_stat stat_of(const float *z, uint32_t n, float scale)
+{
+    float e[SEG];
+    struct seg_stat st = {.max = sampler_math_max(z, n)};
+    if (st.max > -INFINITY) { /* not NaN either */
+        sampler_math_exps(z, n, st.max, scale, e);
+        st.sum = sampler_math_sum(e, n);
+    }
+    return st;
+}
+
+static void segment(struct sampler *s, uint32_t i, uint32_t g)
+{
+    struct row_state *st = &s->state[i];
+    uint32_t at = g * SEG, n = MIN((uint32_t)SEG, own(s).n - at);
+    const float *raw = raw_row(s, i) + at;
+    struct seg_stat *raw_stat = &s->raw[(size_t)i * s->n_seg_own + g], *adj_stat = &s->adj[(size_t)i * s->n_seg_own + g];
+    if (st->ask & (ASK_RAW | ASK_TOP))
+        *raw_stat = stat_of(raw, n, 1);
+    if (!s->rows[i].sample)
+        return;
+    const float *z = raw;
+    if (st->adjusted) {
+        float *a = s->adj_logits + (size_t)i * own(s).n + at;
+        adjust(&s->rows[i], raw, own(s).first + at, n, a);
+        z = a;
+    }
+    if (st->greedy)
+        *adj_stat = (struct seg_stat){.max = sampler_math_max(z, n)};
+    else if (shares_raw(st) && (st->ask & ASK_RAW))
+        *adj_stat = *raw_stat;
+    else
+        *adj_stat = stat_of(z, n, st->scale);
+}
+
+/* ---- phase 2: this rank's answers */
+
+static size_t answer_bytes(const struct sampler *s, uint32_t i, uint32_t rank)
+{
+    const struct row_state *st = &s->state[i];
+    uint32_t n = s->cfg.ids[rank].n;
+    size_t b = 0;
+    if (st->asked & ASK_RAW)
+        b += n_segs(n) * sizeof(struct seg_stat);
+    if (st->asked & ASK_ADJ)
+        b += n_segs(n) * sizeof(struct seg_stat);
+    if (st->asked & ASK_BEST)
+        b += sizeof(struct cand);
+    if (st->asked & ASK_TARGET)
+        b += sizeof(struct cand);
+    if (st->asked & ASK_TOP)
+        b += MIN(s->rows[i].n_top, n) * sizeof(struct cand);
+    if (st->asked & ASK_CANDS)
+        b += MIN(st->cand_cap, n) * sizeof(struct cand);
+    if (st->asked & ASK_DRAW)
+        b += sizeof(struct cand);
+    return b;
+}
+
+/* Thread 0: which rows take part in this round (as many as fit), and where the answers lie. The same on every rank. */
+static void lay_out(struct sampler *s)
+{
+    size_t total = 0;
+    s->n_active = 0;
+    for (uint32_t i = 0; i < s->n; i++) {
+        struct row_state *st = &s->state[i];
+        size_t bytes = 0;
+        st->asked = st->ask;
+        if (!st->ask)
+            continue;
+        for (uint32_t r = 0; r < s->cfg.tp; r++)
+            bytes += answer_bytes(s, i, r);
+        if (s->n_active && total + bytes > s->xchg_cap) {
+            st->asked = 0;
+            continue;
+        }
+        ASSERT(total + bytes <= s->xchg_cap);
+        total += bytes;
+        s->n_active++;
+    }
+    size_t at = 0;
+    for (uint32_t r = 0; r < s->cfg.tp; r++) {
+        s->off[r] = at;
+        for (uint32_t i = 0; i < s->n; i++) {
+            s->row_at[(size_t)r * s->cfg.rows_cap + i] = at;
+            at += answer_bytes(s, i, r);
+        }
+        s->len[r] = at - s->off[r];
+    }
+}
+
+static void *take(uint8_t **p, size_t bytes)
+{
+    void *at = *p;
+    *p += bytes;
+    return at;
+}
+
+/* Walks the segment to the token where the running sum of exponentials passes what the uniform left. */
+static struct cand draw(const struct sampler *s, uint32_t i)
+{
+    const struct row_state *st = &s->state[i];
+    struct shard_range ids = own(s);
+    uint32_t at = st->draw_seg * SEG;
+    if (at - ids.first >= ids.n) /* another rank's */
+        return (struct cand){.id = SAMPLER_NONE};
+    at -= ids.first;
+    float e[SEG];
+    uint32_t n = MIN((uint32_t)SEG, ids.n - at), pick = SAMPLER_NONE;
+    sampler_math_exps(adj_row(s, i) + at, n, s->adj[(size_t)i * s->n_seg_own + at / SEG].max, st->scale, e);
+    double sum = 0;
+    for (uint32_t j = 0; j < n; j++) {
+        if (e[j] == 0)
+            continue;
+        pick = j; /* rounding may leave the sum short: then the last that can be drawn */
+        sum += (double)e[j];
+        if (sum > st->draw_left)
+            break;
+    }
+    ASSERT(pick != SAMPLER_NONE); /* the maximum itself counts 1 */
+    return (struct cand){.raw = raw_row(s, i)[at + pick], .id = ids.first + at + pick};
+}
+
+static void answer(struct sampler *s, uint32_t i, struct cand *scratch)
+{
+    const struct row_state *st = &s->state[i];
+    struct shard_range ids = own(s);
+    const struct seg_stat *raw = s->raw + (size_t)i * s->n_seg_own, *adj = s->adj + (size_t)i * s->n_seg_own;
+    uint8_t *p = s->xchg + s->row_at[(size_t)s->cfg.tp_rank * s->cfg.rows_cap + i];
+    size_t stats = s->n_seg_own * sizeof(struct seg_stat);
+    if (st->asked & ASK_RAW)
+        memcpy(take(&p, stats), raw, stats);
+    if (st->asked & ASK_ADJ)
+        memcpy(take(&p, stats), adj, stats);
+    if (st->asked & ASK_BEST) {
+        struct cand best = {-INFINITY, 0, SAMPLER_NONE, 0};
+        for (uint32_t g = 0; g < s->n_seg_own; g++)
+            if (adj[g].max != adj[g].max) {
+                best.z = adj[g].max;
+                break;
+            } else if (best.z < adj[g].max) {
+                best = (struct cand){.z = adj[g].max, .id = g};
+            }
+        if (best.z > -INFINITY) {
+            uint32_t at = best.id * SEG;
+            while (adj_row(s, i)[at] != best.z)
+                at++;
+            best.id = ids.first + at;
+            best.raw = raw_row(s, i)[at];
+        }
+        memcpy(take(&p, sizeof(best)), &best, sizeof(best));
+    }
+    if (st->asked & ASK_TARGET) {
+        uint32_t at = s->rows[i].target - ids.first;
+        struct cand c = {.raw = at < ids.n ? raw_row(s, i)[at] : 0, .id = s->rows[i].target};
+        memcpy(take(&p, sizeof(c)), &c, sizeof(c));
+    }
+    if (st->asked & ASK_TOP)
+        best_of_own(s, raw_row(s, i), raw_row(s, i), raw, s->rows[i].n_top, scratch,
+                    take(&p, MIN(s->rows[i].n_top, ids.n) * sizeof(struct cand)));
+    if (st->asked & ASK_CANDS)
+        best_of_own(s, adj_row(s, i), raw_row(s, i), adj, st->cand_cap, scratch, take(&p, MIN(st->cand_cap, ids.n) * sizeof(struct cand)));
+    if (st->asked & ASK_DRAW) {
+        struct cand c = draw(s, i);
+        memcpy(take(&p, sizeof(c)), &c, sizeof(c));
+    }
+}
+
+/* ---- phase 3: everybody merges all answers */
+
+/* Statistics of all segments in the order of the ids. p: per rank, advanced. */
+struct segs {
+    const struct seg_stat *of[SHARD_TP_MAX];
+};
+static void take_segs(const struct sampler *s, uint8_t **p, struct segs *out)
+{
+    for (uint32_t r = 0; r < s->cfg.tp; r++)
+        out->of[r] = take(&p[r], n_segs(s->cfg.ids[r].n) * sizeof(struct seg_stat));
+}
+static double seg_mass(const struct seg_stat *g, float max, float scale)
+{
+    return g->max > -INFINITY ? g->sum * (double)fm_exp((g->max - max) * scale) : 0;
+}
+/* False when a logit is not finite, or none is left. */
+static bool merge_segs(const struct sampler *s, const struct segs *v, float scale, float *max, double *sum)
+{
+    *max = -INFINITY;
+    *sum = 0;
+    for (uint32_t r = 0; r < s->cfg.tp; r++)
+        for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++) {
+            if (v->of[r][g].max != v->of[r][g].max)
+                return false;
+            *max = v->of[r][g].max > *max ? v->of[r][g].max : *max;
+        }
+    if (!(*max > -INFINITY))
+        return false;
+    for (uint32_t r = 0; r < s->cfg.tp; r++)
+        for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++)
+            *sum += seg_mass(&v->of[r][g], *max, scale);
+    return true;
+}
+
+/* No filter: the uniform picks the segment, and how far into it. */
+static void pick_segment(const struct sampler *s, struct row_state *st, const struct segs *v, double u)
+{
+    double target = u * st->adj_sum, sum = 0;
+    for (uint32_t r = 0; r < s->cfg.tp; r++)
+        for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++) {
+            const struct seg_stat *seg = &v->of[r][g];
+            double mass = seg_mass(seg, st->adj_max, st->scale);
+            if (mass == 0)
+                continue;
+            st->draw_seg = s->cfg.ids[r].first / SEG + g;
+            st->draw_left = (target - sum) / (double)fm_exp((seg->max - st->adj_max) * st->scale);
+            sum += mass;
+            if (sum > target)
+                return;
+        }
+}
+
+/* The best n of the ranks' sorted lists, best first. */
+static uint32_t merge_cands(const struct sampler *s, uint8_t **p, uint32_t cap, struct cand *out)
+{
+    const struct cand *list[SHARD_TP_MAX];
+    uint32_t left[SHARD_TP_MAX], n = 0;
+    for (uint32_t r = 0; r < s->cfg.tp; r++) {
+        left[r] = MIN(cap, s->cfg.ids[r].n);
+        list[r] = take(&p[r], left[r] * sizeof(struct cand));
+    }
+    for (; n < cap; n++) {
+        uint32_t best = SAMPLER_NONE;
+        for (uint32_t r = 0; r < s->cfg.tp; r++)
+            if (left[r] && (best == SAMPLER_NONE || better(list[r], list[best])))
+                best = r;
+        if (best == SAMPLER_NONE)
+            break;
+        out[n] = *list[best]++;
+        left[best]--;
+    }
+    return n;
+}
+
+static double mass_of(const struct row_state *st, const struct cand *c)
+{
+    return (double)fm_exp((c->z - st->adj_max) * st->scale);
+}
+
+/* How many of the n best candidates the filters keep; false when more must be known. all: the n are the whole vocabulary. */
+static bool keep(const struct row_state *st, const struct slot *sl, const struct cand *c, uint32_t n, bool all, uint32_t *kept)
+{
+    uint32_t end = 0; /* of what min_p and top_k leave */
+    bool by_min_p = sl->min_p > 0, by_top_k = sl->top_k > 0, ended = all;
+    double mass = 0;
+    for (; end < n; end++) {
+        double p = mass_of(st, &c[end]);
+        if ((by_top_k && end == sl->top_k) || (by_min_p && end > 0 && p < (double)sl->min_p) || p == 0) {
+            ended = true;
+            break;
+        }
+        mass += p;
+    }
+    ended = ended || (by_top_k && end == sl->top_k);
+    if (sl->top_p >= 1) {
+        *kept = end;
+        return ended;
+    }
+    if (!by_min_p && !by_top_k)
+        mass = st->adj_sum; /* known without the list */
+    else if (!ended)
+        return false;
+    double want = mass * (double)sl->top_p, sum = 0;
+    for (uint32_t i = 0; i < end; i++) {
+        sum += mass_of(st, &c[i]);
+        if (sum >= want) {
+            *kept = i + 1;
+            return true;
+        }
+    }
+    *kept = end;
+    return ended;
+}
+
+static void pick_candidate(const struct sampler *s, struct row_state *st, struct sampler_row *row, const struct cand *c, uint32_t n, double u)
+{
+    uint32_t kept, pick = 0;
+    if (!keep(st, row->slot, c, n, n >= s->cfg.vocab, &kept)) {
+        st->cand_cap = st->cand_cap > s->cfg.vocab / CAND_GROWTH ? s->cfg.vocab : st->cand_cap * CAND_GROWTH;
+        st->ask = ASK_CANDS;
+        return;
+    }
+    double mass = 0, sum = 0;
+    for (uint32_t i = 0; i < kept; i++)
+        mass += mass_of(st, &c[i]);
+    for (pick = 0; pick + 1 < kept; pick++) {
+        sum += mass_of(st, &c[pick]);
+        if (sum > u * mass)
+            break;
+    }
+    row->token = c[pick].id;
+    st->token_raw = c[pick].raw;
+}
+
+static float logprob(const struct row_state *st, float raw)
+{
+    return (raw - st->raw_max) - fm_log((float)st->raw_sum);
+}
+
+static void merge(struct sampler *s, uint32_t i, struct cand *scratch)
+{
+    struct row_state *st = &s->state[i];
+    struct sampler_row *row = &s->rows[i];
+    uint8_t *p[SHARD_TP_MAX];
+    struct segs raw = {0}, adj = {0};
+    for (uint32_t r = 0; r < s->cfg.tp; r++)
+        p[r] = s->xchg + s->row_at[(size_t)r * s->cfg.rows_cap + i];
+    double u = row->sample && !st->greedy ? rng_uniform(row->slot->seed, row->slot->choice, row->position) : 0;
+    st->ask = 0;
+    if (st->asked & ASK_RAW) {
+        take_segs(s, p, &raw);
+        st->bad |= !merge_segs(s, &raw, 1, &st->raw_max, &st->raw_sum);
+    }
+    if (st->asked & ASK_ADJ) {
+        take_segs(s, p, &adj);
+        st->bad |= !merge_segs(s, &adj, st->scale, &st->adj_max, &st->adj_sum);
+    }
+    if (st->bad)
+        return;
+    if ((st->asked & ASK_ADJ) && !st->filtered) {
+        pick_segment(s, st, &adj, u);
+        st->ask = ASK_DRAW;
+    }
+    if (st->asked & ASK_BEST) {
+        struct cand best = {-INFINITY, 0, SAMPLER_NONE, 0}, c;
+        for (uint32_t r = 0; r < s->cfg.tp; r++) {
+            memcpy(&c, take(&p[r], sizeof(c)), sizeof(c));
+            st->bad |= c.z != c.z;
+            if (better(&c, &best))
+                best = c;
+        }
+        st->bad |= best.id == SAMPLER_NONE;
+        row->token = best.id;
+        st->token_raw = best.raw;
+    }
+    if (st->asked & ASK_TARGET)
+        for (uint32_t r = 0; r < s->cfg.tp; r++) {
+            struct cand c;
+            memcpy(&c, take(&p[r], sizeof(c)), sizeof(c));
+            if (row->target - s->cfg.ids[r].first < s->cfg.ids[r].n)
+                row->lp = logprob(st, c.raw);
+        }
+    if (st->asked & ASK_TOP) {
+        row->n_top_out = merge_cands(s, p, row->n_top, scratch);
+        for (uint32_t j = 0; j < row->n_top_out; j++) {
+            row->top_id[j] = scratch[j].id;
+            row->top_lp[j] = logprob(st, scratch[j].raw);
+        }
+    }
+    if (st->asked & ASK_CANDS)
+        pick_candidate(s, st, row, scratch, merge_cands(s, p, st->cand_cap, scratch), u);
+    if (st->asked & ASK_DRAW)
+        for (uint32_t r = 0; r < s->cfg.tp; r++) {
+            struct cand c;
+            memcpy(&c, take(&p[r], sizeof(c)), sizeof(c));
+            if (c.id != SAMPLER_NONE) {
+                row->token = c.id;
+                st->token_raw = c.raw;
+            }
+        }
+    if (!st->ask && row->sample && row->logprob && !st->bad)
+        row->lp = logprob(st, st->token_raw);
+}
+
+/* ---- the run */
+
+static void begin_row(struct sampler *s, uint32_t i)
+{
+    struct sampler_row *row = &s->rows[i];
+    const struct slot *sl = row->slot;
+    struct row_state *st = &s->state[i];
+    *st = (struct row_state){.scale = 1};
+    row->token = SAMPLER_NONE;
+    row->lp = NAN;
+    row->n_top_out = 0;
+    if (row->target != SAMPLER_NONE)
+        st->ask |= ASK_TARGET | ASK_RAW;
+    if (row->sample && row->logprob)
+        st->ask |= ASK_RAW;
+    if (row->n_top)
+        st->ask |= ASK_TOP | ASK_RAW;
+    if (!row->sample)
+        return;
+    st->greedy = sl->temperature < 1e-5f;
+    st->scale = st->greedy ? 1 : 1 / sl->temperature;
+    st->adjusted = sl->n_bias || sl->has_penalties || (sl->n_stop && below_min_tokens(row));
+    bool by_top_k = sl->top_k > 0 && sl->top_k < s->cfg.vocab;
+    st->filtered = !st->greedy && (by_top_k || sl->top_p < 1 || sl->min_p > 0);
+    st->ask |= st->greedy ? ASK_BEST : ASK_ADJ;
+    if (st->filtered) {
+        st->ask |= ASK_CANDS;
+        st->cand_cap = MIN(by_top_k ? MIN(sl->top_k, (uint32_t)CAND_FIRST_MAX) : (uint32_t)CAND_FIRST, s->cfg.vocab);
+    }
+}
+
+static void sampler_pass(void *arg, unsigned ith, unsigned nth)
+{
+    struct sampler *s = arg;
+    struct cand *scratch = s->scratch + ith * s->scratch_each;
+    uint32_t begin, end;
+    pool_part(s->n * s->n_seg_own, 1, ith, nth, &begin, &end);
+    for (uint32_t item = begin; item < end; item++)
+        segment(s, item / s->n_seg_own, item % s->n_seg_own);
+    for (;;) {
+        if (ith == 0)
+            lay_out(s);
+        pool_barrier(s->cfg.pool);
+        if (s->n_active == 0)
+            return;
+        for (uint32_t i = ith; i < s->n; i += nth)
+            if (s->state[i].asked)
+                answer(s, i, scratch);
+        pool_barrier(s->cfg.pool);
+        if (s->cfg.tp > 1) {
+            if (ith == 0)
+                s->err = comm_allgather(s->comm, s->xchg, s->off, s->len);
+            pool_barrier(s->cfg.pool);
+            if (s->err != ERR_OK)
+                return;
+        }
+        for (uint32_t i = ith; i < s->n; i += nth)
+            if (s->state[i].asked)
+                merge(s, i, scratch);
+        pool_barrier(s->cfg.pool);
+    }
+}
+
+enum err sampler_run(struct sampler *s, struct comm *comm, const float *logits, size_t stride, struct sampler_row *rows, uint32_t n)
+{
+    ASSERT(n > 0 && n <= s->cfg.rows_cap);
+    s->comm = comm;
+    s->logits = logits;
+    s->stride = stride;
+    s->rows = rows;
+    s->n = n;
+    s->err = ERR_OK;
+    for (uint32_t i = 0; i < n; i++)
+        begin_row(s, i);
+    pool_run(s->cfg.pool, sampler_pass, s);
+    for (uint32_t i = 0; i < n && s->err == ERR_OK; i++)
+        if (s->state[i].bad)
+            return err_set(ERR_CORRUPT, "logits at position %u are not finite (damaged weights, or a bias that bans everything)", rows[i].position);
+    return s->err;
+}
+
+/* ---- buffers */
+
+static void *carve(struct sampler *s, size_t n, size_t size)
+{
+    size_t at = s->map_bytes;
+    s->map_bytes = ROUND_UP(at + n * size, (size_t)64);
+    return s->map ? (uint8_t *)s->map + at : NULL;
+}
+
+static void carve_all(struct sampler *s)
+{
+    size_t rows = s->cfg.rows_cap, tp = s->cfg.tp, segs = n_segs(s->cfg.vocab) + tp;
+    s->map_bytes = 0;
+    s->state = carve(s, rows, sizeof(*s->state));
+    s->raw = carve(s, rows * s->n_seg_own, sizeof(*s->raw));
+    s->adj = carve(s, rows * s->n_seg_own, sizeof(*s->adj));
+    s->adj_logits = carve(s, rows * own(s).n, sizeof(float));
+    s->scratch_each = s->cfg.vocab + segs;
+    s->scratch = carve(s, s->scratch_each * pool_n_threads(s->cfg.pool), sizeof(*s->scratch));
+    s->row_at = carve(s, rows * tp, sizeof(*s->row_at));
+    /* All rows with statistics and first candidates; or one row with the candidates of the whole vocabulary. */
+    size_t lists = tp * (MSG_LOGPROBS_MAX + CAND_FIRST + 3) * sizeof(struct cand);
+    s->xchg_cap = rows * (2 * segs * sizeof(struct seg_stat) + lists) + s->cfg.vocab * sizeof(struct cand);
+    s->xchg = carve(s, s->xchg_cap, 1);
+}
+
+enum err sampler_create(const struct sampler_config *cfg, struct sampler **out)
+{
+    struct sampler *s = calloc(1, sizeof(*s));
+    if (!s)
+        return err_set(ERR_NOMEM, "out of memory for the sampler");
+    s->cfg = *cfg;
+    s->n_seg_own = n_segs(own(s).n);
+    carve_all(s);
+    size_t bytes = s->map_bytes;
+    s->map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (s->map == MAP_FAILED) {
+        free(s);
+        return err_set(ERR_NOMEM, "no memory for %zu bytes of sampling buffers", bytes);
+    }
+    carve_all(s);
+    *out = s;
+    return ERR_OK;
+}
+
+void sampler_destroy(struct sampler **s)
+{
+    if (!*s)
+        return;
+    munmap((*s)->map, (*s)->map_bytes);
+    free(*s);
+    *s = NULL;
+}

@@ -1,0 +1,66 @@
+/* What a worker keeps of each running sequence: its sampling setup, its block table, how many positions have run, token counts for
+ * the penalties, what it sampled last, and (for log-probabilities of a prompt that comes in chunks) the last hidden state.
+ *
+ * slots_check looks at every number of a step before anything is changed: a hostile or buggy coordinator gets ERR_PROTOCOL, never a
+ * crash. The big arrays (tables, counts, hidden states) are one NORESERVE mapping, touched on use; nothing is allocated later.
+ * One thread; read by the pool's threads during a pass. */
+#ifndef WORKER_SLOTS_H
+#define WORKER_SLOTS_H
+
+#include "model/shard.h"
+#include "proto/msg.h"
+
+#include <stdbool.h>
+
+#define SLOT_SEEN 0x80000000u /* in slot.counts: the token is in prompt or output; the bits below count it in the output */
+
+struct slot {
+    bool live;
+    uint32_t gen;
+    uint32_t pos;           /* positions that have run (with those a cached prefix skipped) */
+    uint32_t n_blocks;
+    uint32_t *blocks;       /* [ctx / 16] */
+    bool has_sampled;       /* the last run sampled the token of position pos ... */
+    uint32_t sampled;       /* ... which was this (known on the last stage, and on stage 0 once it was handed over) */
+    bool hidden_valid;      /* hidden is that of position pos - 1 */
+    float *hidden;          /* [dim], last stage */
+
+    uint64_t seed;
+    uint32_t choice;
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    uint32_t min_tokens, prompt_len, n_logprobs;
+    uint32_t n_stop, n_bias;
+    uint32_t *stop;         /* [MSG_STOP_IDS_MAX] */
+    uint32_t *bias_id;      /* [MSG_BIAS_MAX], rising */
+    float *bias;
+    bool has_penalties;     /* counts are kept only then */
+    uint32_t *counts;       /* [vocab] */
+};
+
+struct slots_config {
+    uint32_t max_seqs, ctx, vocab, dim, n_kv_blocks, max_step_tokens;
+    bool sampling;          /* last stage: counts and hidden states are kept */
+};
+struct slots {
+    struct slots_config cfg;
+    struct slot *slot;      /* [max_seqs] */
+    void *map;
+    size_t map_bytes, counts_bytes;
+    uint32_t *last_run;     /* [max_seqs], scratch of the check: the run that names a slot */
+};
+
+enum err slots_init(struct slots *s, const struct slots_config *cfg);
+void slots_deinit(struct slots *s);
+/* Forgets all of them. */
+void slots_reset(struct slots *s);
+
+/* Every index, length and value of the step against the slots as they are; changes nothing. ERR_PROTOCOL names run, field and numbers. */
+enum err slots_check(struct slots *s, const struct step *step);
+/* Frees, sets up, appends blocks. The step has passed slots_check. */
+void slots_apply(struct slots *s, const struct step *step);
+/* After slots_apply, once per run in order: its input tokens, none of them STEP_TOKEN_SAMPLED any more. Advances pos, counts. */
+void slots_advance(struct slots *s, const struct step *step, uint32_t run, const uint32_t *tokens);
+
+#endif
