@@ -189,6 +189,7 @@ static bool init_choices(struct generation *g, const struct sampling *s, int64_t
         c->id = request_id(g, i);
         strcpy(c->stop_reason, "null");
         detokenizer_init(&c->detok, g->api->tok, (const char *const *)g->stops, g->n_stops, false);
+        detokenizer_continue(&c->detok);
         if (s->max_tokens > 0 && c->n_prompt >= g->api->ctx)
             return api_error(e, 400, g->chat ? "messages" : "prompt",
                              "the prompt has %u tokens, the context is %u: no room for an answer", c->n_prompt, g->api->ctx);

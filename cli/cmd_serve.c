@@ -1,0 +1,23 @@
+/* racklm serve: a whole cluster on this machine, in the foreground. */
+#include "cli/cli.h"
+#include "cli/local.h"
+
+#include <stdio.h>
+
+int cmd_serve(struct options *o, int argc, char **argv)
+{
+    if (!cli_flags("serve", NULL, 0, o, OPTION_SERVE, &argc, argv))
+        return CLI_USAGE;
+    const char *model = argc > 1 ? argv[1] : o->model;
+    if (!model || argc > 2)
+        return cli_usage("serve", model ? "one model at a time" : "which model? name a GGUF file");
+    struct local l;
+    enum err e = local_start(o, model, false, &l);
+    if (e != ERR_OK)
+        return e == ERR_ABORTED ? CLI_OK : cli_fail_err("serve", e);
+    printf("racklm " RACKLM_VERSION " serves %s at %s (tp %u, pp %u, context %u)\n", model, l.url, l.tp, l.pp, l.ctx);
+    if (l.log_path[0])
+        printf("log: %s\n", l.log_path);
+    fflush(stdout);
+    return local_wait(&l);
+}

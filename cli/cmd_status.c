@@ -1,0 +1,172 @@
+/* racklm status, racklm workers: what the coordinator knows, as a table or JSON. */
+#include "cli/cli.h"
+#include "cli/control.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { ASK_TIMEOUT_MS = 3000 };
+
+static enum err ask(const struct options *o, enum admin_verb verb, struct arena *arena, struct msg_admin_reply *r)
+{
+    struct control *c;
+    TRY(control_open_options(o, &c));
+    enum err e = control_ask(c, verb, ASK_TIMEOUT_MS, arena, r);
+    control_close(&c);
+    return e;
+}
+
+static void json_str(struct buf *b, const char *key, const char *s)
+{
+    buf_printf(b, "\"%s\":", key);
+    buf_json_str(b, s ? s : "", s ? strlen(s) : 0);
+}
+
+static void print_json(struct buf *b)
+{
+    buf_putc(b, '\n');
+    fwrite(b->data, 1, b->len, stdout);
+    buf_deinit(b);
+}
+
+static void status_json(const struct msg_admin_reply *r)
+{
+    struct buf b;
+    buf_init(&b);
+    buf_putc(&b, '{');
+    json_str(&b, "version", r->version);
+    buf_putc(&b, ',');
+    json_str(&b, "model", r->model);
+    buf_putc(&b, ',');
+    json_str(&b, "url", r->http_url);
+    buf_putc(&b, ',');
+    json_str(&b, "message", r->text);
+    buf_printf(&b, ",\"uptime_ms\":%llu,\"tp\":%u,\"pp\":%u,\"ctx\":%u,\"replicas\":[", (unsigned long long)r->uptime_ms, r->tp, r->pp, r->ctx);
+    for (uint32_t i = 0; i < r->n_replicas; i++) {
+        const struct msg_replica_info *p = &r->replicas[i];
+        buf_printf(&b, "%s{\"replica\":%u,", i ? "," : "", p->replica);
+        json_str(&b, "state", p->state);
+        buf_printf(&b, ",\"epoch\":%llu,\"running\":%u,\"waiting\":%u,\"kv_blocks\":%u,\"kv_blocks_used\":%u,\"load_percent\":%u}",
+                   (unsigned long long)p->epoch, p->running, p->waiting, p->kv_blocks, p->kv_blocks_used, p->load_percent);
+    }
+    buf_puts(&b, "],\"nodes\":[");
+    for (uint32_t i = 0; i < r->n_nodes; i++) {
+        const struct msg_hello *n = &r->nodes[i];
+        buf_printf(&b, "%s{", i ? "," : "");
+        json_str(&b, "host", n->host);
+        buf_puts(&b, ",\"devices\":[");
+        for (uint32_t d = 0; d < n->n_devices; d++) {
+            buf_printf(&b, "%s{", d ? "," : "");
+            json_str(&b, "name", n->devices[d].name);
+            buf_putc(&b, ',');
+            json_str(&b, "model", n->devices[d].model);
+            buf_printf(&b, ",\"memory_bytes\":%llu,\"cores\":%u,\"numa\":%u}", (unsigned long long)n->devices[d].memory_bytes, n->devices[d].cores,
+                       n->devices[d].numa);
+        }
+        buf_puts(&b, "]}");
+    }
+    buf_puts(&b, "]}");
+    print_json(&b);
+}
+
+static void status_text(const struct msg_admin_reply *r)
+{
+    printf("racklm %s  %s  %s  up %llu s  tp %u  pp %u  context %u\n", r->version, r->model, r->http_url, (unsigned long long)(r->uptime_ms / 1000), r->tp,
+           r->pp, r->ctx);
+    if (r->text && r->text[0])
+        printf("%s\n", r->text);
+    static const char *const heads[] = {"REPLICA", "STATE", "EPOCH", "RUNNING", "WAITING", "KV BLOCKS", "USED"};
+    struct cli_table *t = cli_table_create(7, heads, "rlrrrrr");
+    for (uint32_t i = 0; i < r->n_replicas; i++) {
+        const struct msg_replica_info *p = &r->replicas[i];
+        char c[6][24];
+        snprintf(c[0], 24, "%u", p->replica);
+        snprintf(c[1], 24, "%llu", (unsigned long long)p->epoch);
+        snprintf(c[2], 24, "%u", p->running);
+        snprintf(c[3], 24, "%u", p->waiting);
+        snprintf(c[4], 24, "%u", p->kv_blocks);
+        snprintf(c[5], 24, "%u", p->kv_blocks_used);
+        cli_table_row(t, c[0], p->state, c[1], c[2], c[3], c[4], c[5]);
+    }
+    cli_table_print(&t);
+}
+
+int cmd_status(struct options *o, int argc, char **argv)
+{
+    if (!cli_flags("status", NULL, 0, o, OPTION_CLIENT, &argc, argv))
+        return CLI_USAGE;
+    struct arena arena;
+    arena_init(&arena, 0);
+    struct msg_admin_reply r;
+    enum err e = ask(o, ADMIN_STATUS, &arena, &r);
+    if (e == ERR_OK && o->output == 1)
+        status_json(&r);
+    else if (e == ERR_OK)
+        status_text(&r);
+    int rc = e == ERR_OK ? CLI_OK : cli_fail_err("status", e);
+    arena_deinit(&arena);
+    return rc;
+}
+
+static void workers_json(const struct msg_admin_reply *r)
+{
+    struct buf b;
+    buf_init(&b);
+    buf_putc(&b, '[');
+    for (uint32_t i = 0; i < r->n_workers; i++) {
+        const struct msg_worker_info *w = &r->workers[i];
+        buf_printf(&b, "%s{\"worker_id\":%llu,", i ? "," : "", (unsigned long long)w->worker_id);
+        json_str(&b, "host", w->host);
+        buf_putc(&b, ',');
+        json_str(&b, "device", w->device);
+        buf_putc(&b, ',');
+        json_str(&b, "state", w->state);
+        buf_putc(&b, ',');
+        json_str(&b, "backend", w->backend);
+        buf_printf(&b,
+                   ",\"pid\":%u,\"replica\":%u,\"stage\":%u,\"tp_rank\":%u,\"layers\":[%u,%u],\"weights_bytes\":%llu,\"weights_bytes_planned\":%llu,"
+                   "\"kv_bytes\":%llu,\"kv_blocks\":%u,\"load_ms\":%u,\"restarts\":%u,\"steps\":%llu,\"heartbeat_age_ms\":%u}",
+                   w->pid, w->replica, w->stage, w->tp_rank, w->layer_first, w->layer_end, (unsigned long long)w->weights_bytes,
+                   (unsigned long long)w->weights_bytes_planned, (unsigned long long)w->kv_bytes, w->kv_blocks, w->load_ms, w->restarts,
+                   (unsigned long long)w->steps, w->heartbeat_age_ms);
+    }
+    buf_putc(&b, ']');
+    print_json(&b);
+}
+
+static void workers_text(const struct msg_admin_reply *r)
+{
+    static const char *const heads[] = {"REPLICA", "STAGE", "RANK", "HOST", "DEVICE", "PID", "STATE", "BACKEND", "LAYERS", "WEIGHTS", "KV", "LOAD", "RESTARTS"};
+    struct cli_table *t = cli_table_create(13, heads, "rrrllrlllrrrr");
+    for (uint32_t i = 0; i < r->n_workers; i++) {
+        const struct msg_worker_info *w = &r->workers[i];
+        char c[7][24], weights[16], kv[16];
+        snprintf(c[0], 24, "%u", w->replica);
+        snprintf(c[1], 24, "%u", w->stage);
+        snprintf(c[2], 24, "%u", w->tp_rank);
+        snprintf(c[3], 24, "%u", w->pid);
+        snprintf(c[4], 24, "%u-%u", w->layer_first, w->layer_end ? w->layer_end - 1 : 0);
+        snprintf(c[5], 24, "%u ms", w->load_ms);
+        snprintf(c[6], 24, "%u", w->restarts);
+        cli_table_row(t, c[0], c[1], c[2], w->host, w->device, c[3], w->state, w->backend, c[4], cli_bytes(w->weights_bytes, weights),
+                      cli_bytes(w->kv_bytes, kv), c[5], c[6]);
+    }
+    cli_table_print(&t);
+}
+
+int cmd_workers(struct options *o, int argc, char **argv)
+{
+    if (!cli_flags("workers", NULL, 0, o, OPTION_CLIENT, &argc, argv))
+        return CLI_USAGE;
+    struct arena arena;
+    arena_init(&arena, 0);
+    struct msg_admin_reply r;
+    enum err e = ask(o, ADMIN_WORKERS, &arena, &r);
+    if (e == ERR_OK && o->output == 1)
+        workers_json(&r);
+    else if (e == ERR_OK)
+        workers_text(&r);
+    int rc = e == ERR_OK ? CLI_OK : cli_fail_err("workers", e);
+    arena_deinit(&arena);
+    return rc;
+}

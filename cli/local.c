@@ -1,0 +1,363 @@
+/* See local.h. Signals: SIGINT and SIGTERM are blocked from local_start on and read from a signalfd, with SIGCHLD. */
+#include "cli/local.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "cli/cli.h"
+#include "cli/control.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { POLL_MS = 50, AGENT_RESTARTS_MAX = 10, STOP_MARGIN_MS = 5000 };
+
+static int signal_fd = -1;
+
+static void block_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    if (signal_fd < 0)
+        signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
+/* ---- the environment of the children ---- */
+
+static void put_env(const char *id, const char *value)
+{
+    char name[64] = "RACKLM_";
+    size_t n = strlen(name);
+    for (const char *p = id; *p && n + 1 < sizeof(name); p++)
+        name[n++] = (char)(*p >= 'a' && *p <= 'z' ? *p - 32 : *p);
+    name[n] = '\0';
+    setenv(name, value, 1);
+}
+
+static const char *enum_name(const char *names, int idx, char *out, size_t cap)
+{
+    while (idx-- > 0 && names)
+        names = strchr(names, '|') ? strchr(names, '|') + 1 : "";
+    snprintf(out, cap, "%.*s", (int)strcspn(names, "|"), names);
+    return out;
+}
+
+#define ENV_BOOL(id, min) put_env(#id, o->id ? "true" : "false")
+#define ENV_INT(id, min) (snprintf(v, sizeof(v), "%lld", (long long)o->id), put_env(#id, v))
+#define ENV_SIZE(id, min) (snprintf(v, sizeof(v), "%llu", (unsigned long long)o->id), put_env(#id, v))
+#define ENV_FLOAT(id, min) (snprintf(v, sizeof(v), "%.17g", (double)o->id), put_env(#id, v))
+#define ENV_MS(id, min) (snprintf(v, sizeof(v), "%u", (unsigned)o->id), put_env(#id, v))
+#define ENV_ENUM(id, min) put_env(#id, enum_name((const char *)(uintptr_t)(min), o->id, v, sizeof(v)))
+#define ENV_STR(id, min) put_env(#id, o->id ? o->id : "")
+
+/* Every option that was given goes on; a child takes those of its scope. */
+static void export_options(const struct options *o)
+{
+    char v[64];
+#define OPT(id, key, type, def, min, max, unit, live, scope, help) \
+    if (options_given(o, #id))                                      \
+        ENV_##type(id, min);
+#include "base/options.def"
+#undef OPT
+}
+
+/* ---- children ---- */
+
+static void program_path(const char *name, char *out, size_t cap)
+{
+    ssize_t n = readlink("/proc/self/exe", out, cap - 1);
+    out[n > 0 ? n : 0] = '\0';
+    char *slash = strrchr(out, '/');
+    size_t dir = slash ? (size_t)(slash - out) + 1 : 0;
+    snprintf(out + dir, cap - dir, "%s", name);
+}
+
+static enum err spawn(struct local *l, const char *program, const char *const *args, int read_fd, pid_t *out)
+{
+    char path[PATH_MAX], fd_text[16];
+    program_path(program, path, sizeof(path));
+    pid_t parent = getpid();
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid < 0)
+        return err_set(ERR_IO, "cannot start %s: %s", program, strerror(errno));
+    if (pid > 0) {
+        *out = pid;
+        return ERR_OK;
+    }
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent)
+        _exit(CLI_FAILED);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setpgid(0, 0); /* Ctrl-C reaches this process only, which then drains */
+    int fd = dup(read_fd); /* loses close-on-exec */
+    if (l->log_path[0]) {
+        int log = open(l->log_path, O_WRONLY | O_APPEND | O_CREAT, 0600);
+        if (log >= 0) {
+            dup2(log, 2);
+            dup2(log, 1);
+        }
+    }
+    snprintf(fd_text, sizeof(fd_text), "%d", fd);
+    export_options(l->opts);
+    put_env("parent_fd", fd_text);
+    put_env("state_dir", l->state_dir);
+    put_env("runtime_dir", l->runtime_dir);
+    const char *argv[8] = {path};
+    for (int i = 0; args && args[i] && i < 6; i++)
+        argv[i + 1] = args[i];
+    execv(path, (char *const *)argv);
+    fprintf(stderr, "racklm: cannot run %s: %s\n", path, strerror(errno));
+    _exit(127);
+}
+
+static int read_end = -1;
+
+static enum err spawn_agent(struct local *l)
+{
+    char key[512];
+    snprintf(key, sizeof(key), "%s/keys/local-worker.key", l->state_dir);
+    const char *args[] = {"--join", l->endpoint, "--key-file", key, NULL};
+    return spawn(l, "racklm-worker", args, read_end, &l->agent);
+}
+
+/* As many devices as the split needs, unless they were named. */
+static enum err default_devices(struct options *o)
+{
+    if (o->devices)
+        return ERR_OK;
+    struct buf b;
+    buf_init(&b);
+    for (int64_t i = 0; i < o->tp * o->pp * o->replicas && i < 256; i++)
+        buf_printf(&b, "%scpu:%d", i ? "," : "", (int)i);
+    char *args[] = {"serve", "--devices", buf_take(&b, NULL), NULL};
+    int argc = 3;
+    enum err e = args[2] ? options_load_args(o, OPTION_SERVE, &argc, args) : ERR_NOMEM;
+    free(args[2]);
+    return e;
+}
+
+static enum err set_option(struct options *o, unsigned scope, const char *flag, const char *value)
+{
+    char *args[] = {"racklm", (char *)(uintptr_t)flag, (char *)(uintptr_t)value, NULL};
+    int argc = 3;
+    return options_load_args(o, scope, &argc, args);
+}
+
+static void kill_child(pid_t *pid, int sig)
+{
+    if (*pid > 0)
+        kill(*pid, sig);
+}
+
+static bool reap(pid_t *pid, int *status)
+{
+    if (*pid <= 0)
+        return true;
+    int st;
+    if (waitpid(*pid, &st, WNOHANG) == *pid) {
+        *pid = 0;
+        if (status)
+            *status = st;
+        return true;
+    }
+    return false;
+}
+
+static void wait_child(pid_t *pid, uint64_t timeout_ms)
+{
+    uint64_t end = clock_ns() + timeout_ms * NS_PER_MS;
+    while (!reap(pid, NULL)) {
+        if (clock_ns() > end) {
+            kill_child(pid, SIGKILL);
+            end = UINT64_MAX;
+        }
+        poll(NULL, 0, 5);
+    }
+}
+
+void local_stop(struct local *l)
+{
+    kill_child(&l->coordinator, SIGTERM);
+    wait_child(&l->coordinator, l->opts->drain_timeout_ms + STOP_MARGIN_MS);
+    kill_child(&l->agent, SIGTERM);
+    wait_child(&l->agent, STOP_MARGIN_MS);
+    if (l->pipe_fd >= 0)
+        close(l->pipe_fd);
+    if (read_end >= 0)
+        close(read_end);
+    l->pipe_fd = read_end = -1;
+}
+
+/* The last line of a log: what a child that ended had to say. */
+static void last_line(const char *path, char *out, size_t cap)
+{
+    struct buf b;
+    buf_init(&b);
+    out[0] = '\0';
+    if (path[0] && buf_read_file(&b, path, 64 << 20) == ERR_OK && b.len) {
+        size_t end = b.len;
+        while (end && b.data[end - 1] == '\n')
+            end--;
+        size_t start = end;
+        while (start && b.data[start - 1] != '\n')
+            start--;
+        snprintf(out, cap, "%.*s", (int)(end - start), b.data + start);
+    }
+    buf_deinit(&b);
+}
+
+static bool interrupted(void)
+{
+    struct signalfd_siginfo si;
+    bool yes = false;
+    while (signal_fd >= 0 && read(signal_fd, &si, sizeof(si)) == sizeof(si))
+        yes |= si.ssi_signo != SIGCHLD;
+    return yes;
+}
+
+static enum err wait_ready(struct local *l)
+{
+    struct control *c = NULL;
+    struct arena arena;
+    arena_init(&arena, 0);
+    enum err e = ERR_OK;
+    bool ready = false;
+    while (!ready && e == ERR_OK) {
+        int status = 0;
+        if (reap(&l->coordinator, &status) || reap(&l->agent, &status)) {
+            char line[400];
+            last_line(l->log_path, line, sizeof(line));
+            e = err_set(ERR_UNAVAILABLE, "%s", line[0] ? line : "the server ended while starting; its message stands above");
+            break;
+        }
+        if (interrupted()) {
+            e = err_set(ERR_ABORTED, "interrupted");
+            break;
+        }
+        struct msg_admin_reply r;
+        arena_reset(&arena);
+        if (!c)
+            control_open(l->endpoint, l->state_dir, NULL, &c);
+        if (c && control_ask(c, ADMIN_STATUS, 200, &arena, &r) == ERR_OK) {
+            uint32_t percent = 0, n_ready = 0;
+            const char *state = "starting";
+            for (uint32_t i = 0; i < r.n_replicas; i++) {
+                percent += r.replicas[i].load_percent;
+                n_ready += strcmp(r.replicas[i].state, "ready") == 0;
+                state = r.replicas[i].state;
+            }
+            cli_progress(state, r.n_replicas ? percent / 100.0 / r.n_replicas : -1);
+            ready = r.n_replicas > 0 && n_ready == r.n_replicas;
+            if (ready) {
+                snprintf(l->url, sizeof(l->url), "%s", r.http_url);
+                l->ctx = r.ctx;
+                l->tp = r.tp;
+                l->pp = r.pp;
+            } else if (r.err) {
+                e = err_set(ERR_UNAVAILABLE, "%s", r.text);
+            }
+        }
+        if (!ready)
+            poll(NULL, 0, POLL_MS);
+    }
+    cli_progress_end();
+    control_close(&c);
+    arena_deinit(&arena);
+    return e;
+}
+
+enum err local_start(struct options *opts, const char *model, bool quiet, struct local *l)
+{
+    memset(l, 0, sizeof(*l));
+    l->opts = opts;
+    l->pipe_fd = -1;
+    char path[PATH_MAX];
+    if (!realpath(model, path))
+        return err_set(ERR_NOT_FOUND, "%s: %s", model, strerror(errno));
+    TRY(set_option(opts, OPTION_COORDINATOR, "--model", path));
+    TRY(default_devices(opts));
+    if (quiet)
+        TRY(set_option(opts, OPTION_SERVE, "--port", "0"));
+    TRY(keys_state_dir(opts->state_dir, l->state_dir, sizeof(l->state_dir)));
+    TRY(keys_runtime_dir(opts->runtime_dir, l->runtime_dir, sizeof(l->runtime_dir)));
+    struct keys keys = {0};
+    TRY(keys_load_or_create(l->state_dir, &keys)); /* before two children want to make them */
+    keys_deinit(&keys);
+    if (opts->log_file) {
+        snprintf(l->log_path, sizeof(l->log_path), "%s", opts->log_file);
+    } else if (quiet || cli_is_terminal()) {
+        snprintf(l->log_path, sizeof(l->log_path), "%s/logs", l->state_dir);
+        mkdir(l->log_path, 0700);
+        snprintf(l->log_path, sizeof(l->log_path), "%s/logs/%s-%d.log", l->state_dir, quiet ? "run" : "serve", (int)getpid());
+        unlink(l->log_path);
+    }
+    block_signals();
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) != 0)
+        return err_set(ERR_IO, "cannot make a pipe: %s", strerror(errno));
+    read_end = fds[0];
+    l->pipe_fd = fds[1];
+    enum err e = spawn(l, "racklm-coordinator", NULL, read_end, &l->coordinator);
+    if (e == ERR_OK) {
+        snprintf(l->endpoint, sizeof(l->endpoint), "ipc://%s/%d/control.sock", l->runtime_dir, (int)l->coordinator);
+        e = spawn_agent(l);
+    }
+    if (e == ERR_OK)
+        e = wait_ready(l);
+    if (e != ERR_OK) {
+        char detail[512];
+        snprintf(detail, sizeof(detail), "%s", err_detail());
+        local_stop(l);
+        err_set(e, "%s", detail);
+    } else if (quiet) {
+        unlink(l->log_path); /* nothing to read later; the children keep it open */
+    }
+    return e;
+}
+
+int local_wait(struct local *l)
+{
+    for (;;) {
+        struct pollfd p = {.fd = signal_fd, .events = POLLIN};
+        poll(&p, 1, -1);
+        if (interrupted()) {
+            local_stop(l);
+            return CLI_OK;
+        }
+        int status = 0;
+        if (reap(&l->coordinator, &status)) {
+            char line[400];
+            last_line(l->log_path, line, sizeof(line));
+            fprintf(stderr, "racklm serve: the coordinator ended (%s %d)%s%s\n", WIFSIGNALED(status) ? "signal" : "exit code",
+                    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), line[0] ? ": " : "", line);
+            local_stop(l);
+            return CLI_FAILED;
+        }
+        if (reap(&l->agent, &status)) {
+            if (l->agent_restarts++ >= AGENT_RESTARTS_MAX || spawn_agent(l) != ERR_OK) {
+                fprintf(stderr, "racklm serve: the node agent ended %u times; giving up\n", l->agent_restarts);
+                local_stop(l);
+                return CLI_FAILED;
+            }
+            fprintf(stderr, "racklm serve: the node agent ended; started again\n");
+        }
+    }
+}

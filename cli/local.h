@@ -1,0 +1,34 @@
+/* A whole racklm on this machine for one command: coordinator and node agent as children, watched through the admin link.
+ *
+ * Options travel to the children as RACKLM_* variables of their environment, so that no secret stands in an argument list. Both children
+ * hold a pipe of ours: when this process ends in whatever way, they end too, and the agent's workers with them. */
+#ifndef CLI_LOCAL_H
+#define CLI_LOCAL_H
+
+#include "base/err.h"
+#include "base/options.h"
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+struct local {
+    pid_t coordinator, agent;
+    int pipe_fd;             /* write end, never written */
+    char url[160];
+    char endpoint[256];      /* control socket */
+    char log_path[512];      /* "" : the terminal */
+    char runtime_dir[256], state_dir[256];
+    uint32_t ctx, tp, pp;
+    struct options *opts;
+    unsigned agent_restarts;
+};
+
+/* Starts both and waits until a real step has run, with a progress line. opts gets `model`. quiet: logs go to a file in the state directory
+ * even without a terminal, the port is any free one. On failure everything is stopped again. */
+enum err local_start(struct options *opts, const char *model, bool quiet, struct local *out);
+/* Until the coordinator ends or SIGINT/SIGTERM arrives (which drains). Restarts a lost agent. The exit code for main. */
+int local_wait(struct local *l);
+/* Drains (at most drain_timeout_ms), stops, waits for both. */
+void local_stop(struct local *l);
+
+#endif
