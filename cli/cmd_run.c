@@ -1,4 +1,4 @@
-/* racklm run: a server of its own for one prompt or a chat. Tokens are printed as they come. */
+/* racklm run: one prompt or a chat, with a server of its own or (--url) one that runs. Tokens are printed as they come. */
 #include "base/check.h"
 #include "base/clock.h"
 #include "cli/cli.h"
@@ -12,7 +12,8 @@
 #include <unistd.h>
 
 struct run {
-    const struct local *l;
+    const char *url, *api_key;
+    uint32_t ctx;      /* 0: not known */
     const char *system, *max_tokens, *temperature, *top_p, *top_k, *min_p, *seed;
     bool raw, stats;
     json_t *messages;
@@ -73,7 +74,7 @@ static enum err answer(struct run *r, const char *prompt, size_t len)
     put_number(&b, "seed", r->seed);
     if (r->raw) {
         char room[24];
-        snprintf(room, sizeof(room), "%u", r->l->ctx);
+        snprintf(room, sizeof(room), "%u", r->ctx ? r->ctx : 512);
         put_number(&b, "max_tokens", r->max_tokens ? r->max_tokens : room);
         buf_puts(&b, ",\"prompt\":");
         buf_json_str(&b, prompt, len);
@@ -90,7 +91,7 @@ static enum err answer(struct run *r, const char *prompt, size_t len)
     r->first_ns = r->last_ns = 0;
     r->start_ns = clock_ns();
     struct client_request q;
-    enum err e = client_request_init(&q, r->l->url, r->raw ? "/v1/completions" : "/v1/chat/completions", r->l->opts->api_key, &b, on_event, r);
+    enum err e = client_request_init(&q, r->url, r->raw ? "/v1/completions" : "/v1/chat/completions", r->api_key, &b, on_event, r);
     if (e == ERR_OK)
         e = client_request_run(&q);
     if (e == ERR_OK && !q.done)
@@ -166,32 +167,39 @@ int cmd_run(struct options *o, int argc, char **argv)
     const struct cli_flag flags[] = {
         {"--raw", NULL, NULL, &r.raw},          {"--stats", NULL, NULL, &r.stats},          {"--system", NULL, &r.system, NULL},
         {"--max-tokens", "-n", &r.max_tokens, NULL}, {"--temperature", NULL, &r.temperature, NULL}, {"--top-p", NULL, &r.top_p, NULL},
+        {"--url", NULL, &r.url, NULL},
         {"--top-k", NULL, &r.top_k, NULL},      {"--min-p", NULL, &r.min_p, NULL},          {"--seed", NULL, &r.seed, NULL},
     };
     if (!cli_flags("run", flags, ARRAY_LEN(flags), o, OPTION_SERVE, &argc, argv))
         return CLI_USAGE;
-    if (argc < 2 || argc > 3)
-        return cli_usage("run", argc < 2 ? "which model? name a GGUF file" : "one prompt at a time; put it in quotes");
+    int n_args = argc - 1 - (r.url ? 0 : 1); /* beside the model */
+    if (n_args < 0 || n_args > 1)
+        return cli_usage("run", n_args < 0 ? "which model? name a GGUF file (or a server with --url)" : "one prompt at a time; put it in quotes");
     const char *const numbers[] = {r.max_tokens, r.temperature, r.top_p, r.top_k, r.min_p, r.seed};
     for (size_t i = 0; i < ARRAY_LEN(numbers); i++)
         if (!is_number(numbers[i]))
             return cli_usage("run", "\"%s\" is no number", numbers[i]);
     struct buf prompt;
     buf_init(&prompt);
-    bool interactive = argc == 2 && isatty(0);
+    bool interactive = n_args == 0 && isatty(0);
     enum err e = ERR_OK;
-    if (argc == 3)
-        buf_puts(&prompt, argv[2]);
+    if (n_args)
+        buf_puts(&prompt, argv[argc - 1]);
     else if (!interactive)
         e = read_stdin(&prompt);
     struct local l;
-    if (e == ERR_OK)
+    bool own = e == ERR_OK && !r.url;
+    if (own)
         e = local_start(o, argv[1], true, &l);
     if (e != ERR_OK) {
         buf_deinit(&prompt);
         return cli_fail_err("run", e);
     }
-    r.l = &l;
+    if (own) {
+        r.url = l.url;
+        r.ctx = l.ctx;
+    }
+    r.api_key = o->api_key;
     buf_init(&r.answer);
     reset_messages(&r);
     if (interactive) {
@@ -203,7 +211,8 @@ int cmd_run(struct options *o, int argc, char **argv)
             print_stats(&r);
     }
     int rc = e == ERR_OK ? CLI_OK : cli_fail_err("run", e);
-    local_stop(&l);
+    if (own)
+        local_stop(&l);
     json_decref(r.messages);
     buf_deinit(&r.answer);
     buf_deinit(&prompt);

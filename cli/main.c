@@ -12,6 +12,7 @@
 const struct cli_command cli_commands[] = {
     {"serve", "MODEL.gguf", "serve a model on this machine: coordinator, node agent and workers", NULL, SERVE, cmd_serve},
     {"run", "MODEL.gguf [PROMPT]", "answer one prompt, or chat; reads standard input when it is no terminal",
+     "  --url URL             ask a server that runs, instead of one of its own (then no MODEL)\n"
      "  --raw                 do not apply the chat template\n"
      "  --system TEXT         a system message\n"
      "  --max-tokens N        longest answer (default: what the context leaves)\n"
