@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, and runs every suite that needs no GPU. Closes with `N passed, N failed, N skipped` and a matching
+# exit code. --full runs the long forms (60 s of each fuzz target, more simulator seeds, larger oracles). ONLY="unit e2e" picks suites; KEEP=1
+# leaves the logs of suites that passed, too. Build folders: build/ and build/{asan,tsan,fuzz}.
+set -u
+top=$(cd "$(dirname "$0")/.." && pwd)
+cd "$top" || exit 1
+. deploy/packages.sh
+
+full=0
+for arg in "$@"; do
+    case "$arg" in
+    --full) full=1 ;;
+    -h | --help) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+    *) echo "usage: bash tests/run.sh [--full]" >&2; exit 2 ;;
+    esac
+done
+export RACKLM_FULL=$full
+export RACKLM_SHARED=${RACKLM_SHARED:-$top/../shared}
+build=$top/build
+logs=$build/test-logs
+passed=0 failed=0 skipped=0 failures=()
+begin=$SECONDS
+mkdir -p "$logs"
+
+# suite NAME BUDGET_S COMMAND...: runs it with its own log, adds up its counts, prints its time against its budget.
+suite() {
+    local name=$1 budget=$2 start=$SECONDS rc p=0 f=0 s=0
+    shift 2
+    [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" ${name%%:*} "* ]] || return 0
+    "$@" >"$logs/$name.log" 2>&1
+    rc=$?
+    read -r p f s < <(counts "$logs/$name.log")
+    [ "$rc" = 0 ] || [ "$f" -gt 0 ] || f=1
+    [ $((p + f + s)) -gt 0 ] || p=1
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    printf '%-14s %4d passed %3d failed %3d skipped  %4d s of %d s\n' "$name" "$p" "$f" "$s" $((SECONDS - start)) "$budget"
+    if [ "$f" -gt 0 ]; then
+        failures+=("$name")
+        tail -n 60 "$logs/$name.log" | sed 's/^/    /'
+    elif [ "$s" -gt 0 ]; then
+        grep -aiE '(SKIPPED|\*\*\*Skipped|^skipped|SKIP )' "$logs/$name.log" | sort -u | head -n 8 | sed 's/^/    /'
+    fi
+}
+
+# "passed failed skipped" of a log: CTest's list, pytest's closing line, or lines `N passed, N failed, N skipped` of our own programs.
+counts() {
+    awk '
+        /^ *[0-9]+\/[0-9]+ Test +#/ { if (/\*\*\*Skipped/) s++; else if (/ Passed /) p++; else f++ }
+        /^=+ .*(passed|failed|skipped|error).* in [0-9.]+s/ || /^[0-9]+ passed, [0-9]+ failed/ {
+            line = $0; gsub(/[=,]/, " ", line); n = split(line, w, " ")
+            for (i = 2; i <= n; i++) {
+                if (w[i] == "passed") p += w[i-1]
+                if (w[i] == "failed" || w[i] ~ /^errors?$/) f += w[i-1]
+                if (w[i] == "skipped") s += w[i-1]
+            }
+        }
+        END { print p + 0, f + 0, s + 0 }' "$1"
+}
+
+configure_and_build() { # DIR CMAKE_OPTIONS...
+    local dir=$1
+    shift
+    cmake -S "$top" -B "$dir" -G Ninja "$@" && ninja -C "$dir"
+}
+
+python_env() {
+    [ -x "$build/venv/bin/python" ] || python3 -m venv "$build/venv" || return 1
+    "$build/venv/bin/pip" install -q --disable-pip-version-check -r tests/requirements.txt
+}
+
+label() { # BUILD_DIR LABEL
+    ctest --test-dir "$1" -L "^$2\$" --output-on-failure --no-tests=error -j 1
+}
+
+# shellcheck disable=SC2086
+install_packages $PACKAGES_BUILD $PACKAGES_TEST || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+
+suite build 150 configure_and_build "$build" -DCMAKE_BUILD_TYPE=Release
+suite python 60 python_env
+export PATH="$build/venv/bin:$PATH"
+suite unit 60 label "$build" unit
+suite kernels 60 label "$build" kernels
+suite sim $((full ? 600 : 90)) label "$build" sim
+suite oracle $((full ? 600 : 180)) python -m pytest -q -p no:cacheprovider tests/oracle
+suite e2e $((full ? 600 : 240)) python -m pytest -q -p no:cacheprovider tests/e2e
+
+if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
+    suite asan:build 150 configure_and_build "$build/asan" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
+    suite asan 120 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' --output-on-failure --no-tests=error
+    suite asan:e2e 120 env RACKLM_BUILD="$build/asan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
+    suite tsan:build 150 configure_and_build "$build/tsan" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
+    suite tsan 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' --output-on-failure --no-tests=error
+    suite tsan:e2e 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_BUILD="$build/tsan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
+    suite fuzz:build 150 configure_and_build "$build/fuzz" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
+    suite fuzz $((full ? 400 : 90)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
+fi
+
+printf '%d s in all\n' $((SECONDS - begin))
+[ ${#failures[@]} = 0 ] || printf 'failed: %s (logs in build/test-logs)\n' "${failures[*]}"
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+[ "$failed" = 0 ]
