@@ -226,8 +226,6 @@ static int compare_offsets(const void *a, const void *b, void *tensors)
 {
     const struct gguf_tensor *x = (const struct gguf_tensor *)tensors + *(const uint32_t *)a;
     const struct gguf_tensor *y = (const struct gguf_tensor *)tensors + *(const uint32_t *)b;
-    if (x->file_idx != y->file_idx)
-        return x->file_idx < y->file_idx ? -1 : 1;
     return (x->file_offset > y->file_offset) - (x->file_offset < y->file_offset);
 }
 
@@ -255,6 +253,32 @@ static enum err parse_kvs(struct cursor *c, struct gguf *g)
     return ERR_OK;
 }
 
+/* Tensors fill the data section one after the other with no more than padding between them, as ggml wants it too: what shares bytes or
+ * leaves a hole is a damaged offset, dimension or type. */
+static enum err check_layout(const struct cursor *c, struct gguf *g, uint64_t start, uint64_t alignment)
+{
+    uint32_t *order = calloc(g->n_tensors + 1, sizeof(*order));
+    if (!order)
+        return out_of_memory(c);
+    for (uint64_t i = 0; i < g->n_tensors; i++)
+        order[i] = (uint32_t)i;
+    qsort_r(order, g->n_tensors, sizeof(*order), compare_offsets, g->tensors);
+    enum err e = ERR_OK;
+    uint64_t expected = start;
+    for (uint64_t i = 0; i < g->n_tensors && e == ERR_OK; i++) {
+        const struct gguf_tensor *t = &g->tensors[order[i]];
+        if (t->file_offset < expected)
+            e = err_set(ERR_CORRUPT, "%s: tensors %s and %s share bytes of the file", c->name, g->tensors[order[i - 1]].name, t->name);
+        else if (t->file_offset > expected)
+            e = err_set(ERR_CORRUPT, "%s: %" PRIu64 " bytes before tensor %s belong to none", c->name, t->file_offset - expected,
+                        t->name);
+        uint64_t padding = (alignment - t->bytes % alignment) % alignment;
+        expected = t->file_offset + t->bytes + padding; /* inside the file, up to the padding: cannot overflow */
+    }
+    free(order);
+    return e;
+}
+
 static enum err parse_tensors(struct cursor *c, struct gguf *g, uint64_t alignment)
 {
     g->tensors = calloc(g->n_tensors + 1, sizeof(*g->tensors));
@@ -278,7 +302,7 @@ static enum err parse_tensors(struct cursor *c, struct gguf *g, uint64_t alignme
                            c->name, t->name, t->bytes, start, offset, c->size);
         t->data = c->base + t->file_offset;
     }
-    return ERR_OK;
+    return check_layout(c, g, start, alignment);
 }
 
 /* One file into g, whose files[0] is already mapped. */
@@ -315,28 +339,15 @@ static enum err parse_file(struct gguf *g)
     return parse_tensors(c, g, alignment);
 }
 
-/* Sorts the tensors, refuses two of one name and two that share bytes. */
+/* Sorts the tensors of all parts and refuses two of one name. */
 static enum err finish(struct gguf *g)
 {
-    const char *name = g->files[0].path ? g->files[0].path : "memory";
     qsort(g->tensors, g->n_tensors, sizeof(*g->tensors), compare_names);
     for (uint64_t i = 1; i < g->n_tensors; i++)
         if (strcmp(g->tensors[i - 1].name, g->tensors[i].name) == 0)
-            return err_set(ERR_CORRUPT, "%s: tensor %s stands twice in the header", name, g->tensors[i].name);
-    uint32_t *order = calloc(g->n_tensors + 1, sizeof(*order));
-    if (!order)
-        return err_set(ERR_NOMEM, "%s: out of memory for its headers", name);
-    for (uint64_t i = 0; i < g->n_tensors; i++)
-        order[i] = (uint32_t)i;
-    qsort_r(order, g->n_tensors, sizeof(*order), compare_offsets, g->tensors);
-    enum err e = ERR_OK;
-    for (uint64_t i = 1; i < g->n_tensors && e == ERR_OK; i++) {
-        const struct gguf_tensor *a = &g->tensors[order[i - 1]], *b = &g->tensors[order[i]];
-        if (a->file_idx == b->file_idx && b->file_offset - a->file_offset < a->bytes)
-            e = err_set(ERR_CORRUPT, "%s: tensors %s and %s share bytes of the file", name, a->name, b->name);
-    }
-    free(order);
-    return e;
+            return err_set(ERR_CORRUPT, "%s: tensor %s stands twice in the header", g->files[0].path ? g->files[0].path : "memory",
+                           g->tensors[i].name);
+    return ERR_OK;
 }
 
 static enum err map_file(const char *path, struct gguf_file *out)
