@@ -4,7 +4,8 @@
  * this header too.
  *
  * The coefficients are minimax fits made for these forms (weighted least squares, iterated, on Chebyshev points) and
- * rounded to float: exp 3e-9 relative on |r| <= 0.35, log 6e-9 relative on [sqrt(1/2), sqrt(2)]. The twins use the same
+ * rounded to float: exp 3e-9 relative on |r| <= 0.35, log 6e-9 relative on [sqrt(1/2), sqrt(2)]; measured with the roundings: at worst 0.88 and
+ * 0.86 ulp (tests/unit/test_fmath.c). The twins use the same
  * macros, and every operation of the scalar form has one lane-wise counterpart, in the same order. */
 #ifndef BASE_FMATH_H
 #define BASE_FMATH_H

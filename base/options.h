@@ -39,7 +39,8 @@ struct options {
 
 void options_init(struct options *o); /* the defaults */
 void options_deinit(struct options *o);
-/* `scope` decides which options are known; the others are errors, except in the file, where any option may stand. */
+/* `scope` decides which options are known: another flag is an error; in the file any option may stand; variables of other
+ * programs are left alone, since children inherit them (one that is nearly an option's name is logged as a warning). */
 enum err options_load_file(struct options *o, const char *path);
 enum err options_load_env(struct options *o, unsigned scope);
 /* Takes the flags out of argv: --name value, --name=value, --bool, --no-bool, and the one-letter forms; `--` ends them.

@@ -1,0 +1,174 @@
+/* pool.h: every thread runs, barriers join them, with and without spinning. Plain (not atomic) shared data, so that a
+ * missing edge shows under ThreadSanitizer. */
+#include "base/check.h"
+#include "base/pool.h"
+
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { THREADS_MAX = 8, ROUNDS = 60 };
+
+struct job {
+    struct pool *pool;
+    unsigned n_calls[THREADS_MAX];
+    uint32_t cells[THREADS_MAX * 16], sums[THREADS_MAX];
+    uint32_t run;
+};
+
+/* Each thread writes its cells, all meet, each reads everybody's. */
+static void exchange(void *arg, unsigned ith, unsigned nth)
+{
+    struct job *j = arg;
+    j->n_calls[ith]++;
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        for (unsigned i = 0; i < 16; i++)
+            j->cells[ith * 16 + i] = j->run * 1000 + round + ith;
+        pool_barrier(j->pool);
+        uint32_t sum = 0;
+        for (unsigned i = 0; i < nth; i++)
+            sum += j->cells[i * 16 + round % 16];
+        j->sums[ith] = sum;
+        pool_barrier(j->pool);
+        uint32_t expected = nth * (j->run * 1000 + round) + nth * (nth - 1) / 2;
+        for (unsigned i = 0; i < nth; i++)
+            ASSERT(j->sums[i] == expected);
+        pool_barrier(j->pool);
+    }
+}
+
+static void threads_meet_at_barriers(void **state)
+{
+    (void)state;
+    static const unsigned spins[] = {0, 50, 2000};
+    for (unsigned nth = 1; nth <= THREADS_MAX; nth++) {
+        for (size_t s = 0; s < ARRAY_LEN(spins); s++) {
+            struct job j = {0};
+            assert_int_equal(pool_create(nth, NULL, spins[s], &j.pool), ERR_OK);
+            assert_int_equal(pool_n_threads(j.pool), nth);
+            for (j.run = 0; j.run < 5; j.run++)
+                pool_run(j.pool, exchange, &j);
+            for (unsigned i = 0; i < THREADS_MAX; i++)
+                assert_int_equal(j.n_calls[i], i < nth ? 5 : 0);
+            pool_destroy(&j.pool);
+            assert_null(j.pool);
+        }
+    }
+}
+
+static void count(void *arg, unsigned ith, unsigned nth)
+{
+    (void)nth;
+    ((uint32_t *)arg)[ith * 16]++;
+}
+
+static void many_short_runs_all_end(void **state)
+{
+    (void)state;
+    for (unsigned spin_us = 0; spin_us <= 20; spin_us += 20) {
+        struct pool *p;
+        uint32_t counts[4 * 16] = {0};
+        assert_int_equal(pool_create(4, NULL, spin_us, &p), ERR_OK);
+        for (int i = 0; i < 3000; i++) {
+            pool_run(p, count, counts);
+            assert_int_equal(counts[0], i + 1); /* the caller reads what the others wrote */
+            assert_int_equal(counts[16], i + 1);
+            assert_int_equal(counts[32], i + 1);
+            assert_int_equal(counts[48], i + 1);
+        }
+        pool_destroy(&p);
+    }
+}
+
+struct seen {
+    int cpu[THREADS_MAX], blocked[THREADS_MAX];
+};
+
+static void look(void *arg, unsigned ith, unsigned nth)
+{
+    struct seen *s = arg;
+    cpu_set_t set;
+    sigset_t mask;
+    (void)nth;
+    sched_getaffinity(0, sizeof set, &set);
+    s->cpu[ith] = CPU_COUNT(&set) == 1 ? sched_getcpu() : -1;
+    pthread_sigmask(SIG_SETMASK, NULL, &mask);
+    s->blocked[ith] = sigismember(&mask, SIGTERM);
+}
+
+static void threads_are_pinned_and_block_signals(void **state)
+{
+    (void)state;
+    cpu_set_t before;
+    sched_getaffinity(0, sizeof before, &before);
+    int cpus[3], first = 0, last = 0;
+    for (int c = CPU_SETSIZE - 1; c >= 0; c--)
+        if (CPU_ISSET(c, &before))
+            first = c;
+    for (int c = 0; c < CPU_SETSIZE; c++)
+        if (CPU_ISSET(c, &before))
+            last = c;
+    cpus[0] = first;
+    cpus[1] = last;
+    cpus[2] = first;
+    struct pool *p;
+    struct seen s = {0};
+    assert_int_equal(pool_create(3, cpus, 0, &p), ERR_OK);
+    pool_run(p, look, &s);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(s.cpu[i], cpus[i]);
+    assert_int_equal(s.blocked[0], 0);
+    assert_int_equal(s.blocked[1], 1);
+    pool_destroy(&p);
+    sched_setaffinity(0, sizeof before, &before);
+
+    int bad[2] = {first, CPU_SETSIZE + 5};
+    assert_int_equal(pool_create(2, bad, 0, &p), ERR_INVALID);
+    assert_null(p);
+    assert_non_null(strstr(err_detail(), "cpu"));
+    pool_destroy(&p);
+    sched_setaffinity(0, sizeof before, &before);
+}
+
+static void parts_cover_everything_once_at_unit_boundaries(void **state)
+{
+    (void)state;
+    static const uint32_t ns[] = {0, 1, 7, 32, 33, 1000, 4096, UINT32_MAX};
+    static const uint32_t units[] = {1, 8, 32, 512};
+    for (size_t a = 0; a < ARRAY_LEN(ns); a++)
+        for (size_t u = 0; u < ARRAY_LEN(units); u++)
+            for (unsigned nth = 1; nth <= 17; nth++) {
+                uint32_t at = 0, least = UINT32_MAX, most = 0;
+                for (unsigned i = 0; i < nth; i++) {
+                    uint32_t b, e;
+                    pool_part(ns[a], units[u], i, nth, &b, &e);
+                    assert_int_equal(b, at);
+                    assert_true(e >= b);
+                    assert_true(e == ns[a] || e % units[u] == 0);
+                    at = e;
+                    uint32_t n_units = (uint32_t)(((uint64_t)(e - b) + units[u] - 1) / units[u]);
+                    least = MIN(least, n_units);
+                    most = MAX(most, n_units);
+                }
+                assert_int_equal(at, ns[a]);
+                assert_true(most - least <= 1);
+            }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(threads_meet_at_barriers),
+        cmocka_unit_test(many_short_runs_all_end),
+        cmocka_unit_test(threads_are_pinned_and_block_signals),
+        cmocka_unit_test(parts_cover_everything_once_at_unit_boundaries),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
