@@ -446,6 +446,7 @@ static int run_mutants(uint64_t n_seeds)
 {
     int missed = 0;
     for (int m = 1; m <= N_MUTANTS; m++) {
+        fflush(stdout);
         pid_t pid = fork();
         ASSERT(pid >= 0);
         if (pid == 0) {
