@@ -155,6 +155,25 @@ static enum err set_ipv6(void *sock, const char *endpoint)
     return strchr(endpoint, '[') ? set_ints(sock, &on, 1) : ERR_OK;
 }
 
+/* ZeroMQ would cut a port of 99999 down to 16 bits and bind that. */
+static enum err check_endpoint(const char *endpoint, unsigned port_min)
+{
+    const char *colon = strrchr(endpoint, ':');
+    unsigned long port = 0;
+    char *end = NULL;
+    if (strncmp(endpoint, "ipc:///", 7) == 0)
+        return ERR_OK;
+    if (strncmp(endpoint, "tcp://", 6) == 0 && colon > endpoint + 6) {
+        if (port_min == 0 && strcmp(colon, ":*") == 0)
+            return ERR_OK;
+        if (colon[1] >= '0' && colon[1] <= '9')
+            port = strtoul(colon + 1, &end, 10);
+        if (end && *end == '\0' && port >= port_min && port <= 65535)
+            return ERR_OK;
+    }
+    return err_set(ERR_INVALID, "'%.200s' is not an endpoint: ipc:///PATH or tcp://HOST:PORT with a port up to 65535", endpoint);
+}
+
 static void close_sock(void *sock)
 {
     int linger = LINGER_CLOSE_MS;
@@ -201,8 +220,7 @@ enum err link_server_bind(struct link_server *s, const char *endpoint)
     struct link_endpoint *at = &s->at[s->n_at];
     *at = (struct link_endpoint){.lock_fd = -1};
     bool ipc = strncmp(endpoint, "ipc://", 6) == 0;
-    if (!ipc && strncmp(endpoint, "tcp://", 6) != 0)
-        return err_set(ERR_INVALID, "'%.200s' is not an endpoint: ipc:///PATH or tcp://ADDRESS:PORT", endpoint);
+    TRY(check_endpoint(endpoint, 0));
     if (ipc)
         TRY(link_ipc_claim(endpoint + 6, &at->lock_fd));
     TRY_GOTO(set_ipv6(s->sock, endpoint), fail);
@@ -408,6 +426,7 @@ enum err link_client_open(struct link_context *c, const char *endpoint, const st
         return err_set(ERR_INVALID, "the key %s does not name its coordinator's public key: it is not a peer's key file", key->name);
     if (strlen(endpoint) >= ENDPOINT_MAX)
         return err_set(ERR_INVALID, "%.200s...: the endpoint is too long", endpoint);
+    TRY(check_endpoint(endpoint, 1));
     struct link_client *l = calloc(1, sizeof *l);
     if (!l)
         return err_set(ERR_NOMEM, "no memory for a client");
