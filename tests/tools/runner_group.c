@@ -13,6 +13,7 @@ struct rank {
     uint32_t world_rank;
     struct runner *runner;
     struct comm *comm;
+    bool connected;
     pthread_t thread;
     struct step_result res;
     bool has_result;
@@ -50,6 +51,16 @@ static void keep_error(struct rank *r, enum err e)
         snprintf(r->detail, sizeof(r->detail), "%s", err_detail());
 }
 
+static enum err step(struct rank *r)
+{
+    uint64_t deadline = clock_ns() + 300 * NS_PER_S;
+    if (!r->connected)
+        TRY(comm_connect(r->comm, NULL, deadline));
+    r->connected = true;
+    comm_set_deadline(r->comm, deadline);
+    return runner_step(r->runner, r->g->step, &r->res, &r->has_result);
+}
+
 static void *rank_main(void *arg)
 {
     struct rank *r = arg;
@@ -59,8 +70,7 @@ static void *rank_main(void *arg)
         pthread_barrier_wait(&r->g->go);
         if (!r->g->step)
             break;
-        comm_set_deadline(r->comm, clock_ns() + 300 * NS_PER_S);
-        keep_error(r, runner_step(r->runner, r->g->step, &r->res, &r->has_result));
+        keep_error(r, step(r));
         if (r->err != ERR_OK)
             comm_abort(r->comm);
     }
