@@ -1,0 +1,23 @@
+/* The AVX2 ops by name: the AVX-512 table takes those whose speed is the memory's, not the instructions'. */
+#ifndef KERNELS_CPU_AVX2_H
+#define KERNELS_CPU_AVX2_H
+
+#include "kernels/kernels.h"
+
+void cpu_avx2_quantize(const float *x, uint32_t k, int8_t *q, float *d);
+void cpu_avx2_rmsnorm(const float *x, const float *w, float eps, uint32_t k, float *y);
+void cpu_avx2_rope(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t rope_dims, enum rope_layout layout,
+                   const float *cos, const float *sin);
+void cpu_avx2_kv_write(enum kv_type type, const float *src, uint32_t n, void *dst);
+void cpu_avx2_attention(const struct kernels_attn *a, uint32_t head_begin, uint32_t head_end, uint32_t tok_begin,
+                        uint32_t tok_end, float *scratch);
+void cpu_avx2_swiglu(const float *gate, const float *up, uint32_t n, float *y);
+void cpu_avx2_add(float *x, const float *y, uint32_t n);
+void cpu_avx2_matmul_q8(const struct kernels_weight *w, const struct kernels_act *x, uint32_t row_begin,
+                        uint32_t row_end, float *y, size_t y_stride);
+void cpu_avx2_matmul_float(const struct kernels_weight *w, const struct kernels_act *x, uint32_t row_begin,
+                           uint32_t row_end, float *y, size_t y_stride);
+/* The sums of struct cpu_tile (cpu.h) for one token. */
+void cpu_avx2_sums(const int8_t *q, uint32_t n_blocks, uint32_t *out);
+
+#endif

@@ -1,0 +1,279 @@
+/* Paged attention on AVX2, in the chains of kernels.h. All query heads of a KV group and several tokens (up to 16
+ * queries) are worked on together, so that a KV block of 16 positions is widened to fp32 once for all of them.
+ *
+ * Per range of 256 positions: scores of all queries, block by block; then per query the maximum and the exponentials;
+ * then the values, block by block; then the range joins the state. Scratch (this thread's, floats): queries 16 x 256,
+ * scores 16 x 256, o of the range 16 x 256, O of all ranges 16 x 256, the widened block 16 x 256, M and L. Rows are
+ * padded with zeros to multiples of 16. */
+#include "base/check.h"
+#include "base/fmath_avx2.h"
+#include "kernels/cpu/avx2.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/half.h"
+
+enum { QUERIES = 16, DIM = 256, BLOCK = SHARD_KV_BLOCK, RANGE = KERNELS_ATTN_RANGE };
+_Static_assert(5 * QUERIES * DIM + 2 * QUERIES <= KERNELS_ATTN_SCRATCH, "scratch");
+
+struct work {
+    const struct kernels_attn *a;
+    uint32_t kv_head, n_q, dim_pad, dim_v_pad;
+    uint32_t n_pos[QUERIES]; /* positions that a query sees */
+    float *q, *s, *o, *all, *kv;
+    float m_all[QUERIES], l_all[QUERIES], m[QUERIES], l[QUERIES];
+};
+
+/* One row of n values as fp32, zeros up to n_pad (a multiple of 16). */
+static void widen(enum kv_type type, const uint8_t *p, uint32_t n, uint32_t n_pad, float *out)
+{
+    uint32_t i = 0;
+    switch (type) {
+    case KV_F32:
+        memcpy(out, p, n * sizeof *out);
+        i = n;
+        break;
+    case KV_F16:
+        for (; i + 8 <= n; i += 8)
+            _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i))));
+        for (; i < n; i++)
+            out[i] = half_from_f16(half_load16(p + 2 * i));
+        break;
+    case KV_BF16:
+        for (; i + 8 <= n; i += 8) {
+            __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i)));
+            _mm256_storeu_si256((__m256i *)(void *)(out + i), _mm256_slli_epi32(v, 16));
+        }
+        for (; i < n; i++)
+            out[i] = half_from_bf16(half_load16(p + 2 * i));
+        break;
+    case KV_Q8_0:
+        for (; i < n; i += 32, p += 34) {
+            __m256 d = _mm256_set1_ps(half_from_f16(half_load16(p)));
+            CPU_UNROLL
+            for (int v = 0; v < 32; v += 8) {
+                __m256i w = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 2 + v)));
+                _mm256_storeu_ps(out + i + v, _mm256_mul_ps(d, _mm256_cvtepi32_ps(w)));
+            }
+        }
+        break;
+    }
+    for (; i < n_pad; i++)
+        out[i] = 0;
+}
+
+static size_t row_bytes(enum kv_type type, uint32_t n)
+{
+    return type == KV_F32 ? 4 * (size_t)n : type == KV_Q8_0 ? 34 * (size_t)(n / 32) : 2 * (size_t)n;
+}
+
+/* The 16 rows of the K or V block at position p0 (a multiple of 16) for the work's KV head; only the first n hold data.
+ */
+static void widen_block(struct work *w, uint32_t p0, uint32_t n, bool v)
+{
+    const struct kernels_attn *a = w->a;
+    const uint8_t *p = a->kv + (size_t)a->blocks[p0 / BLOCK] * a->block_stride;
+    p += v ? a->v_off + w->kv_head * a->v_head_stride : w->kv_head * a->k_head_stride;
+    uint32_t dim = v ? a->head_dim_v : a->head_dim, pad = v ? w->dim_v_pad : w->dim_pad;
+    for (uint32_t i = 0; i < n; i++)
+        widen(a->type, p + i * row_bytes(a->type, dim), dim, pad, w->kv + i * pad);
+}
+
+/* Chains c and c + 8 of four positions, already added: the first level of the tree. */
+CPU_INLINE void dots4(const float *q, const float *k, uint32_t dim, __m256 *r)
+{
+    __m256 lo[4], hi[4];
+    CPU_UNROLL
+    for (int p = 0; p < 4; p++)
+        lo[p] = hi[p] = _mm256_setzero_ps();
+    for (uint32_t i = 0; i < dim; i += 16) {
+        __m256 q0 = _mm256_loadu_ps(q + i), q1 = _mm256_loadu_ps(q + i + 8);
+        CPU_UNROLL
+        for (int p = 0; p < 4; p++) {
+            lo[p] = _mm256_fmadd_ps(q0, _mm256_loadu_ps(k + p * dim + i), lo[p]);
+            hi[p] = _mm256_fmadd_ps(q1, _mm256_loadu_ps(k + p * dim + i + 8), hi[p]);
+        }
+    }
+    CPU_UNROLL
+    for (int p = 0; p < 4; p++)
+        r[p] = _mm256_add_ps(lo[p], hi[p]);
+}
+
+/* The scores of 8 positions: the tree's other levels are transposing additions (i with i + 4, i + 2, i + 1). */
+static __m256 dots8(const float *q, const float *k, uint32_t dim)
+{
+    __m256 r[8], u[4];
+    dots4(q, k, dim, r);
+    dots4(q, k + 4 * dim, dim, r + 4);
+    CPU_UNROLL
+    for (int p = 0; p < 4; p++)
+        u[p] =
+            _mm256_add_ps(_mm256_permute2f128_ps(r[p], r[p + 4], 0x20), _mm256_permute2f128_ps(r[p], r[p + 4], 0x31));
+    __m256d u0 = _mm256_castps_pd(u[0]), u1 = _mm256_castps_pd(u[1]), u2 = _mm256_castps_pd(u[2]),
+            u3 = _mm256_castps_pd(u[3]);
+    __m256 a =
+        _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(u0, u1)), _mm256_castpd_ps(_mm256_unpackhi_pd(u0, u1)));
+    __m256 b =
+        _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(u2, u3)), _mm256_castpd_ps(_mm256_unpackhi_pd(u2, u3)));
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
+
+static void scores(struct work *w, uint32_t r0, uint32_t n)
+{
+    __m256 scale = _mm256_set1_ps(w->a->scale);
+    for (uint32_t p = 0; p < n; p += BLOCK) {
+        uint32_t have = MIN(n - p, (uint32_t)BLOCK);
+        widen_block(w, r0 + p, have, false);
+        for (uint32_t i = 0; i < w->n_q; i++)
+            for (uint32_t v = 0; v < have && w->n_pos[i] > r0 + p + v; v += 8)
+                _mm256_storeu_ps(w->s + i * RANGE + p + v,
+                                 _mm256_mul_ps(dots8(w->q + i * DIM, w->kv + v * w->dim_pad, w->dim_pad), scale));
+    }
+}
+
+/* s becomes exp(s - m). Lanes past n hold what no later step reads. */
+static float exponentials(float *s, uint32_t n)
+{
+    __m256 m = _mm256_set1_ps(-INFINITY);
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        m = _mm256_max_ps(_mm256_loadu_ps(s + i), m);
+    for (uint32_t t = n; t % 8; t++)
+        s[t] = -INFINITY;
+    if (i < n)
+        m = _mm256_max_ps(_mm256_loadu_ps(s + i), m);
+    float lane[8], top = -INFINITY;
+    _mm256_storeu_ps(lane, m);
+    for (int l = 0; l < 8; l++)
+        top = lane[l] > top ? lane[l] : top;
+    m = _mm256_set1_ps(top);
+    for (i = 0; i < n; i += 8)
+        _mm256_storeu_ps(s + i, fm_exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + i), m)));
+    return top;
+}
+
+/* o[0..8V) += p[i] v[i][0..8V) for n positions in order; *l too when given. */
+CPU_INLINE void add_values(int V, const float *p, uint32_t n, const float *v, uint32_t stride, float *o, float *l)
+{
+    __m256 acc[8], sum = _mm256_setzero_ps();
+    if (l)
+        sum = _mm256_set1_ps(*l);
+    CPU_UNROLL
+    for (int j = 0; j < V; j++)
+        acc[j] = _mm256_loadu_ps(o + 8 * j);
+    for (uint32_t i = 0; i < n; i++, v += stride) {
+        __m256 e = _mm256_set1_ps(p[i]);
+        if (l)
+            sum = _mm256_add_ps(sum, e);
+        CPU_UNROLL
+        for (int j = 0; j < V; j++)
+            acc[j] = _mm256_fmadd_ps(e, _mm256_loadu_ps(v + 8 * j), acc[j]);
+    }
+    CPU_UNROLL
+    for (int j = 0; j < V; j++)
+        _mm256_storeu_ps(o + 8 * j, acc[j]);
+    if (l)
+        *l = _mm256_cvtss_f32(sum);
+}
+
+static void values(struct work *w, uint32_t r0, uint32_t n)
+{
+    for (uint32_t i = 0; i < w->n_q; i++) {
+        w->l[i] = 0;
+        memset(w->o + i * DIM, 0, w->dim_v_pad * sizeof *w->o);
+    }
+    for (uint32_t p = 0; p < n; p += BLOCK) {
+        uint32_t have = MIN(n - p, (uint32_t)BLOCK);
+        widen_block(w, r0 + p, have, true);
+        for (uint32_t i = 0; i < w->n_q; i++) {
+            if (w->n_pos[i] <= r0 + p)
+                continue;
+            uint32_t m = MIN(have, w->n_pos[i] - r0 - p), j = 0;
+            const float *e = w->s + i * RANGE + p;
+            float *o = w->o + i * DIM;
+            for (; j + 64 <= w->dim_v_pad; j += 64) {
+                if (j == 0)
+                    add_values(8, e, m, w->kv, w->dim_v_pad, o, &w->l[i]);
+                else
+                    add_values(8, e, m, w->kv + j, w->dim_v_pad, o + j, NULL);
+            }
+            for (; j < w->dim_v_pad; j += 16) {
+                if (j == 0)
+                    add_values(2, e, m, w->kv, w->dim_v_pad, o, &w->l[i]);
+                else
+                    add_values(2, e, m, w->kv + j, w->dim_v_pad, o + j, NULL);
+            }
+        }
+    }
+}
+
+/* The state of query i takes in the range. */
+static void combine(struct work *w, uint32_t i, bool first)
+{
+    float *o = w->o + i * DIM, *all = w->all + i * DIM;
+    if (first) {
+        w->m_all[i] = w->m[i];
+        w->l_all[i] = w->l[i];
+        memcpy(all, o, w->dim_v_pad * sizeof *o);
+        return;
+    }
+    float top = w->m[i] > w->m_all[i] ? w->m[i] : w->m_all[i];
+    float fa = fm_exp(w->m_all[i] - top), fb = fm_exp(w->m[i] - top);
+    w->m_all[i] = top;
+    w->l_all[i] = fmaf(w->l[i], fb, w->l_all[i] * fa);
+    __m256 va = _mm256_set1_ps(fa), vb = _mm256_set1_ps(fb);
+    for (uint32_t j = 0; j < w->dim_v_pad; j += 8)
+        _mm256_storeu_ps(all + j,
+                         _mm256_fmadd_ps(_mm256_loadu_ps(o + j), vb, _mm256_mul_ps(_mm256_loadu_ps(all + j), va)));
+}
+
+/* Heads [h0, h0 + nh) of one KV head, tokens [t0, t0 + nt); nh * nt <= QUERIES. */
+static void queries(struct work *w, uint32_t h0, uint32_t nh, uint32_t t0, uint32_t nt)
+{
+    const struct kernels_attn *a = w->a;
+    w->n_q = nh * nt;
+    for (uint32_t i = 0; i < w->n_q; i++) {
+        float *q = w->q + i * DIM;
+        w->n_pos[i] = a->pos0 + t0 + i / nh + 1;
+        memcpy(q, a->q + (t0 + i / nh) * a->q_stride + (size_t)(h0 + i % nh) * a->head_dim, a->head_dim * sizeof *q);
+        memset(q + a->head_dim, 0, (w->dim_pad - a->head_dim) * sizeof *q);
+    }
+    uint32_t last = w->n_pos[w->n_q - 1];
+    for (uint32_t r0 = 0; r0 < last; r0 += RANGE) {
+        uint32_t n = MIN(last - r0, (uint32_t)RANGE);
+        scores(w, r0, n);
+        for (uint32_t i = 0; i < w->n_q; i++)
+            if (w->n_pos[i] > r0)
+                w->m[i] = exponentials(w->s + i * RANGE, MIN(w->n_pos[i] - r0, (uint32_t)RANGE));
+        values(w, r0, n);
+        for (uint32_t i = 0; i < w->n_q; i++)
+            if (w->n_pos[i] > r0)
+                combine(w, i, r0 == 0);
+    }
+    for (uint32_t i = 0; i < w->n_q; i++) {
+        float *out = a->out + (t0 + i / nh) * a->out_stride + (size_t)(h0 + i % nh) * a->head_dim_v,
+              inv = 1.0f / w->l_all[i];
+        for (uint32_t j = 0; j < a->head_dim_v; j++)
+            out[j] = w->all[i * DIM + j] * inv;
+    }
+}
+
+void cpu_avx2_attention(const struct kernels_attn *a, uint32_t head_begin, uint32_t head_end, uint32_t tok_begin,
+                        uint32_t tok_end, float *scratch)
+{
+    ASSERT(a->head_dim <= DIM && a->head_dim_v <= DIM);
+    ASSERT(a->type != KV_Q8_0 || (a->head_dim % 32 == 0 && a->head_dim_v % 32 == 0));
+    struct work w = {.a = a, .dim_pad = ROUND_UP(a->head_dim, 16u), .dim_v_pad = ROUND_UP(a->head_dim_v, 16u)};
+    w.q = scratch;
+    w.s = w.q + QUERIES * DIM;
+    w.o = w.s + QUERIES * RANGE;
+    w.all = w.o + QUERIES * DIM;
+    w.kv = w.all + QUERIES * DIM;
+    for (uint32_t h = head_begin, nh; h < head_end; h += nh) {
+        uint32_t kv = (a->head0 + h) / a->group;
+        w.kv_head = kv - a->kv_head0;
+        nh = MIN(MIN(head_end, (kv + 1) * a->group - a->head0) - h, (uint32_t)QUERIES);
+        for (uint32_t t = tok_begin, nt; t < tok_end; t += nt) {
+            nt = MIN(QUERIES / nh, tok_end - t);
+            queries(&w, h, nh, t, nt);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+/* Quantised products on AVX2: T tokens with a group of 16 rows (two vectors of 8).
+ *
+ * Per block of 32 columns and token: S = sum over j of dot4(weights of vector j, 4 activations broadcast), then acc =
+ * fmaf(S, d_w*d_x, acc). vpmaddubsw multiplies unsigned by signed bytes and adds pairs in int16 with saturation, which
+ * must never happen: 8 bits: |w| <= 128 times sign(q, w), |q| <= 127: a pair is at most 32512; widened to int32 at once
+ *   6 bits: a pair <= 63*2*127 = 16002: two are added as int16;  5 bits: <= 7874, four;  4 bits and fewer: <= 3810,
+ * eight and vpmaddwd widens, multiplying by the sub-block's integer scale in the same instruction (|sums| <= 32767,
+ * scales <= 127). Offsets are subtracted with the block sums of q: vpmaddwd of (sum lo, sum hi) with (offset, offset)
+ * or with the pair of scales. */
+#include "kernels/cpu/avx2.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/layout.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+/* Bytes ahead of the stream that one-token kernels ask for; 2 KiB were best or equal on every machine tried. */
+enum { PREFETCH = 2048 };
+
+CPU_INLINE __m256i load(const uint8_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)p);
+}
+CPU_INLINE __m256i shift(__m256i v, int left)
+{
+    return left > 0 ? _mm256_slli_epi16(v, left) : left < 0 ? _mm256_srli_epi16(v, -left) : v;
+}
+
+/* Half h (8 rows) of vector j of a block as bytes. */
+CPU_INLINE __m256i unpack(enum quant type, const uint8_t *p, int j, int h)
+{
+    unsigned bits = layout_bits(type);
+    if (bits == 8)
+        return load(p + 64 * j + 32 * h);
+    if (bits < 4) {
+        __m256i v = _mm256_and_si256(shift(load(p + 64 * (j / 4) + 32 * h), -(j % 4) * 2), _mm256_set1_epi8(3));
+        if (bits == 3)
+            v = _mm256_or_si256(v, _mm256_and_si256(shift(load(p + 128 + 32 * h), 2 - j), _mm256_set1_epi8(4)));
+        return v;
+    }
+    __m256i v = _mm256_and_si256(shift(load(p + 64 * (j % 4) + 32 * h), j < 4 ? 0 : -4), _mm256_set1_epi8(15));
+    if (bits == 5)
+        v = _mm256_or_si256(v, _mm256_and_si256(shift(load(p + 256 + 32 * h), 4 - j), _mm256_set1_epi8(16)));
+    if (bits == 6)
+        v = _mm256_or_si256(
+            v, _mm256_and_si256(shift(load(p + 256 + 64 * (j / 4) + 32 * h), 4 - j % 4 * 2), _mm256_set1_epi8(48)));
+    return v;
+}
+
+/* How many vectors are added as int16 before they are widened. */
+CPU_INLINE int flush(enum quant type)
+{
+    return layout_bits(type) == 8                                                                 ? 1
+           : layout_bits(type) == 6                                                               ? 2
+           : layout_bits(type) == 5 || layout_scales(type) == LAYOUT_K2 || layout_bits(type) == 3 ? 4
+                                                                                                  : 8;
+}
+
+CPU_INLINE __m256i broadcast4(const int8_t *q)
+{
+    int32_t v;
+    memcpy(&v, q, 4);
+    return _mm256_set1_epi32(v);
+}
+CPU_INLINE __m256 scale8(const uint8_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+/* The integer scales of a block, for 8 rows: `mul` as pairs for vpmaddwd by half of the block (columns 0-15, 16-31),
+ * `off` the pairs that multiply the two sums of q for the integer offset, `min` those for the minimum. */
+struct scales {
+    __m256i mul[2], off, min;
+};
+CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uint32_t b, int h)
+{
+    const __m256i one = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
+    const __m256i first = _mm256_set1_epi32(0x01000100), second = _mm256_set1_epi32(0x03020302);
+    const __m256i lanes =
+        _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+    const __m256i dup0 = _mm256_add_epi8(first, lanes), dup1 = _mm256_add_epi8(second, lanes);
+    struct scales s = {.mul = {one, one}, .off = _mm256_set1_epi16((short)-layout_offset(type)), .min = one};
+    __m128i raw = _mm_loadu_si128((const __m128i *)(const void *)(panel + 64 + 32 * (b % 8) + 16 * h));
+    switch (layout_scales(type)) {
+    case LAYOUT_K4: {
+        __m256i p = _mm256_cvtepu8_epi16(raw);
+        s.mul[0] = s.mul[1] = _mm256_shuffle_epi8(p, dup0);
+        s.min = _mm256_sub_epi16(zero, _mm256_shuffle_epi8(p, dup1));
+        break;
+    }
+    case LAYOUT_K2: {
+        __m256i p = _mm256_cvtepu8_epi16(raw), sc = _mm256_and_si256(p, _mm256_set1_epi16(15));
+        s.mul[0] = _mm256_shuffle_epi8(sc, dup0);
+        s.mul[1] = _mm256_shuffle_epi8(sc, dup1);
+        s.min = _mm256_sub_epi16(zero, _mm256_srli_epi16(p, 4));
+        break;
+    }
+    case LAYOUT_KS: {
+        __m256i p = _mm256_cvtepi8_epi16(raw);
+        s.mul[0] = _mm256_shuffle_epi8(p, dup0);
+        s.mul[1] = _mm256_shuffle_epi8(p, dup1);
+        s.off = p; /* times -offset, by a shift after the product */
+        break;
+    }
+    default:
+        break;
+    }
+    return s;
+}
+
+/* The 32-bit sums of a block for each token and half: integer scales applied, offsets not yet. */
+CPU_INLINE void block_dots(enum quant type, int T, bool bytes, const uint8_t *p, const int8_t *q, uint32_t k,
+                           const struct scales *sc, __m256i (*s)[2])
+{
+    const int F = flush(type);
+    CPU_UNROLL
+    for (int j0 = 0; j0 < 8; j0 += F) {
+        __m256i w[8][2];
+        CPU_UNROLL
+        for (int j = 0; j < F; j++)
+            for (int h = 0; h < 2; h++)
+                w[j][h] = bytes ? load(p + 64 * (j0 + j) + 32 * h) : unpack(type, p, j0 + j, h);
+        CPU_UNROLL
+        for (int t = 0; t < T; t++) {
+            __m256i a[2];
+            CPU_UNROLL
+            for (int j = 0; j < F; j++) {
+                __m256i x = broadcast4(q + (size_t)t * k + 4 * (j0 + j));
+                CPU_UNROLL
+                for (int h = 0; h < 2; h++) {
+                    __m256i m = F == 1 ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[j][h]), _mm256_sign_epi8(x, w[j][h]))
+                                       : _mm256_maddubs_epi16(w[j][h], x);
+                    a[h] = j ? _mm256_add_epi16(a[h], m) : m;
+                }
+            }
+            CPU_UNROLL
+            for (int h = 0; h < 2; h++) {
+                __m256i v = _mm256_madd_epi16(a[h], sc[h].mul[j0 / 4 % 2]);
+                s[t][h] = j0 ? _mm256_add_epi32(s[t][h], v) : v;
+            }
+        }
+    }
+}
+
+CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *c)
+{
+    const enum layout_scales kind = layout_scales(type);
+    const uint32_t n_blocks = c->k / 32;
+    __m256 acc[4][2], d[2], m[2];
+    CPU_UNROLL
+    for (int t = 0; t < T; t++)
+        for (int h = 0; h < 2; h++)
+            acc[t][h] = _mm256_loadu_ps(c->acc + 16 * t + 8 * h);
+    for (uint32_t b = c->b0; b < c->b1; b++) {
+        const uint8_t *panel = layout_panel(type, c->group, b);
+        const uint8_t *p =
+            bytes && type != QUANT_Q8_0 ? c->bytes + 512 * (size_t)(b - c->b0) : layout_block(type, c->group, b);
+        if (T == 1 && !bytes)
+            for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
+                _mm_prefetch((const char *)p + PREFETCH + i, _MM_HINT_T0);
+        struct scales sc[2];
+        __m256i s[4][2];
+        CPU_UNROLL
+        for (int h = 0; h < 2; h++) {
+            sc[h] = block_scales(type, panel, b, h);
+            bool each = kind == LAYOUT_D || kind == LAYOUT_DM;
+            d[h] = scale8(panel + (each ? 32 * (b % 8) : 0) + 16 * h);
+            if (kind == LAYOUT_DM)
+                m[h] = scale8(panel + 256 + 32 * (b % 8) + 16 * h);
+            if (kind == LAYOUT_K4 || kind == LAYOUT_K2)
+                m[h] = scale8(panel + 32 + 16 * h);
+        }
+        block_dots(type, T, bytes || type == QUANT_Q8_0, p, c->q + 32 * (size_t)b, c->k, sc, s);
+        CPU_UNROLL
+        for (int t = 0; t < T; t++) {
+            __m256i sum = _mm256_set1_epi32((int)c->sums[(size_t)t * n_blocks + b]);
+            __m256 dx = _mm256_set1_ps(c->d[(size_t)t * n_blocks + b]);
+            CPU_UNROLL
+            for (int h = 0; h < 2; h++) {
+                __m256i v = s[t][h];
+                if (kind == LAYOUT_KS) {
+                    __m256i off = _mm256_madd_epi16(sum, sc[h].off);
+                    v = _mm256_sub_epi32(v, _mm256_slli_epi32(off, type == QUANT_Q6_K ? 5 : 2));
+                } else if (layout_offset(type)) {
+                    v = _mm256_add_epi32(v, _mm256_madd_epi16(sum, sc[h].off));
+                }
+                acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), _mm256_mul_ps(d[h], dx), acc[t][h]);
+                if (kind == LAYOUT_DM || kind == LAYOUT_K4 || kind == LAYOUT_K2)
+                    acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(sum, sc[h].min)),
+                                                _mm256_mul_ps(m[h], dx), acc[t][h]);
+            }
+        }
+    }
+    CPU_UNROLL
+    for (int t = 0; t < T; t++)
+        for (int h = 0; h < 2; h++)
+            _mm256_storeu_ps(c->acc + 16 * t + 8 * h, acc[t][h]);
+}
+
+CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)
+{
+    for (uint32_t b = b0; b < b1; b++, out += 512) {
+        const uint8_t *p = layout_block(type, group, b);
+        CPU_UNROLL
+        for (int j = 0; j < 8; j++)
+            for (int h = 0; h < 2; h++)
+                _mm256_storeu_si256((__m256i *)(void *)(out + 64 * j + 32 * h), unpack(type, p, j, h));
+    }
+}
+
+#define TILE(type, T)                                                                                                  \
+    static void packed_##type##_##T(const struct cpu_tile *c)                                                          \
+    {                                                                                                                  \
+        tile(QUANT_##type, T, false, c);                                                                               \
+    }                                                                                                                  \
+    static void bytes_##type##_##T(const struct cpu_tile *c)                                                           \
+    {                                                                                                                  \
+        tile(QUANT_##type, T, true, c);                                                                                \
+    }
+#define ACT_F32(type)
+#define ACT_Q8(type)                                                                                                   \
+    TILE(type, 1)                                                                                                      \
+    TILE(type, 2)                                                                                                      \
+    TILE(type, 3)                                                                                                      \
+    TILE(type, 4)                                                                                                      \
+    static void unpack_##type(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)                            \
+    {                                                                                                                  \
+        unpack_blocks(QUANT_##type, group, b0, b1, out);                                                               \
+    }
+#define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)
+#include "model/quants.def"
+#undef QUANT
+#undef ACT_Q8
+
+static const struct cpu_matmul kernels = {
+#define ACT_Q8(type)                                                                                                   \
+    .packed[QUANT_##type] = {NULL, packed_##type##_1, packed_##type##_2, packed_##type##_3, packed_##type##_4},        \
+    .bytes[QUANT_##type] = {NULL, bytes_##type##_1, bytes_##type##_2, bytes_##type##_3, bytes_##type##_4},             \
+    .unpack[QUANT_##type] = QUANT_##type == QUANT_Q8_0 ? NULL : unpack_##type,
+#define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)
+#include "model/quants.def"
+#undef QUANT
+};
+
+void cpu_avx2_matmul_q8(const struct kernels_weight *w, const struct kernels_act *x, uint32_t row_begin,
+                        uint32_t row_end, float *y, size_t y_stride)
+{
+    cpu_matmul_q8(&kernels, w, x, row_begin, row_end, y, y_stride);
+}
+
+/* sums of 16 and 16 activations, four blocks at a time */
+void cpu_avx2_sums(const int8_t *q, uint32_t n_blocks, uint32_t *out)
+{
+    const __m256i one8 = _mm256_set1_epi8(1), one16 = _mm256_set1_epi16(1);
+    uint32_t b = 0;
+    for (; b + 4 <= n_blocks; b += 4) {
+        __m256i v[4];
+        CPU_UNROLL
+        for (int i = 0; i < 4; i++)
+            v[i] =
+                _mm256_madd_epi16(_mm256_maddubs_epi16(one8, load((const uint8_t *)q + 32 * (size_t)(b + i))), one16);
+        __m256i h = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+        __m128i lo = _mm_and_si128(_mm256_castsi256_si128(h), _mm_set1_epi32(0xffff));
+        _mm_storeu_si128((__m128i *)(void *)(out + b),
+                         _mm_or_si128(lo, _mm_slli_epi32(_mm256_extracti128_si256(h, 1), 16)));
+    }
+    for (; b < n_blocks; b++) {
+        int a[2] = {0, 0};
+        for (int i = 0; i < 32; i++)
+            a[i / 16] += q[32 * (size_t)b + i];
+        out[b] = ((uint32_t)a[0] & 0xffff) | (uint32_t)a[1] << 16;
+    }
+}

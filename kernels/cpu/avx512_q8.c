@@ -1,0 +1,228 @@
+/* Quantised products on AVX-512 with VNNI: T tokens with a group of 16 rows, one vector an accumulator.
+ *
+ * vpdpbusd adds four products of unsigned weights and signed activations to each 32-bit lane; activations come by
+ * broadcast from memory as its operand. Offsets (8 bits: stored with 128 added) are subtracted by starting the
+ * accumulator at -offset times the activations' block sum. Sub-block scales multiply in fp32, where those products are
+ * exact (below 2^24); a multiply-add with zero in place of a multiplication keeps the sign of a zero as an integer's.
+ */
+#include "kernels/cpu/avx512.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/layout.h"
+
+#include <string.h>
+
+enum { PREFETCH = 2048 };
+
+CPU_INLINE __m512i load(const uint8_t *p)
+{
+    return _mm512_loadu_si512((const void *)p);
+}
+CPU_INLINE __m128i load128(const uint8_t *p)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+CPU_INLINE __m512 scale16(const uint8_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+/* Vector j of a block as bytes. */
+CPU_INLINE __m512i unpack(enum quant type, const uint8_t *p, int j)
+{
+    unsigned bits = layout_bits(type);
+    if (bits == 8)
+        return load(p + 64 * j);
+    if (bits < 4) {
+        __m512i v = _mm512_and_si512(avx512_shift16(load(p + 64 * (j / 4)), -(j % 4) * 2), _mm512_set1_epi8(3));
+        if (bits == 3)
+            v = _mm512_or_si512(v, _mm512_and_si512(avx512_shift16(load(p + 128), 2 - j), _mm512_set1_epi8(4)));
+        return v;
+    }
+    __m512i v = _mm512_and_si512(avx512_shift16(load(p + 64 * (j % 4)), j < 4 ? 0 : -4), _mm512_set1_epi8(15));
+    if (bits == 5)
+        v = _mm512_or_si512(v, _mm512_and_si512(avx512_shift16(load(p + 256), 4 - j), _mm512_set1_epi8(16)));
+    if (bits == 6)
+        v = _mm512_or_si512(
+            v, _mm512_and_si512(avx512_shift16(load(p + 256 + 64 * (j / 4)), 4 - j % 4 * 2), _mm512_set1_epi8(48)));
+    return v;
+}
+
+CPU_INLINE __m512i broadcast4(const int8_t *q)
+{
+    int32_t v;
+    memcpy(&v, q, 4);
+    return _mm512_set1_epi32(v);
+}
+
+/* Types whose two halves of a block have scales of their own. */
+CPU_INLINE bool halves(enum quant type)
+{
+    return layout_scales(type) == LAYOUT_K2 || layout_scales(type) == LAYOUT_KS;
+}
+
+/* A block's scales, 16 rows: d, m as floats; sub-block scales and negated minima as floats. */
+struct scales {
+    __m512 d, m, sc[2], mn[2];
+};
+CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uint32_t b)
+{
+    const enum layout_scales kind = layout_scales(type);
+    struct scales s;
+    if (kind == LAYOUT_D || kind == LAYOUT_DM) {
+        s.d = scale16(panel + 32 * (b % 8));
+        if (kind == LAYOUT_DM)
+            s.m = scale16(panel + 256 + 32 * (b % 8));
+        return s;
+    }
+    s.d = scale16(panel);
+    s.m = scale16(panel + 32);
+    const uint8_t *raw = panel + 64 + 32 * (b % 8);
+    __m512i p =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)raw)); /* (first byte, second byte) */
+    const __m512i low8 = _mm512_set1_epi32(255), low4 = _mm512_set1_epi32(15), zero = _mm512_setzero_si512();
+    __m512i a = _mm512_and_si512(p, low8), c = _mm512_srli_epi32(p, 8);
+    if (kind == LAYOUT_K4) {
+        s.sc[0] = _mm512_cvtepi32_ps(a);
+        s.mn[0] = _mm512_cvtepi32_ps(_mm512_sub_epi32(zero, c));
+    } else if (kind == LAYOUT_K2) {
+        s.sc[0] = _mm512_cvtepi32_ps(_mm512_and_si512(a, low4));
+        s.sc[1] = _mm512_cvtepi32_ps(_mm512_and_si512(c, low4));
+        s.mn[0] = _mm512_cvtepi32_ps(_mm512_sub_epi32(zero, _mm512_srli_epi32(a, 4)));
+        s.mn[1] = _mm512_cvtepi32_ps(_mm512_sub_epi32(zero, _mm512_srli_epi32(c, 4)));
+    } else {
+        s.sc[0] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(p, 24), 24));
+        s.sc[1] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(p, 16), 24));
+    }
+    return s;
+}
+
+/* The float stage of one token: s[0], s[1] the integer sums of the block's halves (s[0] of the whole where they share
+ * scales). */
+CPU_INLINE __m512 chain(enum quant type, const struct scales *sc, const __m512i *s, uint32_t sums, float dx, __m512 acc)
+{
+    const enum layout_scales kind = layout_scales(type);
+    const __m512 zero = _mm512_setzero_ps(), x = _mm512_set1_ps(dx);
+    const float lo = (float)(int16_t)(sums & 0xffff), hi = (float)(int16_t)(sums >> 16);
+    __m512 v = _mm512_cvtepi32_ps(s[0]);
+    if (kind == LAYOUT_K4)
+        v = _mm512_fmadd_ps(v, sc->sc[0], zero);
+    if (halves(type))
+        v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[1]), sc->sc[1], _mm512_fmadd_ps(v, sc->sc[0], zero));
+    acc = _mm512_fmadd_ps(v, _mm512_mul_ps(sc->d, x), acc);
+    if (kind == LAYOUT_DM)
+        acc = _mm512_fmadd_ps(_mm512_set1_ps(lo + hi), _mm512_mul_ps(sc->m, x), acc);
+    if (kind == LAYOUT_K4)
+        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[0], _mm512_set1_ps(lo + hi), zero), _mm512_mul_ps(sc->m, x), acc);
+    if (kind == LAYOUT_K2) {
+        __m512 a = _mm512_fmadd_ps(sc->mn[0], _mm512_set1_ps(lo), zero);
+        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[1], _mm512_set1_ps(hi), a), _mm512_mul_ps(sc->m, x), acc);
+    }
+    return acc;
+}
+
+CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *c)
+{
+    const uint32_t n_blocks = c->k / 32;
+    const int H = halves(type) ? 2 : 1, offset = type == QUANT_Q8_0 ? 128 : layout_offset(type);
+    __m512 acc[CPU_TILE_MAX];
+    CPU_UNROLL
+    for (int t = 0; t < T; t++)
+        acc[t] = _mm512_loadu_ps(c->acc + 16 * t);
+    for (uint32_t b = c->b0; b < c->b1; b++) {
+        const uint8_t *panel = layout_panel(type, c->group, b);
+        const uint8_t *p =
+            bytes && type != QUANT_Q8_0 ? c->bytes + 512 * (size_t)(b - c->b0) : layout_block(type, c->group, b);
+        if (T == 1 && !bytes)
+            for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
+                _mm_prefetch((const char *)p + PREFETCH + i, _MM_HINT_T0);
+        __m512i s[CPU_TILE_MAX][2];
+        CPU_UNROLL
+        for (int t = 0; t < T; t++) {
+            uint32_t sums = c->sums[(size_t)t * n_blocks + b];
+            int lo = (int16_t)(sums & 0xffff), hi = (int16_t)(sums >> 16);
+            s[t][0] = _mm512_set1_epi32(-offset * (H == 2 ? lo : lo + hi));
+            if (H == 2)
+                s[t][1] = _mm512_set1_epi32(-offset * hi);
+        }
+        const int8_t *q = c->q + 32 * (size_t)b;
+        CPU_UNROLL
+        for (int j = 0; j < 8; j++) {
+            __m512i w = bytes ? load(p + 64 * j) : unpack(type, p, j);
+            int h = H == 2 ? j / 4 : 0;
+            CPU_UNROLL
+            for (int t = 0; t < T; t++)
+                s[t][h] = _mm512_dpbusd_epi32(s[t][h], w, broadcast4(q + (size_t)t * c->k + 4 * j));
+        }
+        struct scales sc = block_scales(type, panel, b);
+        CPU_UNROLL
+        for (int t = 0; t < T; t++) {
+            size_t at = (size_t)t * n_blocks + b;
+            acc[t] = chain(type, &sc, s[t], c->sums[at], c->d[at], acc[t]);
+        }
+    }
+    CPU_UNROLL
+    for (int t = 0; t < T; t++)
+        _mm512_storeu_ps(c->acc + 16 * t, acc[t]);
+}
+
+CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)
+{
+    for (uint32_t b = b0; b < b1; b++, out += 512) {
+        const uint8_t *p = layout_block(type, group, b);
+        CPU_UNROLL
+        for (int j = 0; j < 8; j++)
+            _mm512_storeu_si512((void *)(out + 64 * j), unpack(type, p, j));
+    }
+}
+
+#define TILE(type, T)                                                                                                  \
+    static void packed_##type##_##T(const struct cpu_tile *c)                                                          \
+    {                                                                                                                  \
+        tile(QUANT_##type, T, false, c);                                                                               \
+    }                                                                                                                  \
+    static void bytes_##type##_##T(const struct cpu_tile *c)                                                           \
+    {                                                                                                                  \
+        tile(QUANT_##type, T, true, c);                                                                                \
+    }
+#define ACT_F32(type)
+#define ACT_Q8(type)                                                                                                   \
+    TILE(type, 1)                                                                                                      \
+    TILE(type, 2)                                                                                                      \
+    TILE(type, 4)                                                                                                      \
+    TILE(type, 8)                                                                                                      \
+    TILE(type, 16)                                                                                                     \
+    static void unpack_##type(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)                            \
+    {                                                                                                                  \
+        unpack_blocks(QUANT_##type, group, b0, b1, out);                                                               \
+    }
+#define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)
+#include "model/quants.def"
+#undef QUANT
+#undef ACT_Q8
+
+/* 16 tokens need 16 accumulators of a half: types with two halves stop at 8. */
+#define WIDE(fn, type)                                                                                                 \
+    (QUANT_##type == QUANT_Q2_K || QUANT_##type == QUANT_Q3_K || QUANT_##type == QUANT_Q6_K ? NULL : fn##_##type##_16)
+static const struct cpu_matmul kernels = {
+#define ACT_Q8(type)                                                                                                   \
+    .packed[QUANT_##type] = {[1] = packed_##type##_1,                                                                  \
+                             [2] = packed_##type##_2,                                                                  \
+                             [4] = packed_##type##_4,                                                                  \
+                             [8] = packed_##type##_8,                                                                  \
+                             [16] = WIDE(packed, type)},                                                               \
+    .bytes[QUANT_##type] = {[1] = bytes_##type##_1,                                                                    \
+                            [2] = bytes_##type##_2,                                                                    \
+                            [4] = bytes_##type##_4,                                                                    \
+                            [8] = bytes_##type##_8,                                                                    \
+                            [16] = WIDE(bytes, type)},                                                                 \
+    .unpack[QUANT_##type] = QUANT_##type == QUANT_Q8_0 ? NULL : unpack_##type,
+#define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)
+#include "model/quants.def"
+#undef QUANT
+};
+
+void AVX512_NAME(cpu_avx512_matmul_q8)(const struct kernels_weight *w, const struct kernels_act *x, uint32_t row_begin,
+                                       uint32_t row_end, float *y, size_t y_stride)
+{
+    cpu_matmul_q8(&kernels, w, x, row_begin, row_end, y, y_stride);
+}
