@@ -1,0 +1,435 @@
+/* One thread, one poll loop over: a signalfd, the parent's pipe, the coordinator's link, and a pidfd for each child.
+ *
+ * A HELLO is sent once a connection; ZeroMQ keeps it until the coordinator is there. A coordinator that does not know us any more (it
+ * restarted, or the link was cut and came back) says REFUSE(UNAVAILABLE); one that is silent for WORKER_LINK_LOST_MS is taken for lost:
+ * in both cases the workers, which nobody would use again, are stopped, and when they are gone a new link says HELLO. */
+#include "worker/agent.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "proto/link.h"
+#include "worker/child.h"
+#include "worker/worker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+enum {
+    CHILDREN_MAX = 1024,
+    FIXED_FDS = 3,
+    HELLO_AGAIN_MS = 10000, /* no WELCOME for so long: the link is made anew */
+    WAITING_LOG_MS = 10000,
+};
+
+struct agent {
+    struct options *opts;
+    struct inventory inventory;
+    struct link_context *links;
+    struct link_client *link;
+    struct key_file key;
+    struct arena arena;
+    struct msg msg;
+    struct child children[CHILDREN_MAX];
+    uint32_t n_children;
+    struct pollfd fds[FIXED_FDS + CHILDREN_MAX];
+    int signal_fd, life_fds[2]; /* the pipe: children hold the read end */
+    uint64_t peer_id, wakeups;
+    uint32_t heartbeat_ms;
+    uint64_t next_heartbeat_ns, heard_ns, hello_ns, next_log_ns;
+    bool welcome, echoes, rejoin, quit;
+    int exit_code;
+};
+
+/* ---- small parts ---- */
+
+enum err agent_endpoint(const char *endpoint, const char *join, char *out, size_t cap)
+{
+    static const char *const any[] = {"tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:"};
+    int n = -1;
+    for (unsigned i = 0; i < ARRAY_LEN(any) && n < 0; i++) {
+        size_t len = strlen(any[i]);
+        const char *colon = strrchr(join, ':');
+        if (strncmp(endpoint, any[i], len) == 0 && strncmp(join, "tcp://", 6) == 0 && colon > join + 6)
+            n = snprintf(out, cap, "%.*s:%s", (int)(colon - join), join, endpoint + len);
+    }
+    if (n < 0)
+        n = snprintf(out, cap, "%s", endpoint);
+    return n < (int)cap ? ERR_OK : err_set(ERR_TOO_BIG, "an endpoint of %d bytes", n);
+}
+
+static enum err set_default(char **field, const char *value)
+{
+    *field = strdup(value);
+    return *field ? ERR_OK : err_set(ERR_NOMEM, "%s", value);
+}
+
+enum err agent_defaults(struct options *o)
+{
+    char dir[300], path[400];
+    if (!o->join) {
+        TRY(keys_runtime_dir(o->runtime_dir, dir, sizeof(dir)));
+        snprintf(path, sizeof(path), "ipc://%s/current/control.sock", dir);
+        TRY(set_default(&o->join, path));
+    }
+    if (!o->key_file) {
+        TRY(keys_state_dir(o->state_dir, dir, sizeof(dir)));
+        snprintf(path, sizeof(path), "%s/keys/local-worker.key", dir);
+        TRY(set_default(&o->key_file, path));
+    }
+    return ERR_OK;
+}
+
+static void end_with(struct agent *a, int code, const char *why)
+{
+    if (a->quit)
+        return;
+    a->quit = true;
+    a->exit_code = code;
+    if (code == WORKER_EXIT_OK)
+        LOG(INFO, AGENT, "stopping", "why=\"%s\" workers=%u", why, a->n_children);
+    else
+        LOG(ERROR, AGENT, "leaving", "status=%d why=\"%s\"", code, why);
+}
+
+static void send_msg(struct agent *a, const struct msg *m)
+{
+    enum err e = a->link ? link_client_send(a->link, m) : ERR_OK;
+    if (e == ERR_AUTH)
+        end_with(a, WORKER_EXIT_REFUSED, err_detail());
+    else if (e != ERR_OK)
+        LOG(WARN, AGENT, "message not sent", "type=%d error=\"%s\"", (int)m->type, err_detail());
+}
+
+/* ---- children ---- */
+
+static void report_exit(struct agent *a, uint64_t worker_id, pid_t pid, const struct child_exit *x)
+{
+    struct msg m = {.type = MSG_WORKER_EXITED,
+                    .worker_exited = {.worker_id = worker_id, .pid = (uint32_t)pid, .status = x->status,
+                                      .text = (char *)(uintptr_t)x->text}};
+    send_msg(a, &m);
+}
+
+static void start_worker(struct agent *a, const struct msg_start_worker *s)
+{
+    char endpoint[512];
+    struct msg_start_worker start = *s;
+    struct child_exit x = {.status = WORKER_EXIT_USAGE};
+    const struct inventory_device *d = inventory_find(&a->inventory, s->device);
+    enum err e = ERR_OK;
+    for (uint32_t i = 0; i < a->n_children; i++)
+        if (a->children[i].worker_id == s->worker_id) {
+            LOG(WARN, AGENT, "worker runs already", "worker=%llu", (unsigned long long)s->worker_id);
+            return;
+        }
+    if (!d)
+        e = err_set(ERR_NOT_FOUND, "device %s is not offered by this host", s->device);
+    else if (a->n_children == CHILDREN_MAX)
+        e = err_set(ERR_BUSY, "%d workers run on this host already", (int)CHILDREN_MAX);
+    if (e == ERR_OK)
+        e = agent_endpoint(s->endpoint, a->opts->join, endpoint, sizeof(endpoint));
+    start.endpoint = endpoint;
+    struct child *c = &a->children[MIN(a->n_children, CHILDREN_MAX - 1)];
+    if (e == ERR_OK)
+        e = child_start(a->opts, &a->inventory, d, &start, a->life_fds[0], c);
+    if (e != ERR_OK) {
+        snprintf(x.text, sizeof(x.text), "%s", err_detail());
+        LOG(ERROR, AGENT, "worker not started", "worker=%llu error=\"%s\"", (unsigned long long)s->worker_id, x.text);
+        report_exit(a, s->worker_id, 0, &x);
+        return;
+    }
+    a->n_children++;
+    LOG(INFO, AGENT, "worker started", "worker=%llu pid=%d device=%s stage=%u tp_rank=%u threads=%u own_core=%d",
+        (unsigned long long)s->worker_id, (int)c->pid, s->device, s->stage, s->tp_rank, d->n_threads, d->own_core);
+}
+
+static void stop_worker(struct agent *a, uint64_t worker_id, uint64_t now)
+{
+    for (uint32_t i = 0; i < a->n_children; i++)
+        if (a->children[i].worker_id == worker_id)
+            child_stop(&a->children[i], now);
+}
+
+static void stop_all(struct agent *a, uint64_t now)
+{
+    for (uint32_t i = 0; i < a->n_children; i++)
+        child_stop(&a->children[i], now);
+}
+
+static void watch_children(struct agent *a, uint64_t now)
+{
+    for (uint32_t i = 0; i < a->n_children;) {
+        struct child *c = &a->children[i];
+        struct child_exit x;
+        child_tick(c, now);
+        if (!child_reap(c, &x)) {
+            i++;
+            continue;
+        }
+        if (c->kill_at_ns || x.status == 0)
+            LOG(INFO, AGENT, "worker ended", "worker=%llu pid=%d status=%d why=\"%s\"", (unsigned long long)c->worker_id,
+                (int)c->pid, (int)x.status, x.text);
+        else
+            LOG(ERROR, AGENT, "worker lost", "worker=%llu pid=%d status=%d why=\"%s\"", (unsigned long long)c->worker_id,
+                (int)c->pid, (int)x.status, x.text);
+        if (a->welcome)
+            report_exit(a, c->worker_id, c->pid, &x);
+        a->children[i] = a->children[--a->n_children];
+    }
+}
+
+/* ---- the link ---- */
+
+static enum err say_hello(struct agent *a)
+{
+    struct msg_device devices[INVENTORY_DEVICES_MAX];
+    const struct inventory *v = &a->inventory;
+    link_client_close(&a->link);
+    TRY(link_client_open(a->links, a->opts->join, &a->key, &a->link));
+    for (uint32_t k = 0; k < v->n_devices; k++) {
+        const struct inventory_device *d = &v->devices[k];
+        devices[k] = (struct msg_device){.name = (char *)(uintptr_t)d->name, .kind = "cpu",
+                                         .model = (char *)(uintptr_t)v->cpu_model, .memory_bytes = d->memory_bytes,
+                                         .cores = d->n_threads, .numa = d->numa};
+    }
+    struct msg m = {.type = MSG_HELLO,
+                    .hello = {.version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX, .role = "agent",
+                              .host = (char *)(uintptr_t)v->host, .peer_id = a->peer_id, .pid = (uint32_t)getpid(),
+                              .devices = devices, .n_devices = v->n_devices}};
+    a->welcome = a->echoes = a->rejoin = false;
+    a->hello_ns = a->heard_ns = clock_ns();
+    return link_client_send(a->link, &m);
+}
+
+static void lose_coordinator(struct agent *a, const char *why, uint64_t now)
+{
+    if (a->rejoin)
+        return;
+    LOG(WARN, AGENT, "coordinator lost, joining again", "why=\"%s\" workers=%u", why, a->n_children);
+    a->welcome = false;
+    a->rejoin = true;
+    stop_all(a, now);
+}
+
+static void refused(struct agent *a, const struct msg_refuse *r, uint64_t now)
+{
+    char text[SPEC_TEXT_MAX];
+    if (r->err == ERR_VERSION) {
+        snprintf(text, sizeof(text), "the coordinator at %.200s speaks protocol versions %u to %u, this agent %d to %d",
+                 a->opts->join, r->version_min, r->version_max, (int)PROTO_VERSION_MIN, (int)PROTO_VERSION_MAX);
+        end_with(a, WORKER_EXIT_REFUSED, text);
+    } else if (r->err == ERR_UNAVAILABLE || r->err == ERR_NOT_FOUND) {
+        lose_coordinator(a, r->text ? r->text : "it does not know this agent", now);
+    } else {
+        snprintf(text, sizeof(text), "the coordinator at %.200s refused this agent: %.250s", a->opts->join, r->text ? r->text : "");
+        end_with(a, WORKER_EXIT_REFUSED, text);
+    }
+}
+
+static void welcomed(struct agent *a, const struct msg_welcome *w)
+{
+    char text[SPEC_TEXT_MAX];
+    if (w->version < PROTO_VERSION_MIN || w->version > PROTO_VERSION_MAX) {
+        snprintf(text, sizeof(text), "the coordinator chose protocol version %u, this agent speaks %d to %d", w->version,
+                 (int)PROTO_VERSION_MIN, (int)PROTO_VERSION_MAX);
+        end_with(a, WORKER_EXIT_REFUSED, text);
+        return;
+    }
+    a->welcome = true;
+    a->heartbeat_ms = MIN(MAX(w->heartbeat_ms, 10), 60000);
+    LOG(INFO, AGENT, "joined", "coordinator=%s devices=%u memory=%llu heartbeat_ms=%u", a->opts->join, a->inventory.n_devices,
+        (unsigned long long)a->inventory.memory_bytes, a->heartbeat_ms);
+}
+
+static void handle(struct agent *a, const struct msg *m, uint64_t now)
+{
+    a->heard_ns = now;
+    switch (m->type) {
+    case MSG_WELCOME:
+        welcomed(a, &m->welcome);
+        return;
+    case MSG_REFUSE:
+        refused(a, &m->refuse, now);
+        return;
+    case MSG_HEARTBEAT:
+        a->echoes = true;
+        return;
+    case MSG_START_WORKER:
+        if (a->welcome)
+            start_worker(a, &m->start_worker);
+        return;
+    case MSG_STOP_WORKER:
+        stop_worker(a, m->stop_worker.worker_id, now);
+        return;
+    case MSG_SHUTDOWN:
+        end_with(a, WORKER_EXIT_OK, "the coordinator said so");
+        return;
+    default:
+        LOG(WARN, AGENT, "message ignored", "type=%d", (int)m->type);
+    }
+}
+
+static void drain(struct agent *a, uint64_t now)
+{
+    while (!a->quit && !a->rejoin) {
+        arena_reset(&a->arena);
+        enum err e = link_client_recv(a->link, &a->arena, &a->msg);
+        if (e == ERR_UNAVAILABLE)
+            return;
+        if (e == ERR_OK)
+            handle(a, &a->msg, now);
+        else if (e == ERR_PROTOCOL)
+            LOG(WARN, AGENT, "bad message", "error=\"%s\"", err_detail());
+        else
+            end_with(a, e == ERR_AUTH ? WORKER_EXIT_REFUSED : WORKER_EXIT_FAILED, err_detail());
+    }
+}
+
+/* Heartbeats, the end of patience, and a new link when the old one's workers are gone. */
+static void keep_link(struct agent *a, uint64_t now)
+{
+    if (a->rejoin && a->n_children == 0 && say_hello(a) != ERR_OK)
+        end_with(a, WORKER_EXIT_FAILED, err_detail());
+    if (a->welcome && now >= a->next_heartbeat_ns) {
+        struct msg m = {.type = MSG_HEARTBEAT, .heartbeat = {.progress = a->wakeups}};
+        a->next_heartbeat_ns = now + a->heartbeat_ms * NS_PER_MS;
+        send_msg(a, &m);
+        if (a->echoes && now > a->heard_ns + WORKER_LINK_LOST_MS * NS_PER_MS)
+            lose_coordinator(a, "silent for 30 s", now);
+    }
+    if (!a->welcome && !a->rejoin && now > a->hello_ns + HELLO_AGAIN_MS * NS_PER_MS)
+        a->rejoin = true;
+    if (!a->welcome && now >= a->next_log_ns) {
+        if (a->next_log_ns)
+            LOG(WARN, AGENT, "no coordinator yet, still trying", "join=%s", a->opts->join);
+        a->next_log_ns = now + WAITING_LOG_MS * NS_PER_MS;
+    }
+}
+
+/* ---- the loop ---- */
+
+static int poll_timeout_ms(const struct agent *a, uint64_t now)
+{
+    uint64_t until = now + 1000 * NS_PER_MS;
+    if (a->welcome)
+        until = a->next_heartbeat_ns;
+    for (uint32_t i = 0; i < a->n_children; i++)
+        if (a->children[i].kill_at_ns)
+            until = MIN(until, a->children[i].kill_at_ns);
+    return until <= now ? 0 : (int)((until - now) / NS_PER_MS) + 1;
+}
+
+static void wait_for_news(struct agent *a, uint64_t now)
+{
+    a->fds[0] = (struct pollfd){a->signal_fd, POLLIN, 0};
+    a->fds[1] = (struct pollfd){(int)a->opts->parent_fd, POLLIN, 0};
+    a->fds[2] = (struct pollfd){link_client_fd(a->link), POLLIN, 0};
+    for (uint32_t i = 0; i < a->n_children; i++)
+        a->fds[FIXED_FDS + i] = (struct pollfd){a->children[i].pidfd, POLLIN, 0};
+    poll(a->fds, FIXED_FDS + a->n_children, poll_timeout_ms(a, now));
+    a->wakeups++;
+    if (a->fds[0].revents) {
+        struct signalfd_siginfo info;
+        if (read(a->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
+            end_with(a, WORKER_EXIT_OK, strsignal((int)info.ssi_signo));
+    }
+    if (a->fds[1].revents)
+        end_with(a, WORKER_EXIT_ORPHAN, "the parent process is gone");
+}
+
+static void run(struct agent *a)
+{
+    while (!a->quit) {
+        uint64_t now = clock_ns();
+        keep_link(a, now);
+        drain(a, now);
+        wait_for_news(a, now);
+        now = clock_ns();
+        watch_children(a, now);
+        drain(a, now);
+    }
+}
+
+/* No child outlives the agent: SIGTERM and two seconds, or SIGKILL at once when the parent is gone. */
+static void end_children(struct agent *a)
+{
+    stop_all(a, clock_ns());
+    for (uint32_t i = 0; a->exit_code == WORKER_EXIT_ORPHAN && i < a->n_children; i++)
+        child_kill(&a->children[i]);
+    while (a->n_children > 0) {
+        for (uint32_t i = 0; i < a->n_children; i++)
+            a->fds[i] = (struct pollfd){a->children[i].pidfd, POLLIN, 0};
+        poll(a->fds, a->n_children, 50);
+        watch_children(a, clock_ns());
+    }
+}
+
+static enum err open_signals(struct agent *a)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigprocmask(SIG_BLOCK, &set, NULL); /* before any thread exists, so that every thread and child has it */
+    if (a->opts->parent_fd >= 0)
+        sigdelset(&set, SIGINT);
+    a->signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
+    if (a->signal_fd < 0 || pipe2(a->life_fds, O_CLOEXEC) != 0)
+        return err_set(ERR_IO, "signalfd or pipe: %s", strerror(errno));
+    if (a->opts->parent_fd >= 0)
+        fcntl((int)a->opts->parent_fd, F_SETFD, FD_CLOEXEC);
+    return ERR_OK;
+}
+
+int agent_main(struct options *o)
+{
+    int allowed[INVENTORY_CPUS_MAX];
+    enum err e;
+    struct agent *a = calloc(1, sizeof(*a));
+    if (!a) {
+        err_set(ERR_NOMEM, "no memory for the agent");
+        LOG(ERROR, AGENT, "leaving", "status=%d why=\"%s\"", WORKER_EXIT_FAILED, err_detail());
+        return WORKER_EXIT_FAILED;
+    }
+    a->opts = o;
+    a->signal_fd = a->life_fds[0] = a->life_fds[1] = -1;
+    a->heartbeat_ms = 500;
+    arena_init(&a->arena, 64 << 20);
+    rng_system(&a->peer_id, sizeof(a->peer_id));
+    TRY_GOTO(open_signals(a), fail);
+    TRY_GOTO(agent_defaults(o), fail);
+    TRY_GOTO(inventory_read("", allowed, inventory_allowed(allowed, INVENTORY_CPUS_MAX), o->devices, (uint32_t)o->threads,
+                            &a->inventory),
+             fail);
+    TRY_GOTO(keys_read_file(o->key_file, &a->key), fail);
+    TRY_GOTO(link_context_create(NULL, NULL, &a->links), fail);
+    TRY_GOTO(say_hello(a), fail);
+    run(a);
+fail:
+    if (!a->quit) /* never got as far as the loop */
+        end_with(a, e == ERR_AUTH || e == ERR_FORBIDDEN ? WORKER_EXIT_REFUSED : e == ERR_IO || e == ERR_NOMEM ? WORKER_EXIT_FAILED
+                                                                                                             : WORKER_EXIT_USAGE,
+                 err_detail());
+    end_children(a);
+    int code = a->exit_code;
+    link_client_close(&a->link);
+    link_context_destroy(&a->links);
+    for (int i = 0; i < 2; i++)
+        if (a->life_fds[i] >= 0)
+            close(a->life_fds[i]);
+    if (a->signal_fd >= 0)
+        close(a->signal_fd);
+    inventory_deinit(&a->inventory);
+    arena_deinit(&a->arena);
+    free(a);
+    return code;
+}
