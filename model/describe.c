@@ -31,8 +31,8 @@ void describe_file(const struct gguf *g, const struct hparams *hp, struct descri
     }
 }
 
-void describe_shard(const struct gguf *g, const struct hparams *hp, const struct shard_split *s, enum kv_type type, uint32_t ctx,
-                    uint32_t tp_rank, uint32_t stage, struct describe_shard *out)
+void describe_shard(const struct gguf *g, const struct hparams *hp, const struct shard_split *s, enum kv_type type,
+                    uint32_t ctx, uint32_t tp_rank, uint32_t stage, struct describe_shard *out)
 {
     ASSERT(stage < s->pp && tp_rank < s->tp);
     memset(out, 0, sizeof(*out));

@@ -1,10 +1,10 @@
 /* Opening GGUF files: mapping, header parser, split files, look-up tables. Reading values is in gguf_value.c.
  *
- * The parser is a cursor over the mapping that never moves past its end; a count is believed only after the bytes that it
- * needs at least are known to be there, so that memory and time are bounded by the size of the file, whatever a header says.
- * Keys and tensors are looked up by binary search in sorted order (a hash could be flooded by a hostile file, and a
- * model has a few hundred names). Opening touches the headers only; strings of arrays are stepped over once, about 1 ms
- * for a vocabulary of 128,000. A struct gguf is immutable once open: any thread may read it. */
+ * The parser is a cursor over the mapping that never moves past its end; a count is believed only after the bytes that
+ * it needs at least are known to be there, so that memory and time are bounded by the size of the file, whatever a
+ * header says. Keys and tensors are looked up by binary search in sorted order (a hash could be flooded by a hostile
+ * file, and a model has a few hundred names). Opening touches the headers only; strings of arrays are stepped over
+ * once, about 1 ms for a vocabulary of 128,000. A struct gguf is immutable once open: any thread may read it. */
 #include "model/gguf.h"
 
 #include "base/check.h"
@@ -44,14 +44,15 @@ struct cursor {
 static const struct {
     uint32_t id;
     const char *name;
-} foreign_types[] = {{9, "Q8_1"},     {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
-                     {19, "IQ1_S"},   {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},
-                     {24, "I8"},      {25, "I16"},    {26, "I32"},     {27, "I64"},    {28, "F64"},
-                     {29, "IQ1_M"},   {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
+} foreign_types[] = {{9, "Q8_1"},   {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
+                     {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},
+                     {24, "I8"},    {25, "I16"},    {26, "I32"},     {27, "I64"},    {28, "F64"},
+                     {29, "IQ1_M"}, {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
 
 static enum err truncated(const struct cursor *c, const char *what)
 {
-    return err_set(ERR_CORRUPT, "%s: the file ends inside %s (offset %" PRIu64 " of %" PRIu64 "): is the download complete?",
+    return err_set(ERR_CORRUPT,
+                   "%s: the file ends inside %s (offset %" PRIu64 " of %" PRIu64 "): is the download complete?",
                    c->name, what, c->off, c->size);
 }
 
@@ -87,22 +88,23 @@ static enum err take_name(struct cursor *c, uint64_t len_max, const char *what, 
     const uint8_t *p;
     TRY(take_u64(c, what, &len));
     if (len == 0 || len > len_max)
-        return err_set(ERR_CORRUPT, "%s: %s at offset %" PRIu64 " has a length of %" PRIu64 " (1 to %" PRIu64 " expected)",
-                       c->name, what, at, len, len_max);
+        return err_set(ERR_CORRUPT,
+                       "%s: %s at offset %" PRIu64 " has a length of %" PRIu64 " (1 to %" PRIu64 " expected)", c->name,
+                       what, at, len, len_max);
     TRY(take(c, len, what, &p));
     for (uint64_t i = 0; i < len; i++)
         if (p[i] < 0x20 || p[i] == 0x7f)
-            return err_set(ERR_CORRUPT, "%s: %s at offset %" PRIu64 " holds the control character 0x%02x", c->name, what, at,
-                           p[i]);
+            return err_set(ERR_CORRUPT, "%s: %s at offset %" PRIu64 " holds the control character 0x%02x", c->name,
+                           what, at, p[i]);
     *out = (struct gguf_str){(const char *)p, len};
     return ERR_OK;
 }
 
 static uint32_t scalar_bytes(enum gguf_type t)
 {
-    static const uint8_t bytes[] = {[GGUF_U8] = 1,  [GGUF_I8] = 1,  [GGUF_U16] = 2,  [GGUF_I16] = 2, [GGUF_U32] = 4,
-                                    [GGUF_I32] = 4, [GGUF_F32] = 4, [GGUF_BOOL] = 1, [GGUF_STR] = 0, [GGUF_ARR] = 0,
-                                    [GGUF_U64] = 8, [GGUF_I64] = 8, [GGUF_F64] = 8};
+    static const uint8_t bytes[] = {
+        [GGUF_U8] = 1,   [GGUF_I8] = 1,  [GGUF_U16] = 2, [GGUF_I16] = 2, [GGUF_U32] = 4, [GGUF_I32] = 4, [GGUF_F32] = 4,
+        [GGUF_BOOL] = 1, [GGUF_STR] = 0, [GGUF_ARR] = 0, [GGUF_U64] = 8, [GGUF_I64] = 8, [GGUF_F64] = 8};
     return bytes[t];
 }
 
@@ -111,7 +113,8 @@ static enum err take_type(struct cursor *c, const struct gguf_kv *kv, enum gguf_
     uint32_t t;
     TRY(take_u32(c, "a value's type", &t));
     if (t > GGUF_F64)
-        return err_set(ERR_CORRUPT, "%s: key %.*s has the unknown value type %u", c->name, (int)kv->key.len, kv->key.s, t);
+        return err_set(ERR_CORRUPT, "%s: key %.*s has the unknown value type %u", c->name, (int)kv->key.len, kv->key.s,
+                       t);
     *out = (enum gguf_type)t;
     return ERR_OK;
 }
@@ -126,7 +129,8 @@ static enum err take_array(struct cursor *c, struct gguf_kv *kv)
     kv->data = c->base + c->off;
     uint64_t elem_bytes = kv->elem == GGUF_STR ? 8 : scalar_bytes(kv->elem), bytes;
     if (!check_mul(kv->n, elem_bytes, &bytes) || !check_range(c->off, bytes, c->size))
-        return err_set(ERR_CORRUPT, "%s: key %.*s: an array of %" PRIu64 " elements does not fit in the file (offset %" PRIu64 ")",
+        return err_set(ERR_CORRUPT,
+                       "%s: key %.*s: an array of %" PRIu64 " elements does not fit in the file (offset %" PRIu64 ")",
                        c->name, (int)kv->key.len, kv->key.s, kv->n, c->off);
     if (kv->elem != GGUF_STR) {
         c->off += bytes;
@@ -168,8 +172,9 @@ static enum err tensor_type(const struct cursor *c, const struct gguf_tensor *t,
         return ERR_OK;
     for (unsigned i = 0; i < ARRAY_LEN(foreign_types); i++)
         if (foreign_types[i].id == id)
-            return err_set(ERR_UNSUPPORTED, "%s: tensor %s has the type %s, which is not supported (try Q4_K, Q6_K or Q8_0)",
-                           c->name, t->name, foreign_types[i].name);
+            return err_set(ERR_UNSUPPORTED,
+                           "%s: tensor %s has the type %s, which is not supported (try Q4_K, Q6_K or Q8_0)", c->name,
+                           t->name, foreign_types[i].name);
     return err_set(ERR_UNSUPPORTED, "%s: tensor %s has the unknown type number %u", c->name, t->name, id);
 }
 
@@ -190,16 +195,16 @@ static enum err take_tensor(struct cursor *c, struct gguf_tensor *t)
         if (d < t->n_dims)
             TRY(take_u64(c, "a tensor's header", &t->ne[d]));
         if (t->ne[d] == 0 || !check_mul(elems, t->ne[d], &elems))
-            return err_set(ERR_CORRUPT, "%s: tensor %s: dimension %u is %" PRIu64 ", which cannot be", c->name, t->name, d,
-                           t->ne[d]);
+            return err_set(ERR_CORRUPT, "%s: tensor %s: dimension %u is %" PRIu64 ", which cannot be", c->name, t->name,
+                           d, t->ne[d]);
     }
     TRY(take_u32(c, "a tensor's header", &type_id));
     TRY(take_u64(c, "a tensor's header", &t->file_offset));
     TRY(tensor_type(c, t, type_id, &t->type));
     const struct quant_traits *qt = &quant_traits[t->type];
     if (t->ne[0] % qt->block_elems)
-        return err_set(ERR_CORRUPT, "%s: tensor %s: rows of %" PRIu64 " are no multiple of a %s block (%u)", c->name, t->name,
-                       t->ne[0], qt->name, qt->block_elems);
+        return err_set(ERR_CORRUPT, "%s: tensor %s: rows of %" PRIu64 " are no multiple of a %s block (%u)", c->name,
+                       t->name, t->ne[0], qt->name, qt->block_elems);
     if (!check_mul(elems / qt->block_elems, qt->block_bytes, &t->bytes))
         return err_set(ERR_CORRUPT, "%s: tensor %s is larger than any file", c->name, t->name);
     return ERR_OK;
@@ -248,13 +253,13 @@ static enum err parse_kvs(struct cursor *c, struct gguf *g)
     qsort_r(order, g->n_kvs, sizeof(*order), compare_kvs, g->kvs);
     for (uint64_t i = 1; i < g->n_kvs; i++)
         if (compare_kvs(&order[i - 1], &order[i], g->kvs) == 0)
-            return err_set(ERR_CORRUPT, "%s: key %.*s stands twice in the header", c->name, (int)g->kvs[order[i]].key.len,
-                           g->kvs[order[i]].key.s);
+            return err_set(ERR_CORRUPT, "%s: key %.*s stands twice in the header", c->name,
+                           (int)g->kvs[order[i]].key.len, g->kvs[order[i]].key.s);
     return ERR_OK;
 }
 
-/* Tensors fill the data section one after the other with no more than padding between them, as ggml wants it too: what shares bytes or
- * leaves a hole is a damaged offset, dimension or type. */
+/* Tensors fill the data section one after the other with no more than padding between them, as ggml wants it too: what
+ * shares bytes or leaves a hole is a damaged offset, dimension or type. */
 static enum err check_layout(const struct cursor *c, struct gguf *g, uint64_t start, uint64_t alignment)
 {
     uint32_t *order = calloc(g->n_tensors + 1, sizeof(*order));
@@ -268,10 +273,11 @@ static enum err check_layout(const struct cursor *c, struct gguf *g, uint64_t st
     for (uint64_t i = 0; i < g->n_tensors && e == ERR_OK; i++) {
         const struct gguf_tensor *t = &g->tensors[order[i]];
         if (t->file_offset < expected)
-            e = err_set(ERR_CORRUPT, "%s: tensors %s and %s share bytes of the file", c->name, g->tensors[order[i - 1]].name, t->name);
+            e = err_set(ERR_CORRUPT, "%s: tensors %s and %s share bytes of the file", c->name,
+                        g->tensors[order[i - 1]].name, t->name);
         else if (t->file_offset > expected)
-            e = err_set(ERR_CORRUPT, "%s: %" PRIu64 " bytes before tensor %s belong to none", c->name, t->file_offset - expected,
-                        t->name);
+            e = err_set(ERR_CORRUPT, "%s: %" PRIu64 " bytes before tensor %s belong to none", c->name,
+                        t->file_offset - expected, t->name);
         uint64_t padding = (alignment - t->bytes % alignment) % alignment;
         expected = t->file_offset + t->bytes + padding; /* inside the file, up to the padding: cannot overflow */
     }
@@ -293,12 +299,13 @@ static enum err parse_tensors(struct cursor *c, struct gguf *g, uint64_t alignme
         struct gguf_tensor *t = &g->tensors[i];
         uint64_t offset = t->file_offset;
         if (offset % alignment)
-            return err_set(ERR_CORRUPT, "%s: tensor %s: its offset %" PRIu64 " is no multiple of the alignment %" PRIu64, c->name,
+            return err_set(ERR_CORRUPT,
+                           "%s: tensor %s: its offset %" PRIu64 " is no multiple of the alignment %" PRIu64, c->name,
                            t->name, offset, alignment);
         if (!check_add(start, offset, &t->file_offset) || !check_range(t->file_offset, t->bytes, c->size))
             return err_set(ERR_CORRUPT,
-                           "%s: tensor %s ends outside the file (%" PRIu64 " bytes at %" PRIu64 "+%" PRIu64 ", the file has %" PRIu64
-                           "): is the download complete?",
+                           "%s: tensor %s ends outside the file (%" PRIu64 " bytes at %" PRIu64 "+%" PRIu64
+                           ", the file has %" PRIu64 "): is the download complete?",
                            c->name, t->name, t->bytes, start, offset, c->size);
         t->data = c->base + t->file_offset;
     }
@@ -308,7 +315,8 @@ static enum err parse_tensors(struct cursor *c, struct gguf *g, uint64_t alignme
 /* One file into g, whose files[0] is already mapped. */
 static enum err parse_file(struct gguf *g)
 {
-    struct cursor cur = {g->files[0].map, g->files[0].size, 0, g->files[0].path ? g->files[0].path : "memory"}, *c = &cur;
+    struct cursor cur = {g->files[0].map, g->files[0].size, 0, g->files[0].path ? g->files[0].path : "memory"},
+                  *c = &cur;
     const uint8_t *magic;
     if (c->size < 4 || memcmp(c->base, "GGUF", 4) != 0)
         return err_set(ERR_CORRUPT, "%s: is not a GGUF file", c->name);
@@ -317,8 +325,8 @@ static enum err parse_file(struct gguf *g)
     if (g->version && (g->version & 0xffff) == 0)
         return err_set(ERR_UNSUPPORTED, "%s: is a big-endian GGUF file; convert it to little-endian", c->name);
     if (g->version < VERSION_MIN || g->version > VERSION_MAX)
-        return err_set(ERR_UNSUPPORTED, "%s: GGUF version %u (%d to %d are supported)", c->name, g->version, VERSION_MIN,
-                       VERSION_MAX);
+        return err_set(ERR_UNSUPPORTED, "%s: GGUF version %u (%d to %d are supported)", c->name, g->version,
+                       VERSION_MIN, VERSION_MAX);
     uint64_t n_tensors, n_kvs;
     TRY(take_u64(c, "the header", &n_tensors));
     TRY(take_u64(c, "the header", &n_kvs));
@@ -326,7 +334,8 @@ static enum err parse_file(struct gguf *g)
         return err_set(ERR_CORRUPT, "%s: the header promises %" PRIu64 " tensors, more than the file can hold", c->name,
                        n_tensors);
     if (n_kvs > KVS_MAX || n_kvs > (c->size - c->off) / KV_BYTES_MIN)
-        return err_set(ERR_CORRUPT, "%s: the header promises %" PRIu64 " keys, more than the file can hold", c->name, n_kvs);
+        return err_set(ERR_CORRUPT, "%s: the header promises %" PRIu64 " keys, more than the file can hold", c->name,
+                       n_kvs);
     g->n_kvs = n_kvs;
     g->n_tensors = n_tensors;
     TRY(parse_kvs(c, g));
@@ -334,8 +343,8 @@ static enum err parse_file(struct gguf *g)
     if (gguf_find(g, "general.alignment") && !gguf_get_u32(g, "general.alignment", &alignment))
         return err_set(ERR_CORRUPT, "%s: general.alignment is no positive integer", c->name);
     if (alignment < 8 || alignment > ALIGNMENT_MAX || (alignment & (alignment - 1)))
-        return err_set(ERR_CORRUPT, "%s: general.alignment is %u (a power of two from 8 to %d expected)", c->name, alignment,
-                       ALIGNMENT_MAX);
+        return err_set(ERR_CORRUPT, "%s: general.alignment is %u (a power of two from 8 to %d expected)", c->name,
+                       alignment, ALIGNMENT_MAX);
     return parse_tensors(c, g, alignment);
 }
 
@@ -345,8 +354,8 @@ static enum err finish(struct gguf *g)
     qsort(g->tensors, g->n_tensors, sizeof(*g->tensors), compare_names);
     for (uint64_t i = 1; i < g->n_tensors; i++)
         if (strcmp(g->tensors[i - 1].name, g->tensors[i].name) == 0)
-            return err_set(ERR_CORRUPT, "%s: tensor %s stands twice in the header", g->files[0].path ? g->files[0].path : "memory",
-                           g->tensors[i].name);
+            return err_set(ERR_CORRUPT, "%s: tensor %s stands twice in the header",
+                           g->files[0].path ? g->files[0].path : "memory", g->tensors[i].name);
     return ERR_OK;
 }
 
@@ -431,8 +440,8 @@ static enum err open_parts(struct gguf *g, uint32_t count)
     size_t len = strlen(first), stem;
     int suffix_len = snprintf(suffix, sizeof(suffix), "-00001-of-%05u.gguf", count);
     if (count > FILES_MAX || len <= (size_t)suffix_len || strcmp(first + len - suffix_len, suffix) != 0)
-        return err_set(ERR_INVALID, "%s: is the first of %u parts, so its name must end in -00001-of-%05u.gguf", first, count,
-                       count);
+        return err_set(ERR_INVALID, "%s: is the first of %u parts, so its name must end in -00001-of-%05u.gguf", first,
+                       count, count);
     stem = len - (size_t)suffix_len;
     struct gguf_file *files = realloc(g->files, count * sizeof(*files));
     if (!files)
@@ -444,7 +453,8 @@ static enum err open_parts(struct gguf *g, uint32_t count)
         char path[4096];
         uint32_t no = 0, n = 0;
         struct gguf *part;
-        if (snprintf(path, sizeof(path), "%.*s-%05u-of-%05u.gguf", (int)stem, g->files[0].path, i + 1, count) >= (int)sizeof(path))
+        if (snprintf(path, sizeof(path), "%.*s-%05u-of-%05u.gguf", (int)stem, g->files[0].path, i + 1, count) >=
+            (int)sizeof(path))
             return err_set(ERR_INVALID, "%s: the path is too long", g->files[0].path);
         TRY(open_one(path, &part));
         enum err e = ERR_OK;
@@ -457,8 +467,8 @@ static enum err open_parts(struct gguf *g, uint32_t count)
             return e;
     }
     if (has_total && total != g->n_tensors)
-        return err_set(ERR_CORRUPT, "%s: its parts hold %" PRIu64 " tensors, the first one promises %u", g->files[0].path,
-                       g->n_tensors, total);
+        return err_set(ERR_CORRUPT, "%s: its parts hold %" PRIu64 " tensors, the first one promises %u",
+                       g->files[0].path, g->n_tensors, total);
     return ERR_OK;
 }
 
@@ -471,7 +481,8 @@ enum err gguf_open(const char *path, struct gguf **out)
     enum err e = ERR_OK;
     if (gguf_get_u32(g, "split.count", &count) && count > 1) {
         if (gguf_get_u32(g, "split.no", &no) && no != 0)
-            e = err_set(ERR_INVALID, "%s: is part %u of %u; give the first one (-00001-of-%05u.gguf)", path, no + 1, count, count);
+            e = err_set(ERR_INVALID, "%s: is part %u of %u; give the first one (-00001-of-%05u.gguf)", path, no + 1,
+                        count, count);
         else
             e = open_parts(g, count);
     }

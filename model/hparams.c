@@ -1,9 +1,10 @@
 /* From GGUF metadata to struct hparams, with every fact checked before anybody computes with it.
  *
- * Three passes: the numbers (bounded, so that no product below can overflow), the rope settings, and the tensors. The tensor
- * pass walks the table layer_rules and the few tensors outside of layers, compares presence, shape and type, and then looks for
- * tensors that nobody asked for: a model with weights that the forward pass would not use answers wrongly, so it is refused.
- * Key names: format document of GGUF (ggml docs/gguf.md), section "Standardized key-value pairs". No state. */
+ * Three passes: the numbers (bounded, so that no product below can overflow), the rope settings, and the tensors. The
+ * tensor pass walks the table layer_rules and the few tensors outside of layers, compares presence, shape and type, and
+ * then looks for tensors that nobody asked for: a model with weights that the forward pass would not use answers
+ * wrongly, so it is refused. Key names: format document of GGUF (ggml docs/gguf.md), section "Standardized key-value
+ * pairs". No state. */
 #include "model/hparams.h"
 
 #include "base/check.h"
@@ -95,7 +96,8 @@ static enum err get_u32(struct loader *l, const char *suffix, uint32_t min, uint
     return ERR_OK;
 }
 
-static enum err get_u32_or(struct loader *l, const char *suffix, uint32_t min, uint32_t max, uint32_t def, uint32_t *out)
+static enum err get_u32_or(struct loader *l, const char *suffix, uint32_t min, uint32_t max, uint32_t def,
+                           uint32_t *out)
 {
     *out = def;
     return has_key(l, suffix) ? get_u32(l, suffix, min, max, out) : ERR_OK;
@@ -148,7 +150,8 @@ static enum err load_heads(struct loader *l)
         return err_set(ERR_CORRUPT, "%u attention heads cannot share %u KV heads evenly", hp->n_heads, hp->n_kv_heads);
     uint32_t even = hp->dim % hp->n_heads ? 0 : hp->dim / hp->n_heads;
     if (!even && !has_key(l, "attention.key_length"))
-        return err_set(ERR_CORRUPT, "embedding_length %u is no multiple of head_count %u and attention.key_length is missing",
+        return err_set(ERR_CORRUPT,
+                       "embedding_length %u is no multiple of head_count %u and attention.key_length is missing",
                        hp->dim, hp->n_heads);
     TRY(get_u32_or(l, "attention.key_length", 2, HEAD_DIM_MAX, even, &hp->head_dim));
     TRY(get_u32_or(l, "attention.value_length", 1, HEAD_DIM_MAX, even ? even : hp->head_dim, &hp->head_dim_v));
@@ -208,8 +211,8 @@ static enum err load_rope(struct loader *l)
     float yarn_attn, ext, log_mul;
     TRY(get_u32_or(l, "rope.dimension_count", 2, HEAD_DIM_MAX, hp->head_dim, &hp->rope_dims));
     if (hp->rope_dims % 2 || hp->rope_dims > hp->head_dim)
-        return err_set(ERR_CORRUPT, "%s is %u (even, at most the head dimension %u)", arch_key(l, "rope.dimension_count"),
-                       hp->rope_dims, hp->head_dim);
+        return err_set(ERR_CORRUPT, "%s is %u (even, at most the head dimension %u)",
+                       arch_key(l, "rope.dimension_count"), hp->rope_dims, hp->head_dim);
     TRY(get_f32_or(l, "rope.freq_base", 1.0f, 1e12f, 10000.0f, &hp->rope_base));
     const char *factor_key = has_key(l, "rope.scaling.factor") ? "rope.scaling.factor" : "rope.scale_linear";
     bool has_factor = has_key(l, factor_key);
@@ -234,7 +237,8 @@ static enum err load_rope(struct loader *l)
             return err_set(ERR_UNSUPPORTED, "YaRN with yarn_ext_factor %g and yarn_log_multiplier %g is not supported",
                            (double)ext, (double)log_mul);
         if (hp->rope_base <= 1.0f || hp->rope_beta_fast <= 0.0f || hp->rope_beta_slow <= 0.0f)
-            return err_set(ERR_CORRUPT, "YaRN needs rope.freq_base above 1 and positive yarn_beta_fast and yarn_beta_slow");
+            return err_set(ERR_CORRUPT,
+                           "YaRN needs rope.freq_base above 1 and positive yarn_beta_fast and yarn_beta_slow");
     }
     return ERR_OK;
 }
@@ -317,7 +321,8 @@ static enum err check_tensor(struct loader *l, bool *used, const char *name, enu
     return ERR_OK;
 }
 
-/* Is there a tensor of this feature in the first layer, and may the family have it? (Where it may not, the last check names it.) */
+/* Is there a tensor of this feature in the first layer, and may the family have it? (Where it may not, the last check
+ * names it.) */
 static bool feature(const struct loader *l, const char *first_layer_name, unsigned bit)
 {
     return (archs[l->hp->arch].features & bit) && gguf_tensor(l->g, first_layer_name);
@@ -371,11 +376,13 @@ static enum err check_tensors(struct loader *l, bool *used)
     if (!embd)
         return err_set(ERR_CORRUPT, "the model lacks the tensor token_embd.weight");
     if (embd->ne[1] > VOCAB_MAX)
-        return err_set(ERR_CORRUPT, "token_embd.weight has %" PRIu64 " rows (at most %d expected)", embd->ne[1], VOCAB_MAX);
+        return err_set(ERR_CORRUPT, "token_embd.weight has %" PRIu64 " rows (at most %d expected)", embd->ne[1],
+                       VOCAB_MAX);
     hp->vocab = (uint32_t)embd->ne[1];
     const struct gguf_kv *tokens = gguf_find(l->g, "tokenizer.ggml.tokens");
     if (tokens && tokens->type == GGUF_ARR && tokens->n != hp->vocab)
-        return err_set(ERR_CORRUPT, "the tokenizer has %" PRIu64 " tokens, token_embd.weight has %u rows", tokens->n, hp->vocab);
+        return err_set(ERR_CORRUPT, "the tokenizer has %" PRIu64 " tokens, token_embd.weight has %u rows", tokens->n,
+                       hp->vocab);
     hp->tied_embeddings = gguf_tensor(l->g, "output.weight") == NULL;
     hp->has_qkv_bias = feature(l, "blk.0.attn_q.bias", ARCH_QKV_BIAS);
     hp->has_o_bias = feature(l, "blk.0.attn_output.bias", ARCH_O_BIAS);
@@ -388,7 +395,8 @@ static enum err check_tensors(struct loader *l, bool *used)
     TRY(check_layers(l, used));
     for (uint64_t i = 0; i < l->g->n_tensors; i++)
         if (!used[i] && !ignorable(l->g->tensors[i].name))
-            return err_set(ERR_UNSUPPORTED, "tensor %s has no place in a %s model of %u layers; without it the answers would be wrong",
+            return err_set(ERR_UNSUPPORTED,
+                           "tensor %s has no place in a %s model of %u layers; without it the answers would be wrong",
                            l->g->tensors[i].name, arch_name(hp->arch), hp->n_layers);
     return ERR_OK;
 }
@@ -410,14 +418,16 @@ enum err hparams_load(const struct gguf *g, struct hparams *out)
 
 /* --- rope --- */
 
-/* The dimension pair whose wave turns `turns` times within the original context (YaRN, section 3.2: the inverse of r(d)). */
+/* The dimension pair whose wave turns `turns` times within the original context (YaRN, section 3.2: the inverse of
+ * r(d)). */
 static double yarn_dim(const struct hparams *hp, double turns)
 {
     return hp->rope_dims * log(hp->rope_ctx_orig / (turns * 2.0 * M_PI)) / (2.0 * log((double)hp->rope_base));
 }
 
-/* Pairs that turn more than beta_fast times keep their frequency, those below beta_slow are interpolated (divided by the factor), and
- * a linear ramp joins them; the ends are rounded outwards and the magnitude is 0.1 ln(factor) + 1 (YaRN, equations 22 and 23). */
+/* Pairs that turn more than beta_fast times keep their frequency, those below beta_slow are interpolated (divided by
+ * the factor), and a linear ramp joins them; the ends are rounded outwards and the magnitude is 0.1 ln(factor) + 1
+ * (YaRN, equations 22 and 23). */
 void rope_freqs_init(const struct hparams *hp, double *inv_freq, float *magnitude)
 {
     uint32_t half = hp->rope_dims / 2;

@@ -1,4 +1,5 @@
-/* How tensors are cut: cumulative shares on each axis, rounded to units, as shard.h promises. Pure functions; no state. */
+/* How tensors are cut: cumulative shares on each axis, rounded to units, as shard.h promises. Pure functions; no state.
+ */
 #include "model/shard.h"
 
 #include "base/check.h"
@@ -14,7 +15,8 @@ static enum err init_shares(const struct hparams *hp, const uint32_t *shares, ui
     if (s->tp < 1 || s->tp > SHARD_TP_MAX)
         return err_set(ERR_INVALID, "tp is %u (1 to %d expected)", s->tp, SHARD_TP_MAX);
     if (s->tp > hp->n_heads)
-        return err_set(ERR_INVALID, "tp %u is beyond the model's %u attention heads: each rank needs one", s->tp, hp->n_heads);
+        return err_set(ERR_INVALID, "tp %u is beyond the model's %u attention heads: each rank needs one", s->tp,
+                       hp->n_heads);
     if (shares && n_shares != s->tp)
         return err_set(ERR_INVALID, "%u shares are given for tp %u: one for each rank is needed", n_shares, s->tp);
     for (uint32_t r = 0; r < s->tp; r++) {
@@ -60,7 +62,8 @@ enum err shard_split_init(const struct hparams *hp, uint32_t tp, uint32_t pp, co
     return init_layers(hp, layers, n_layers_list, out);
 }
 
-/* Unit at which rank r begins: round(units * c[r] / c[tp]), halves up. min 1: every rank is left at least one unit (units >= tp). */
+/* Unit at which rank r begins: round(units * c[r] / c[tp]), halves up. min 1: every rank is left at least one unit
+ * (units >= tp). */
 static uint32_t boundary(const struct shard_split *s, uint32_t units, uint32_t r, uint32_t min)
 {
     uint64_t total = 0, before = 0;
@@ -105,9 +108,9 @@ static const struct {
     const char *stem; /* between "blk.N." and ".weight" or ".bias" */
     enum shard_axis axis;
 } layer_axes[] = {
-    {"attn_norm", SHARD_WHOLE},   {"attn_q", SHARD_Q},     {"attn_k", SHARD_KV},  {"attn_v", SHARD_KV},
-    {"attn_output", SHARD_DIM},   {"ffn_norm", SHARD_WHOLE}, {"ffn_gate", SHARD_FFN}, {"ffn_up", SHARD_FFN},
-    {"ffn_down", SHARD_DIM},      {"attn_q_norm", SHARD_WHOLE}, {"attn_k_norm", SHARD_WHOLE},
+    {"attn_norm", SHARD_WHOLE}, {"attn_q", SHARD_Q},          {"attn_k", SHARD_KV},         {"attn_v", SHARD_KV},
+    {"attn_output", SHARD_DIM}, {"ffn_norm", SHARD_WHOLE},    {"ffn_gate", SHARD_FFN},      {"ffn_up", SHARD_FFN},
+    {"ffn_down", SHARD_DIM},    {"attn_q_norm", SHARD_WHOLE}, {"attn_k_norm", SHARD_WHOLE},
 };
 
 /* Where a tensor belongs: a layer, or the ends of the model. */
@@ -129,7 +132,8 @@ static bool layer_place(const char *name, struct place *p)
     if (!dot || (strcmp(dot, ".weight") != 0 && strcmp(dot, ".bias") != 0))
         return false;
     for (unsigned i = 0; i < ARRAY_LEN(layer_axes); i++)
-        if (strlen(layer_axes[i].stem) == (size_t)(dot - stem) && memcmp(stem, layer_axes[i].stem, (size_t)(dot - stem)) == 0) {
+        if (strlen(layer_axes[i].stem) == (size_t)(dot - stem) &&
+            memcmp(stem, layer_axes[i].stem, (size_t)(dot - stem)) == 0) {
             *p = (struct place){.axis = layer_axes[i].axis, .in_layer = true, .layer = (uint32_t)layer};
             return true;
         }
@@ -154,8 +158,8 @@ static struct shard_range scaled(struct shard_range heads, uint64_t rows_per_hea
     return (struct shard_range){(uint32_t)(heads.first * rows_per_head), (uint32_t)(heads.n * rows_per_head)};
 }
 
-void shard_tensor_rows(const struct hparams *hp, const struct shard_split *s, const struct gguf_tensor *t, uint32_t tp_rank,
-                       uint32_t stage, struct shard_range *rows)
+void shard_tensor_rows(const struct hparams *hp, const struct shard_split *s, const struct gguf_tensor *t,
+                       uint32_t tp_rank, uint32_t stage, struct shard_range *rows)
 {
     struct place p;
     struct shard_rank rank;
@@ -221,12 +225,13 @@ static uint64_t kv_row_bytes(enum kv_type type, uint64_t n)
     return 0;
 }
 
-uint64_t shard_kv_block_bytes(const struct hparams *hp, const struct shard_split *s, enum kv_type type, uint32_t tp_rank,
-                              uint32_t stage)
+uint64_t shard_kv_block_bytes(const struct hparams *hp, const struct shard_split *s, enum kv_type type,
+                              uint32_t tp_rank, uint32_t stage)
 {
     struct shard_rank rank;
     ASSERT(stage < s->pp);
     shard_rank(hp, s, tp_rank, &rank);
     uint64_t layers = s->layer_first[stage + 1] - s->layer_first[stage];
-    return layers * rank.kv_heads.n * SHARD_KV_BLOCK * (kv_row_bytes(type, hp->head_dim) + kv_row_bytes(type, hp->head_dim_v));
+    return layers * rank.kv_heads.n * SHARD_KV_BLOCK *
+           (kv_row_bytes(type, hp->head_dim) + kv_row_bytes(type, hp->head_dim_v));
 }

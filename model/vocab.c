@@ -1,5 +1,6 @@
-/* The tokenizer section of a GGUF file as plain arrays of views. Everything is checked here once (kinds, counts, ids), so that the
- * tokenizer indexes without looking. One allocation for each array; immutable once loaded, so any thread may read it. */
+/* The tokenizer section of a GGUF file as plain arrays of views. Everything is checked here once (kinds, counts, ids),
+ * so that the tokenizer indexes without looking. One allocation for each array; immutable once loaded, so any thread
+ * may read it. */
 #include "model/vocab.h"
 
 #include "base/check.h"
@@ -26,7 +27,8 @@ static enum err load_kind(const struct gguf *g, struct vocab *v)
     else if (str_is(kind, "gpt2"))
         v->kind = VOCAB_BPE;
     else
-        return err_set(ERR_UNSUPPORTED, "tokenizer.ggml.model is neither llama nor gpt2; no other tokenizer is supported");
+        return err_set(ERR_UNSUPPORTED,
+                       "tokenizer.ggml.model is neither llama nor gpt2; no other tokenizer is supported");
     gguf_get_str(g, "tokenizer.ggml.pre", &v->pre);
     gguf_get_str(g, "tokenizer.chat_template", &v->chat_template);
     return ERR_OK;
@@ -58,8 +60,8 @@ static enum err load_tokens(const struct gguf *g, struct vocab *v)
 
 static enum err wrong_count(const char *key, const struct gguf_kv *kv, const struct vocab *v)
 {
-    return err_set(ERR_CORRUPT, "%s is no array of one number for each of the %u tokens (%" PRIu64 " elements)", key, v->n_tokens,
-                   kv->n);
+    return err_set(ERR_CORRUPT, "%s is no array of one number for each of the %u tokens (%" PRIu64 " elements)", key,
+                   v->n_tokens, kv->n);
 }
 
 static enum err load_scores(const struct gguf *g, struct vocab *v)
@@ -99,7 +101,8 @@ static enum err load_types(const struct gguf *g, struct vocab *v)
         if (!gguf_arr_i64(kv, i, &t))
             return wrong_count(key, kv, v);
         if (t < 0 || t > VOCAB_BYTE)
-            return err_set(ERR_CORRUPT, "%s: token %u has the type %" PRId64 " (0 to %d expected)", key, i, t, VOCAB_BYTE);
+            return err_set(ERR_CORRUPT, "%s: token %u has the type %" PRId64 " (0 to %d expected)", key, i, t,
+                           VOCAB_BYTE);
         v->types[i] = t == 0 ? VOCAB_NORMAL : (uint8_t)t; /* 0: undefined */
     }
     return ERR_OK;

@@ -1,8 +1,9 @@
 /* mkmodel SHAPE QUANT OUT.gguf: a random model of a named real shape, in seconds, to measure and to test with.
  *
- * Weights are random valid blocks of deviation 1/sqrt(columns), so that activations keep their size through the layers and logits
- * have a deviation of about 4; norms are near 1; nothing is learned. The tokenizer is a working byte-level one: the 256 byte tokens,
- * two-letter merges, filler words, and the special tokens of the family. The same arguments give the same bytes, whatever --threads. */
+ * Weights are random valid blocks of deviation 1/sqrt(columns), so that activations keep their size through the layers
+ * and logits have a deviation of about 4; norms are near 1; nothing is learned. The tokenizer is a working byte-level
+ * one: the 256 byte tokens, two-letter merges, filler words, and the special tokens of the family. The same arguments
+ * give the same bytes, whatever --threads. */
 #include "tests/bench/mkmodel.h"
 
 #include "base/check.h"
@@ -20,11 +21,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Published configurations of the models named; the tiny ones are for tests: head counts that do not divide by powers of two, and
- * rows that every K type can hold. */
+/* Published configurations of the models named; the tiny ones are for tests: head counts that do not divide by powers
+ * of two, and rows that every K type can hold. */
 static const struct mkmodel_shape shapes[] = {
-    {"llama-3.2-1b", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 500000, 1e-5f, 32, true, false, false, "llama-bpe"},
-    {"llama-3-8b", "llama", 32, 4096, 32, 8, 128, 14336, 128256, 8192, 500000, 1e-5f, 0, false, false, false, "llama-bpe"},
+    {"llama-3.2-1b", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 500000, 1e-5f, 32, true, false, false,
+     "llama-bpe"},
+    {"llama-3-8b", "llama", 32, 4096, 32, 8, 128, 14336, 128256, 8192, 500000, 1e-5f, 0, false, false, false,
+     "llama-bpe"},
     {"qwen2.5-0.5b", "qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1e6f, 1e-6f, 0, true, true, false, "qwen2"},
     {"qwen3-0.6b", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1e6f, 1e-6f, 0, true, false, true, "qwen2"},
     {"tiny-llama", "llama", 3, 512, 8, 4, 64, 768, 1500, 2048, 500000, 1e-5f, 8, false, false, false, "llama-bpe"},
@@ -98,18 +101,21 @@ static void write_numbers(struct maker *m)
 
 enum { BYTES = 256, LETTERS = 26, TYPE_NORMAL = 1, TYPE_CONTROL = 3 };
 
-static const char *const llama_specials[] = {"<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-                                             "<|eot_id|>"};
+static const char *const llama_specials[] = {"<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
+                                             "<|end_header_id|>", "<|eot_id|>"};
 static const char *const qwen_specials[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
 static const char llama_template[] =
-    "{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
+    "{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\\n\\n' + "
     "message['content'] | trim + '<|eot_id|>' }}{%- endfor %}{%- if add_generation_prompt %}{{- "
     "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}";
 static const char qwen_template[] =
-    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
-/* GPT-2's printable stand-in for a byte, as UTF-8: printable Latin-1 stands for itself, the others follow from U+0100. */
+/* GPT-2's printable stand-in for a byte, as UTF-8: printable Latin-1 stands for itself, the others follow from U+0100.
+ */
 static void byte_token(int b, char out[8])
 {
     unsigned code = (unsigned)b, skipped = 0;
@@ -169,7 +175,8 @@ static void write_tokenizer(struct maker *m)
 
 /* --- tensors --- */
 
-static void add(struct maker *m, const char *name, enum content content, enum quant type, uint32_t cols, uint32_t rows, double deviation)
+static void add(struct maker *m, const char *name, enum content content, enum quant type, uint32_t cols, uint32_t rows,
+                double deviation)
 {
     if (cols % quant_traits[type].block_elems) /* as other quantisers do: a type whose blocks the rows hold */
         type = cols % 32 ? QUANT_F16 : QUANT_Q8_0;
@@ -233,8 +240,8 @@ static void add_tensors(struct maker *m)
         add(m, "rope_freqs.weight", ROPE_FREQS, QUANT_F32, s->head_dim / 2, 0, 0);
 }
 
-/* Llama 3's frequency divisors (published reference code of Llama 3.1): 1 for waves short against the original context of 8192, the
- * factor for long ones, a smooth passage between a quarter of it and all of it. */
+/* Llama 3's frequency divisors (published reference code of Llama 3.1): 1 for waves short against the original context
+ * of 8192, the factor for long ones, a smooth passage between a quarter of it and all of it. */
 static void fill_rope_freqs(const struct mkmodel_shape *s, float *out)
 {
     for (uint32_t i = 0; i < s->head_dim / 2; i++) {
@@ -308,7 +315,8 @@ static void write_file(struct maker *m, const char *path)
 
 static void usage(FILE *f)
 {
-    fprintf(f, "usage: mkmodel SHAPE QUANT OUT.gguf [--layers N] [--vocab N] [--ctx N] [--seed N] [--threads N]\nshapes:");
+    fprintf(f,
+            "usage: mkmodel SHAPE QUANT OUT.gguf [--layers N] [--vocab N] [--ctx N] [--seed N] [--threads N]\nshapes:");
     for (unsigned i = 0; i < ARRAY_LEN(shapes); i++)
         fprintf(f, " %s", shapes[i].name);
     fprintf(f, "\nquants:");
@@ -329,8 +337,13 @@ static uint64_t number(const char *s, uint64_t min, uint64_t max)
 
 static void options(struct maker *m, int argc, char **argv)
 {
-    static const struct option longs[] = {{"layers", 1, 0, 'l'}, {"vocab", 1, 0, 'v'},   {"ctx", 1, 0, 'c'}, {"seed", 1, 0, 's'},
-                                          {"threads", 1, 0, 't'}, {"help", 0, 0, 'h'}, {0}};
+    static const struct option longs[] = {{"layers", 1, 0, 'l'},
+                                          {"vocab", 1, 0, 'v'},
+                                          {"ctx", 1, 0, 'c'},
+                                          {"seed", 1, 0, 's'},
+                                          {"threads", 1, 0, 't'},
+                                          {"help", 0, 0, 'h'},
+                                          {0}};
     for (int c; (c = getopt_long(argc, argv, "h", longs, NULL)) != -1;) {
         if (c == 'l')
             m->shape.layers = (uint32_t)number(optarg, 1, 1024);

@@ -17,8 +17,8 @@ struct mkmodel_shape {
     const char *pre; /* of the tokenizer: llama-bpe or qwen2 */
 };
 
-/* Random valid blocks `first` .. `first + n` of a matrix, values of about the given deviation and no mean. A pure function of
- * (type, deviation, seed, first): threads may fill a matrix in any order, in runs of MKMODEL_RUN blocks. */
+/* Random valid blocks `first` .. `first + n` of a matrix, values of about the given deviation and no mean. A pure
+ * function of (type, deviation, seed, first): threads may fill a matrix in any order, in runs of MKMODEL_RUN blocks. */
 enum { MKMODEL_RUN = 1024 };
 void mkmodel_fill(enum quant type, double deviation, uint64_t seed, uint64_t first, uint64_t n, uint8_t *out);
 

@@ -1,5 +1,6 @@
-/* Random valid blocks of every storage type, at memory speed. The block layouts are those of ggml's format; the statistics behind each
- * factor stand beside it. Types with a minimum get one near the mean, so that it matters but does not carry the model away. */
+/* Random valid blocks of every storage type, at memory speed. The block layouts are those of ggml's format; the
+ * statistics behind each factor stand beside it. Types with a minimum get one near the mean, so that it matters but
+ * does not carry the model away. */
 #include "tests/bench/mkmodel.h"
 
 #include "base/check.h"
@@ -51,7 +52,8 @@ static uint16_t bfloat(float v)
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-/* Block scales: 256 values in +-[0.5, 1.5) of the middle (root mean square 1.04), both signs so that offsets do not add up to a mean. */
+/* Block scales: 256 values in +-[0.5, 1.5) of the middle (root mean square 1.04), both signs so that offsets do not add
+ * up to a mean. */
 struct scales {
     uint16_t d[256], m[256]; /* m = -d * offset */
 };
@@ -144,10 +146,11 @@ static void statistics(enum quant type, double *deviation, double *offset)
     static const struct {
         double deviation, offset;
     } t[QUANT_COUNT] = {
-        [QUANT_Q8_0] = {73.6 * 1.04, 0},       [QUANT_Q4_0] = {4.64 * 1.04, 0},       [QUANT_Q4_1] = {4.61 * 1.04, 7.5},
-        [QUANT_Q5_0] = {9.25 * 1.04, 0},       [QUANT_Q5_1] = {9.23 * 1.04, 15.5},    [QUANT_Q2_K] = {11.5 * 1.04, 1.5},
-        [QUANT_Q3_K] = {18.5 * 2.35 * 1.04, 0}, [QUANT_Q4_K] = {42 * 4.7 * 1.04, 7.5}, [QUANT_Q5_K] = {42 * 9.4 * 1.04, 15.5},
-        [QUANT_Q6_K] = {84 * 18.5 * 1.04, 0},
+        [QUANT_Q8_0] = {73.6 * 1.04, 0},        [QUANT_Q4_0] = {4.64 * 1.04, 0},
+        [QUANT_Q4_1] = {4.61 * 1.04, 7.5},      [QUANT_Q5_0] = {9.25 * 1.04, 0},
+        [QUANT_Q5_1] = {9.23 * 1.04, 15.5},     [QUANT_Q2_K] = {11.5 * 1.04, 1.5},
+        [QUANT_Q3_K] = {18.5 * 2.35 * 1.04, 0}, [QUANT_Q4_K] = {42 * 4.7 * 1.04, 7.5},
+        [QUANT_Q5_K] = {42 * 9.4 * 1.04, 15.5}, [QUANT_Q6_K] = {84 * 18.5 * 1.04, 0},
     };
     *deviation = t[type].deviation;
     *offset = t[type].offset;

@@ -134,7 +134,8 @@ void gguf_write_str_arr(struct gguf_write *w, const char *key, const char *const
         kv_str(w, v[i], "length of an array's string");
 }
 
-void gguf_write_add_tensor(struct gguf_write *w, const char *name, uint32_t type_id, uint64_t ne0, uint64_t ne1, uint64_t bytes)
+void gguf_write_add_tensor(struct gguf_write *w, const char *name, uint32_t type_id, uint64_t ne0, uint64_t ne1,
+                           uint64_t bytes)
 {
     w->tensors = grown(w->tensors, w->n_tensors, &w->tensors_cap, sizeof(*w->tensors));
     struct gguf_write_tensor *t = &w->tensors[w->n_tensors++];

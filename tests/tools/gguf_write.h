@@ -1,5 +1,5 @@
-/* A small GGUF v3 writer for test models: keys first, then tensor headers, then gguf_write_header. It remembers where each
- * integer of the header stands, so that tests can break them one by one. Written after the format document of ggml
+/* A small GGUF v3 writer for test models: keys first, then tensor headers, then gguf_write_header. It remembers where
+ * each integer of the header stands, so that tests can break them one by one. Written after the format document of ggml
  * (docs/gguf.md), and on purpose not sharing anything with model/gguf.c. Out of memory aborts: it is a test tool. */
 #ifndef TESTS_TOOLS_GGUF_WRITE_H
 #define TESTS_TOOLS_GGUF_WRITE_H
@@ -46,7 +46,8 @@ void gguf_write_i32_arr(struct gguf_write *w, const char *key, const int32_t *v,
 void gguf_write_f32_arr(struct gguf_write *w, const char *key, const float *v, size_t n);
 void gguf_write_str_arr(struct gguf_write *w, const char *key, const char *const *v, size_t n);
 /* type_id and bytes as the format says; ne1 0: a vector. */
-void gguf_write_add_tensor(struct gguf_write *w, const char *name, uint32_t type_id, uint64_t ne0, uint64_t ne1, uint64_t bytes);
+void gguf_write_add_tensor(struct gguf_write *w, const char *name, uint32_t type_id, uint64_t ne0, uint64_t ne1,
+                           uint64_t bytes);
 /* Fills w->header (padded up to the data), offsets and sizes. */
 void gguf_write_header(struct gguf_write *w);
 

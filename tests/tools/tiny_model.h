@@ -1,5 +1,5 @@
-/* A complete small model in memory, for unit tests: keys, tokenizer and F32 tensors of zeros (norms and all), which a test may bend
- * before the header is written. */
+/* A complete small model in memory, for unit tests: keys, tokenizer and F32 tensors of zeros (norms and all), which a
+ * test may bend before the header is written. */
 #ifndef TESTS_TOOLS_TINY_MODEL_H
 #define TESTS_TOOLS_TINY_MODEL_H
 

@@ -1,6 +1,6 @@
-/* Model facts: every way in which a file can contradict itself is refused by name, and rope frequencies equal those of the reference
- * implementation (PyPI transformers 5.23, modeling_rope_utils: _compute_yarn_parameters, _compute_linear_scaling_rope_parameters,
- * _compute_llama3_parameters; run on numpy in float64). */
+/* Model facts: every way in which a file can contradict itself is refused by name, and rope frequencies equal those of
+ * the reference implementation (PyPI transformers 5.23, modeling_rope_utils: _compute_yarn_parameters,
+ * _compute_linear_scaling_rope_parameters, _compute_llama3_parameters; run on numpy in float64). */
 #include "base/check.h"
 #include "model/hparams.h"
 #include "tests/tools/tiny_model.h"
@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
 #include <cmocka.h>
 
 /* Loads what stands in w, and frees it. rope_freqs becomes invalid. */
@@ -37,8 +38,8 @@ static void expect(enum err want, enum err got, const char *text)
         fail_msg("%s with \"%s\" expected, %s: \"%s\"", err_name(want), text ? text : "", err_name(got), err_detail());
 }
 
-static const struct tiny_model full = {"llama", 2, 64, 4, 2, 8, 12, 96, 300, 256, .qkv_bias = true, .o_bias = true, .untied = true,
-                                       .rope_freqs = true};
+static const struct tiny_model full = {
+    "llama", 2, 64, 4, 2, 8, 12, 96, 300, 256, .qkv_bias = true, .o_bias = true, .untied = true, .rope_freqs = true};
 
 static void facts_come_from_the_file(void **state)
 {
@@ -95,8 +96,12 @@ static void silent_keys_have_their_defaults(void **state)
 static void a_missing_key_is_named(void **state)
 {
     (void)state;
-    static const char *const keys[] = {"general.architecture", "llama.block_count", "llama.context_length", "llama.embedding_length",
-                                       "llama.feed_forward_length", "llama.attention.head_count",
+    static const char *const keys[] = {"general.architecture",
+                                       "llama.block_count",
+                                       "llama.context_length",
+                                       "llama.embedding_length",
+                                       "llama.feed_forward_length",
+                                       "llama.attention.head_count",
                                        "llama.attention.layer_norm_rms_epsilon"};
     for (unsigned i = 0; i < ARRAY_LEN(keys); i++) {
         struct tiny_model t = tiny_model_default;
@@ -122,7 +127,8 @@ static void every_tensor_must_be_there_in_its_shape_and_type(void **state)
         if (optional)
             expect(ERR_OK, load(&w, &hp), NULL);
         else if (strncmp(name, "blk.0.attn_q.bias", 17) == 0 || strcmp(name, "blk.0.attn_output.bias") == 0)
-            expect(ERR_UNSUPPORTED, load(&w, &hp), "has no place"); /* the first decides; then the others are left over */
+            expect(ERR_UNSUPPORTED, load(&w, &hp),
+                   "has no place"); /* the first decides; then the others are left over */
         else
             expect(ERR_CORRUPT, load(&w, &hp), name);
         for (int d = 0; d < (probe.tensors[i].ne[1] ? 2 : 1); d++) { /* another shape */
@@ -178,12 +184,24 @@ static void numbers_out_of_bounds_are_refused(void **state)
     static const struct {
         const char *key;
         uint32_t value;
-    } bad[] = {{"llama.block_count", 0}, {"llama.block_count", 5000}, {"llama.context_length", 0}, {"llama.context_length", UINT32_MAX},
-               {"llama.embedding_length", 0}, {"llama.embedding_length", 1u << 31}, {"llama.feed_forward_length", 0},
-               {"llama.attention.head_count", 0}, {"llama.attention.head_count", UINT32_MAX}, {"llama.attention.head_count_kv", 3},
-               {"llama.attention.head_count_kv", 0}, {"llama.attention.key_length", 15}, {"llama.attention.key_length", 1u << 31},
-               {"llama.attention.value_length", 0}, {"llama.rope.dimension_count", 18}, {"llama.rope.dimension_count", 7},
-               {"llama.rope.dimension_count", 0}, {"llama.rope.scaling.original_context_length", 0}};
+    } bad[] = {{"llama.block_count", 0},
+               {"llama.block_count", 5000},
+               {"llama.context_length", 0},
+               {"llama.context_length", UINT32_MAX},
+               {"llama.embedding_length", 0},
+               {"llama.embedding_length", 1u << 31},
+               {"llama.feed_forward_length", 0},
+               {"llama.attention.head_count", 0},
+               {"llama.attention.head_count", UINT32_MAX},
+               {"llama.attention.head_count_kv", 3},
+               {"llama.attention.head_count_kv", 0},
+               {"llama.attention.key_length", 15},
+               {"llama.attention.key_length", 1u << 31},
+               {"llama.attention.value_length", 0},
+               {"llama.rope.dimension_count", 18},
+               {"llama.rope.dimension_count", 7},
+               {"llama.rope.dimension_count", 0},
+               {"llama.rope.scaling.original_context_length", 0}};
     for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
         struct tiny_model t = tiny_model_default;
         struct gguf_write w;
@@ -196,9 +214,14 @@ static void numbers_out_of_bounds_are_refused(void **state)
     static const struct {
         const char *key;
         float value;
-    } bad_floats[] = {{"llama.attention.layer_norm_rms_epsilon", -1}, {"llama.attention.layer_norm_rms_epsilon", NAN},
-                      {"llama.rope.freq_base", 0}, {"llama.rope.freq_base", INFINITY}, {"llama.rope.freq_base", NAN},
-                      {"llama.rope.scaling.factor", -2}, {"llama.rope.scaling.factor", NAN}, {"llama.rope.scaling.attn_factor", 0}};
+    } bad_floats[] = {{"llama.attention.layer_norm_rms_epsilon", -1},
+                      {"llama.attention.layer_norm_rms_epsilon", NAN},
+                      {"llama.rope.freq_base", 0},
+                      {"llama.rope.freq_base", INFINITY},
+                      {"llama.rope.freq_base", NAN},
+                      {"llama.rope.scaling.factor", -2},
+                      {"llama.rope.scaling.factor", NAN},
+                      {"llama.rope.scaling.attn_factor", 0}};
     for (unsigned i = 0; i < ARRAY_LEN(bad_floats); i++) {
         struct tiny_model t = tiny_model_default;
         struct gguf_write w;
@@ -307,7 +330,8 @@ struct point {
     double inv_freq;
 };
 
-static void expect_freqs(const struct hparams *hp, const struct point *points, unsigned n, double magnitude, double tolerance)
+static void expect_freqs(const struct hparams *hp, const struct point *points, unsigned n, double magnitude,
+                         double tolerance)
 {
     double inv[64];
     float m;
@@ -322,37 +346,72 @@ static void expect_freqs(const struct hparams *hp, const struct point *points, u
 static void frequencies_equal_the_reference(void **state)
 {
     (void)state;
-    struct hparams yarn4 = {.head_dim = 128, .rope_dims = 128, .rope_base = 1e6f, .rope_scaling = ROPE_SCALING_YARN, .rope_factor = 4,
-                            .rope_ctx_orig = 32768, .rope_attn_factor = 1, .rope_beta_fast = 32, .rope_beta_slow = 1};
-    static const struct point p4[] = {{0, 1.0}, {1, 0.8058421877614819}, {16, 0.03162277660168379}, {21, 0.010746078283213174},
-                                      {32, 0.0006029411764705882}, {48, 7.905694150420949e-06}, {63, 3.102344401879299e-07}};
+    struct hparams yarn4 = {.head_dim = 128,
+                            .rope_dims = 128,
+                            .rope_base = 1e6f,
+                            .rope_scaling = ROPE_SCALING_YARN,
+                            .rope_factor = 4,
+                            .rope_ctx_orig = 32768,
+                            .rope_attn_factor = 1,
+                            .rope_beta_fast = 32,
+                            .rope_beta_slow = 1};
+    static const struct point p4[] = {{0, 1.0},
+                                      {1, 0.8058421877614819},
+                                      {16, 0.03162277660168379},
+                                      {21, 0.010746078283213174},
+                                      {32, 0.0006029411764705882},
+                                      {48, 7.905694150420949e-06},
+                                      {63, 3.102344401879299e-07}};
     expect_freqs(&yarn4, p4, ARRAY_LEN(p4), 1.138629436111989, 1e-12);
     yarn4.rope_attn_factor = 0.5f;
     expect_freqs(&yarn4, p4, ARRAY_LEN(p4), 0.5 * 1.138629436111989, 1e-12);
-    struct hparams yarn16 = {.head_dim = 64, .rope_dims = 64, .rope_base = 1e4f, .rope_scaling = ROPE_SCALING_YARN, .rope_factor = 16,
-                             .rope_ctx_orig = 4096, .rope_attn_factor = 1, .rope_beta_fast = 20, .rope_beta_slow = 2};
-    static const struct point p16[] = {{0, 1.0}, {1, 0.7498942093324559}, {8, 0.1}, {10, 0.056234132519034905},
-                                       {16, 0.005833333333333334}, {24, 6.25e-05}, {31, 8.334508951020775e-06}};
+    struct hparams yarn16 = {.head_dim = 64,
+                             .rope_dims = 64,
+                             .rope_base = 1e4f,
+                             .rope_scaling = ROPE_SCALING_YARN,
+                             .rope_factor = 16,
+                             .rope_ctx_orig = 4096,
+                             .rope_attn_factor = 1,
+                             .rope_beta_fast = 20,
+                             .rope_beta_slow = 2};
+    static const struct point p16[] = {
+        {0, 1.0},       {1, 0.7498942093324559},    {8, 0.1}, {10, 0.056234132519034905}, {16, 0.005833333333333334},
+        {24, 6.25e-05}, {31, 8.334508951020775e-06}};
     expect_freqs(&yarn16, p16, ARRAY_LEN(p16), 1.2772588722239782, 1e-12);
-    struct hparams linear = {.head_dim = 64, .rope_dims = 64, .rope_base = 1e4f, .rope_scaling = ROPE_SCALING_LINEAR, .rope_factor = 8,
+    struct hparams linear = {.head_dim = 64,
+                             .rope_dims = 64,
+                             .rope_base = 1e4f,
+                             .rope_scaling = ROPE_SCALING_LINEAR,
+                             .rope_factor = 8,
                              .rope_attn_factor = 1};
     static const struct point pl[] = {{0, 0.125}, {1, 0.09373677616655698}, {16, 0.00125}, {31, 1.666901790204155e-05}};
     expect_freqs(&linear, pl, ARRAY_LEN(pl), 1.0, 1e-12);
 }
 
-/* Llama 3.2's divisors as its converters write them: 1 for short waves, 32 for long ones. Reference: _compute_llama3_parameters. */
+/* Llama 3.2's divisors as its converters write them: 1 for short waves, 32 for long ones. Reference:
+ * _compute_llama3_parameters. */
 static void rope_freqs_divide_the_frequencies(void **state)
 {
     (void)state;
     float divisors[32];
     struct gguf_tensor t = {.data = (const uint8_t *)divisors};
-    struct hparams hp = {.head_dim = 64, .rope_dims = 64, .rope_base = 5e5f, .rope_attn_factor = 1, .rope_factor = 1,
-                         .has_rope_freqs = true, .rope_freqs = &t};
+    struct hparams hp = {.head_dim = 64,
+                         .rope_dims = 64,
+                         .rope_base = 5e5f,
+                         .rope_attn_factor = 1,
+                         .rope_factor = 1,
+                         .has_rope_freqs = true,
+                         .rope_freqs = &t};
     for (int i = 0; i < 32; i++)
         divisors[i] = i <= 14 ? 1.0f : 32.0f; /* between them the passage, set below */
     divisors[16] = (float)(pow(5e5, -0.5) / 0.00042955679655936815);
-    static const struct point p[] = {{0, 1.0}, {1, 0.6636012376960885}, {8, 0.03760603093086393}, {10, 0.016560440080994446},
-                                     {16, 0.00042955679655936815}, {24, 1.661967467795309e-06}, {31, 9.418306725434909e-08}};
+    static const struct point p[] = {{0, 1.0},
+                                     {1, 0.6636012376960885},
+                                     {8, 0.03760603093086393},
+                                     {10, 0.016560440080994446},
+                                     {16, 0.00042955679655936815},
+                                     {24, 1.661967467795309e-06},
+                                     {31, 9.418306725434909e-08}};
     expect_freqs(&hp, p, ARRAY_LEN(p), 1.0, 1e-6);
 }
 

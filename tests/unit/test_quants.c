@@ -1,21 +1,23 @@
-/* Block sizes and numbers, compared with the table of the PyPI package `gguf` (gguf.constants.GGML_QUANT_SIZES, 0.19): name, number, elements,
- * bytes. */
+/* Block sizes and numbers, compared with the table of the PyPI package `gguf` (gguf.constants.GGML_QUANT_SIZES, 0.19):
+ * name, number, elements, bytes. */
 #include "base/check.h"
 #include "model/quants.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <cmocka.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 static const struct {
     const char *name;
     uint32_t id, elems, bytes;
 } published[] = {
-    {"F32", 0, 1, 4},     {"F16", 1, 1, 2},      {"BF16", 30, 1, 2},    {"Q4_0", 2, 32, 18},   {"Q4_1", 3, 32, 20},
-    {"Q5_0", 6, 32, 22},  {"Q5_1", 7, 32, 24},   {"Q8_0", 8, 32, 34},   {"Q2_K", 10, 256, 84}, {"Q3_K", 11, 256, 110},
-    {"Q4_K", 12, 256, 144}, {"Q5_K", 13, 256, 176}, {"Q6_K", 14, 256, 210},
+    {"F32", 0, 1, 4},       {"F16", 1, 1, 2},       {"BF16", 30, 1, 2},     {"Q4_0", 2, 32, 18},
+    {"Q4_1", 3, 32, 20},    {"Q5_0", 6, 32, 22},    {"Q5_1", 7, 32, 24},    {"Q8_0", 8, 32, 34},
+    {"Q2_K", 10, 256, 84},  {"Q3_K", 11, 256, 110}, {"Q4_K", 12, 256, 144}, {"Q5_K", 13, 256, 176},
+    {"Q6_K", 14, 256, 210},
 };
 
 static void every_type_has_the_published_number_and_size(void **state)

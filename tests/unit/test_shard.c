@@ -1,5 +1,5 @@
-/* Slices are checked by painting: every row of every tensor must be painted by exactly the ranks that need it. What "needs" means is
- * worked out here from the definition (which query heads read which KV head), not from shard.c. */
+/* Slices are checked by painting: every row of every tensor must be painted by exactly the ranks that need it. What
+ * "needs" means is worked out here from the definition (which query heads read which KV head), not from shard.c. */
 #include "base/check.h"
 #include "model/describe.h"
 #include "tests/tools/tiny_model.h"
@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+
 #include <cmocka.h>
 
 struct model {
@@ -174,8 +175,11 @@ static const struct tiny_model models[] = {
 static void every_row_is_held_by_exactly_the_ranks_that_need_it(void **state)
 {
     (void)state;
-    static const uint32_t uneven[][8] = {{3, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 50}, {1000, 1, 1, 1, 1, 1, 1, 1},
-                                         {1, 2, 3, 4, 5, 6, 7, 8},  {7, 1, 7, 1, 7, 1, 7, 1}};
+    static const uint32_t uneven[][8] = {{3, 1, 1, 1, 1, 1, 1, 1},
+                                         {1, 1, 1, 1, 1, 1, 1, 50},
+                                         {1000, 1, 1, 1, 1, 1, 1, 1},
+                                         {1, 2, 3, 4, 5, 6, 7, 8},
+                                         {7, 1, 7, 1, 7, 1, 7, 1}};
     for (unsigned i = 0; i < ARRAY_LEN(models); i++) {
         struct model m;
         open_model(&models[i], &m);
@@ -213,8 +217,14 @@ static void given_layers_are_taken_and_even_ones_favour_the_first(void **state)
 static void shares_round_as_promised(void **state)
 {
     (void)state;
-    struct hparams hp = {.n_layers = 1, .dim = 256, .n_heads = 8, .n_kv_heads = 4, .head_dim = 32, .head_dim_v = 32,
-                         .ffn_dim = 1024, .vocab = 2500};
+    struct hparams hp = {.n_layers = 1,
+                         .dim = 256,
+                         .n_heads = 8,
+                         .n_kv_heads = 4,
+                         .head_dim = 32,
+                         .head_dim_v = 32,
+                         .ffn_dim = 1024,
+                         .vocab = 2500};
     struct shard_split s;
     struct shard_rank a, b;
     static const uint32_t shares[] = {3, 1};
@@ -240,8 +250,14 @@ static void shares_round_as_promised(void **state)
 static void kv_blocks_are_counted_by_type(void **state)
 {
     (void)state;
-    struct hparams hp = {.n_layers = 5, .dim = 256, .n_heads = 8, .n_kv_heads = 4, .head_dim = 64, .head_dim_v = 32,
-                         .ffn_dim = 64, .vocab = 512};
+    struct hparams hp = {.n_layers = 5,
+                         .dim = 256,
+                         .n_heads = 8,
+                         .n_kv_heads = 4,
+                         .head_dim = 64,
+                         .head_dim_v = 32,
+                         .ffn_dim = 64,
+                         .vocab = 512};
     struct shard_split s;
     assert_int_equal(shard_split_init(&hp, 2, 2, NULL, 0, NULL, 0, &s), ERR_OK);
     /* 3 layers x 2 KV heads x 16 positions x (64 + 32) values */
@@ -254,10 +270,17 @@ static void kv_blocks_are_counted_by_type(void **state)
 static void impossible_splits_are_refused_with_the_numbers(void **state)
 {
     (void)state;
-    struct hparams hp = {.n_layers = 4, .dim = 64, .n_heads = 6, .n_kv_heads = 2, .head_dim = 8, .head_dim_v = 8, .ffn_dim = 64,
+    struct hparams hp = {.n_layers = 4,
+                         .dim = 64,
+                         .n_heads = 6,
+                         .n_kv_heads = 2,
+                         .head_dim = 8,
+                         .head_dim_v = 8,
+                         .ffn_dim = 64,
                          .vocab = 512};
     struct shard_split s;
-    static const uint32_t zero[] = {1, 0}, two[] = {2, 2}, three[] = {3, 3}, huge[] = {UINT32_MAX, UINT32_MAX}, hole[] = {4, 0};
+    static const uint32_t zero[] = {1, 0}, two[] = {2, 2}, three[] = {3, 3}, huge[] = {UINT32_MAX, UINT32_MAX},
+                          hole[] = {4, 0};
     assert_int_equal(shard_split_init(&hp, 7, 1, NULL, 0, NULL, 0, &s), ERR_INVALID);
     assert_non_null(strstr(err_detail(), "7"));
     assert_non_null(strstr(err_detail(), "6"));

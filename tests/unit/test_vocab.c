@@ -1,5 +1,5 @@
-/* Vocabularies: the shared tokenizer files (facts read from them by the PyPI package `gguf`; skipped where the folder is absent), the
- * seed files, and damage. */
+/* Vocabularies: the shared tokenizer files (facts read from them by the PyPI package `gguf`; skipped where the folder
+ * is absent), the seed files, and damage. */
 #include "base/check.h"
 #include "model/vocab.h"
 #include "tests/tools/gguf_write.h"
@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
 #include <cmocka.h>
 
 static bool is(struct gguf_str s, const char *want)
@@ -48,7 +49,8 @@ static void the_shared_vocabularies_read_as_written(void **state)
         struct gguf *g;
         struct vocab *v;
         uint32_t n_control = 0;
-        snprintf(path, sizeof(path), "../shared/data/tokenizers/%s.gguf", f->file);
+        const char *shared = getenv("RACKLM_SHARED");
+        snprintf(path, sizeof(path), "%s/data/tokenizers/%s.gguf", shared ? shared : "../shared", f->file);
         if (access(path, R_OK) != 0)
             continue;
         seen++;
@@ -99,8 +101,23 @@ static void the_seed_files_read_as_written(void **state)
 }
 
 /* A vocabulary of four tokens with one thing wrong. */
-enum wrong { NOTHING, KIND, SCORES_COUNT, SCORES_NAN, SCORES_TYPE, TYPES_COUNT, TYPES_RANGE, NO_MERGES, ID_RANGE, ID_NEGATIVE, FLAG, NO_TOKENS,
-             TOKENS_INTS, NO_SCORES, EMPTY };
+enum wrong {
+    NOTHING,
+    KIND,
+    SCORES_COUNT,
+    SCORES_NAN,
+    SCORES_TYPE,
+    TYPES_COUNT,
+    TYPES_RANGE,
+    NO_MERGES,
+    ID_RANGE,
+    ID_NEGATIVE,
+    FLAG,
+    NO_TOKENS,
+    TOKENS_INTS,
+    NO_SCORES,
+    EMPTY
+};
 
 static enum err load(enum wrong wrong, bool spm)
 {
@@ -148,8 +165,8 @@ static void contradictions_are_refused(void **state)
     for (int spm = 0; spm <= 1; spm++) {
         assert_int_equal(load(NOTHING, spm), ERR_OK);
         assert_int_equal(load(KIND, spm), ERR_UNSUPPORTED);
-        static const enum wrong always[] = {SCORES_COUNT, SCORES_NAN, SCORES_TYPE, TYPES_COUNT, TYPES_RANGE, ID_RANGE, ID_NEGATIVE, FLAG,
-                                            NO_TOKENS, TOKENS_INTS, EMPTY};
+        static const enum wrong always[] = {SCORES_COUNT, SCORES_NAN, SCORES_TYPE, TYPES_COUNT, TYPES_RANGE, ID_RANGE,
+                                            ID_NEGATIVE,  FLAG,       NO_TOKENS,   TOKENS_INTS, EMPTY};
         for (unsigned i = 0; i < ARRAY_LEN(always); i++)
             assert_int_equal(load(always[i], spm), ERR_CORRUPT);
         assert_int_equal(load(NO_MERGES, spm), spm ? ERR_OK : ERR_CORRUPT);

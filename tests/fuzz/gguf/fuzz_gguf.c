@@ -1,5 +1,5 @@
-/* The whole way of a model file's headers: parser, every look-up, model facts, vocabulary, and the slices of all ranks of a few splits. Whatever
- * the bytes say, the sum of the slices is the file, and no rank is left without a head. */
+/* The whole way of a model file's headers: parser, every look-up, model facts, vocabulary, and the slices of all ranks
+ * of a few splits. Whatever the bytes say, the sum of the slices is the file, and no rank is left without a head. */
 #include "base/check.h"
 #include "base/log.h"
 #include "model/describe.h"
