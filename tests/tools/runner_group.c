@@ -26,7 +26,9 @@ struct runner_group {
     uint32_t n;
     struct rank *ranks;
     pthread_barrier_t go, done; /* n + 1 */
-    const struct step *step;    /* NULL: leave */
+    const struct step *step;    /* [n_steps] of this turn; NULL: leave */
+    uint32_t n_steps;
+    uint32_t *tokens;           /* [n_steps] or NULL */
 };
 
 static enum err load(struct rank *r)
@@ -58,7 +60,12 @@ static enum err step(struct rank *r)
         TRY(comm_connect(r->comm, NULL, deadline));
     r->connected = true;
     comm_set_deadline(r->comm, deadline);
-    return runner_step(r->runner, r->g->step, &r->res, &r->has_result);
+    for (uint32_t i = 0; i < r->g->n_steps; i++) {
+        TRY(runner_step(r->runner, &r->g->step[i], &r->res, &r->has_result));
+        if (r->has_result && r->g->tokens)
+            r->g->tokens[i] = r->res.n_runs ? r->res.token[0] : STEP_TOKEN_SAMPLED;
+    }
+    return ERR_OK;
 }
 
 static void *rank_main(void *arg)
@@ -141,12 +148,24 @@ static bool agree(const struct step_result *a, const struct step_result *b)
            (!a->n_all_top || (!memcmp(a->top_id, b->top_id, a->n_all_top * 4) && !memcmp(a->top_logprob, b->top_logprob, a->n_all_top * 4)));
 }
 
-enum err runner_group_step(struct runner_group *g, const struct step *s, const struct step_result **out)
+static enum err take_turn(struct runner_group *g, const struct step *s, uint32_t n, uint32_t *tokens)
 {
     g->step = s;
+    g->n_steps = n;
+    g->tokens = tokens;
     pthread_barrier_wait(&g->go);
     pthread_barrier_wait(&g->done);
-    TRY(first_error(g));
+    return first_error(g);
+}
+
+enum err runner_group_stream(struct runner_group *g, const struct step *s, uint32_t n, uint32_t *tokens)
+{
+    return take_turn(g, s, n, tokens);
+}
+
+enum err runner_group_step(struct runner_group *g, const struct step *s, const struct step_result **out)
+{
+    TRY(take_turn(g, s, 1, NULL));
     const struct rank *first = &g->ranks[g->n - g->cfg.tp];
     for (uint32_t i = 0; i < g->n; i++)
         if (g->ranks[i].has_result != (&g->ranks[i] == first))

@@ -17,6 +17,8 @@ enum err runner_group_create(const struct runner_group_config *cfg, struct runne
 void runner_group_destroy(struct runner_group **g);
 /* One step on every rank; the result of rank 0 of the last stage, valid until the next step. ERR_INTERNAL when ranks of the last stage disagree. */
 enum err runner_group_step(struct runner_group *g, const struct step *s, const struct step_result **out);
+/* n steps without waiting for one another, as a pipeline has them in flight: tokens[i] is the first token of the result of step i. */
+enum err runner_group_stream(struct runner_group *g, const struct step *s, uint32_t n, uint32_t *tokens);
 void runner_group_reset(struct runner_group *g);
 /* On every rank of the last stage; called from their threads. */
 void runner_group_set_logits_hook(struct runner_group *g, runner_logits_fn *fn, void *arg);
