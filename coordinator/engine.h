@@ -44,6 +44,7 @@ struct engine_event {
     char text[160];       /* FAILED: the cluster stops and starts it again */
     struct msg_worker_ready info; /* INFO; strings and address not set, backend below */
     char backend[32];
+    uint32_t pid;
 };
 
 struct engine;

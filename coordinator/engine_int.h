@@ -21,7 +21,7 @@ struct rank {
     uint64_t since_ns;          /* of the state */
     uint64_t progress;          /* heartbeat counter */
     uint64_t load_done, load_total, weights_bytes;
-    uint32_t kv_blocks;
+    uint32_t kv_blocks, pid;
     bool reported;              /* ENGINE_EVENT_WORKER_INFO was sent */
     uint8_t address[MSG_BLOB_MAX];
     uint32_t address_len;

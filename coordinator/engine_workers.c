@@ -206,6 +206,7 @@ static void on_hello(struct engine *e, const struct link_peer *from, const struc
         return;
     }
     r->peer = *from;
+    r->pid = h->pid;
     if (r->state == RANK_EXPECTED)
         set_state(e, r, RANK_LOADING);
     struct msg m = {.type = MSG_WELCOME};
@@ -216,7 +217,7 @@ static void on_hello(struct engine *e, const struct link_peer *from, const struc
 
 static void report(struct engine *e, struct rank *r, const struct msg_worker_ready *w)
 {
-    struct engine_event ev = {.type = ENGINE_EVENT_WORKER_INFO, .replica = e->replica, .world_rank = rank_idx(e, r), .worker_id = r->worker_id};
+    struct engine_event ev = {.type = ENGINE_EVENT_WORKER_INFO, .replica = e->replica, .world_rank = rank_idx(e, r), .worker_id = r->worker_id, .pid = r->pid};
     ev.info = *w;
     ev.info.backend = NULL;
     ev.info.address = NULL;

@@ -1,0 +1,127 @@
+/* The admin protocol: what `racklm status` and `racklm workers` read, and the order to shut down. Runs in the cluster thread. */
+#include "base/clock.h"
+#include "base/log.h"
+#include "coordinator/cluster_int.h"
+
+#include "base/check.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static bool fill_replicas(struct cluster *c, struct msg_admin_reply *r)
+{
+    r->replicas = arena_array(&c->arena, c->cfg.n_engines, sizeof *r->replicas);
+    if (!r->replicas)
+        return false;
+    r->n_replicas = c->cfg.n_engines;
+    for (uint32_t i = 0; i < r->n_replicas; i++) {
+        const struct engine_snapshot *s = engine_snapshot(c->cfg.engines[i]);
+        uint64_t done = atomic_load(&s->load_done), total = atomic_load(&s->load_total);
+        r->replicas[i] = (struct msg_replica_info){.replica = i, .state = (char *)engine_state_name((enum engine_state)atomic_load(&s->state)),
+                                                   .epoch = atomic_load(&s->epoch), .running = atomic_load(&s->running),
+                                                   .waiting = atomic_load(&s->waiting), .kv_blocks = atomic_load(&s->kv_blocks),
+                                                   .kv_blocks_used = atomic_load(&s->kv_blocks_used),
+                                                   .load_percent = total ? (uint32_t)(MIN(done, total) * 100 / total) : 0};
+    }
+    return true;
+}
+
+static bool fill_nodes(struct cluster *c, struct msg_admin_reply *r)
+{
+    const struct members *m = &c->members;
+    r->nodes = arena_array(&c->arena, m->n_nodes, sizeof *r->nodes);
+    if (!r->nodes)
+        return false;
+    for (uint32_t i = 0; i < m->n_nodes; i++) {
+        struct node *n = &m->nodes[i];
+        if (!n->joined)
+            continue;
+        struct msg_hello *h = &r->nodes[r->n_nodes++];
+        *h = (struct msg_hello){.version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX, .role = "agent", .host = n->host,
+                                .peer_id = n->peer_id, .pid = n->pid, .n_devices = n->n_devices};
+        h->devices = arena_array(&c->arena, n->n_devices, sizeof *h->devices);
+        if (!h->devices)
+            return false;
+        for (uint32_t d = 0; d < n->n_devices; d++) {
+            struct device *v = &n->devices[d];
+            h->devices[d] = (struct msg_device){v->name, v->kind, v->model, v->memory_bytes, v->cores, v->numa};
+        }
+    }
+    return true;
+}
+
+static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
+{
+    struct members *m = &c->members;
+    const struct shard_split *sp = c->cfg.split;
+    r->workers = arena_array(&c->arena, m->n_workers, sizeof *r->workers);
+    if (!r->workers)
+        return false;
+    r->n_workers = m->n_workers;
+    for (uint32_t i = 0; i < m->n_workers; i++) {
+        struct worker *w = &m->workers[i];
+        struct node *n = w->node == PLACEMENT_NONE ? NULL : &m->nodes[w->node];
+        uint32_t stage = w->world_rank / sp->tp;
+        r->workers[i] = (struct msg_worker_info){
+            .worker_id = w->id, .host = n ? n->host : "", .device = n ? n->devices[w->device].name : "",
+            .state = (char *)members_worker_state_name(w->state), .backend = w->backend, .pid = w->pid, .replica = w->replica, .stage = stage,
+            .tp_rank = w->world_rank % sp->tp, .layer_first = sp->layer_first[stage], .layer_end = sp->layer_first[stage + 1],
+            .weights_bytes = w->info.weights_bytes, .weights_bytes_planned = c->need_bytes[w->world_rank], .kv_bytes = w->info.kv_bytes,
+            .kv_blocks = w->info.kv_blocks, .load_ms = w->info.load_ms, .restarts = w->n_starts ? w->n_starts - 1 : 0,
+            .steps = atomic_load(&engine_snapshot(c->cfg.engines[w->replica])->steps),
+            .heartbeat_age_ms = n ? (uint32_t)((c->now_ns - MIN(n->heard_ns, c->now_ns)) / NS_PER_MS) : 0};
+    }
+    return true;
+}
+
+static enum err build(struct cluster *c, const struct link_peer *from, const struct msg_admin_request *q, struct msg_admin_reply *r)
+{
+    switch (q->verb) {
+    case ADMIN_STATUS:
+    case ADMIN_WORKERS:
+        if (!fill_replicas(c, r) || !fill_nodes(c, r) || !fill_workers(c, r))
+            return err_set(ERR_NOMEM, "the status");
+        return ERR_OK;
+    case ADMIN_SHUTDOWN:
+        if (from->role != KEY_ROLE_ADMIN)
+            return err_set(ERR_FORBIDDEN, "the key '%s' has the role %s; shutting down needs the role %s", from->name, key_role_name(from->role),
+                           key_role_name(KEY_ROLE_ADMIN));
+        LOG(INFO, CLUSTER, "shutdown asked", "key=%s", from->name);
+        atomic_store(&c->shutdown_asked, true);
+        cluster_wake_main(c);
+        return ERR_OK;
+    default:
+        return err_set(ERR_UNSUPPORTED, "unknown admin verb %u", q->verb);
+    }
+}
+
+void admin_answer(struct cluster *c, unsigned server, const struct link_peer *from, const struct msg_admin_request *q)
+{
+    struct msg m = {.type = MSG_ADMIN_REPLY};
+    struct msg_admin_reply *r = &m.admin_reply;
+    struct front_health health;
+    char url[sizeof c->http_url];
+    cluster_health(c, &health);
+    pthread_mutex_lock(&c->lock);
+    memcpy(url, c->http_url, sizeof url);
+    pthread_mutex_unlock(&c->lock);
+    uint32_t ctx = c->ctx;
+    for (uint32_t i = 0; i < c->cfg.n_engines; i++) {
+        uint32_t n = atomic_load(&engine_snapshot(c->cfg.engines[i])->ctx);
+        ctx = n && n < ctx ? n : ctx;
+    }
+    enum err e = build(c, from, q, r);
+    if (e != ERR_OK)
+        *r = (struct msg_admin_reply){0};
+    r->id = q->id;
+    r->err = e;
+    r->text = e == ERR_OK ? health.text : (char *)err_detail();
+    r->version = RACKLM_VERSION;
+    r->model = (char *)c->cfg.model_name;
+    r->http_url = url;
+    r->uptime_ms = (c->now_ns - c->started_ns) / NS_PER_MS;
+    r->tp = c->cfg.split->tp;
+    r->pp = c->cfg.split->pp;
+    r->ctx = ctx;
+    link_server_send(c->servers[server], from, &m);
+}

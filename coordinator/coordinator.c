@@ -1,0 +1,322 @@
+#include "coordinator/coordinator.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "coordinator/cluster.h"
+#include "coordinator/front.h"
+#include "coordinator/instance.h"
+#include "proto/msg.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+enum { STEP_TOKENS_MIN = 512, EVENTS_PER_REQUEST = 4 };
+
+struct coordinator {
+    const struct options *opts;
+    char state_dir[256], runtime_dir[256], model_path[PATH_MAX], model_name[256];
+    struct keys keys;
+    bool has_keys;
+    struct link_context *links;
+    struct gguf *gguf;
+    struct hparams hp;
+    struct shard_split split;
+    struct instance instance;
+    struct metrics *metrics;
+    struct queue *events, *engine_events;
+    struct engine *engines[METRIC_ENGINES_MAX];
+    uint32_t n_engines, max_step_tokens;
+    struct cluster *cluster;
+    struct front *front;
+    int signal_fd, wake_fd;
+};
+
+/* ---- options that are lists ---- */
+
+/* "3,1" -> values; the error names the option. */
+static enum err parse_list(const char *option, const char *text, uint32_t *out, uint32_t cap, uint32_t *n)
+{
+    *n = 0;
+    for (const char *p = text; p && *p;) {
+        char *end;
+        errno = 0;
+        unsigned long v = strtoul(p, &end, 10);
+        if (end == p || *p == '-' || *p == '+' || errno || v > UINT32_MAX || v == 0 || (*end && *end != ',') || (*end == ',' && !end[1]))
+            return err_set(ERR_CONFIG, "--%s '%s': a list of positive numbers like 3,1 is expected", option, text);
+        if (*n == cap)
+            return err_set(ERR_CONFIG, "--%s '%s': at most %u numbers", option, text, cap);
+        out[(*n)++] = (uint32_t)v;
+        p = *end ? end + 1 : end;
+    }
+    return ERR_OK;
+}
+
+static enum err make_split(struct coordinator *c)
+{
+    uint32_t shares[SHARD_TP_MAX], layers[SHARD_PP_MAX], n_shares, n_layers;
+    const struct options *o = c->opts;
+    TRY(parse_list("shares", o->shares, shares, SHARD_TP_MAX, &n_shares));
+    TRY(parse_list("layers", o->layers, layers, SHARD_PP_MAX, &n_layers));
+    return shard_split_init(&c->hp, (uint32_t)o->tp, (uint32_t)o->pp, n_shares ? shares : NULL, n_shares, n_layers ? layers : NULL, n_layers, &c->split);
+}
+
+/* ---- the model ---- */
+
+/* llama-1b-00001-of-00004.gguf and llama-1b.gguf are both llama-1b. */
+static void name_model(struct coordinator *c)
+{
+    if (c->opts->served_model_name) {
+        snprintf(c->model_name, sizeof c->model_name, "%s", c->opts->served_model_name);
+        return;
+    }
+    const char *base = strrchr(c->opts->model, '/');
+    snprintf(c->model_name, sizeof c->model_name, "%s", base ? base + 1 : c->opts->model);
+    size_t n = strlen(c->model_name);
+    if (n > 5 && strcmp(c->model_name + n - 5, ".gguf") == 0)
+        c->model_name[n -= 5] = 0;
+    unsigned part, of;
+    int used = 0;
+    if (n > 15 && sscanf(c->model_name + n - 15, "-%5u-of-%5u%n", &part, &of, &used) == 2 && used == 15)
+        c->model_name[n - 15] = 0;
+}
+
+static enum err load_model(struct coordinator *c)
+{
+    if (!c->opts->model)
+        return err_set(ERR_CONFIG, "no model: give --model FILE.gguf, or `model:` in racklm.yaml");
+    TRY(gguf_open(c->opts->model, &c->gguf));
+    if (!realpath(c->opts->model, c->model_path))
+        return err_set(ERR_IO, "%s: %s", c->opts->model, strerror(errno));
+    TRY(hparams_load(c->gguf, &c->hp));
+    name_model(c);
+    return make_split(c);
+}
+
+/* What is wrong whatever workers join is said before anything starts. */
+static enum err check_memory(const struct coordinator *c)
+{
+    const struct options *o = c->opts;
+    if (!o->kv_memory)
+        return ERR_OK;
+    uint64_t asked = o->ctx ? (uint64_t)o->ctx : 2 * SHARD_KV_BLOCK, blocks = (asked + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK, need = 0;
+    for (uint32_t r = 0; r < c->split.tp * c->split.pp; r++)
+        need = MAX(need, shard_kv_block_bytes(&c->hp, &c->split, (enum kv_type)o->kv_type, r % c->split.tp, r / c->split.tp) * blocks);
+    if (need > o->kv_memory)
+        return err_set(ERR_NO_FIT, "a context of %llu tokens needs %llu bytes of KV cache in a worker, --kv-memory gives %llu: lower --ctx or raise --kv-memory",
+                       (unsigned long long)asked, (unsigned long long)need, (unsigned long long)o->kv_memory);
+    return ERR_OK;
+}
+
+/* ---- parts ---- */
+
+/* The engine's endpoint beside the control endpoint: the next ports, or any free one. */
+static enum err engine_tcp(const char *listen, uint32_t replica, char *out, size_t cap)
+{
+    const char *colon = strrchr(listen, ':');
+    if (strncmp(listen, "tcp://", 6) != 0 || !colon || colon < listen + 6)
+        return err_set(ERR_CONFIG, "--listen '%s': tcp://HOST:PORT is expected", listen);
+    char *end;
+    unsigned long port = strtoul(colon + 1, &end, 10);
+    bool any = strcmp(colon + 1, "*") == 0 || port == 0;
+    if (!any && (*end || port + 1 + replica > 65535))
+        return err_set(ERR_CONFIG, "--listen '%s': the port must leave room for %u engines", listen, replica + 1);
+    snprintf(out, cap, "%.*s:%lu", (int)(colon - listen), listen, any ? 0 : port + 1 + replica);
+    return ERR_OK;
+}
+
+static enum err make_engines(struct coordinator *c)
+{
+    const struct options *o = c->opts;
+    if (o->replicas > METRIC_ENGINES_MAX)
+        return err_set(ERR_CONFIG, "--replicas %lld: at most %d", (long long)o->replicas, METRIC_ENGINES_MAX);
+    uint64_t per_engine = (uint64_t)(o->max_seqs + o->queue_max) * EVENTS_PER_REQUEST;
+    TRY(queue_create(per_engine * (uint64_t)o->replicas + 1024, &c->events));
+    TRY(queue_create(4096, &c->engine_events));
+    c->metrics = metrics_create(c->model_name, (unsigned)o->replicas);
+    if (!c->metrics)
+        return err_set(ERR_NOMEM, "metrics");
+    c->max_step_tokens = (uint32_t)MIN((int64_t)MSG_TOKENS_MAX, MAX((int64_t)STEP_TOKENS_MIN, o->prefill_chunk) + o->max_seqs);
+    for (uint32_t i = 0; i < (uint32_t)o->replicas; i++) {
+        char name[32], ipc[320], tcp[320];
+        snprintf(name, sizeof name, "engine-%u.sock", i);
+        TRY(instance_endpoint(&c->instance, name, ipc, sizeof ipc));
+        if (o->listen)
+            TRY(engine_tcp(o->listen, i, tcp, sizeof tcp));
+        struct engine_config cfg = {.opts = o, .hp = &c->hp, .split = &c->split, .replica = i, .endpoint = ipc,
+                                    .endpoint_tcp = o->listen ? tcp : NULL, .max_step_tokens = c->max_step_tokens, .links = c->links,
+                                    .metrics = c->metrics, .events = c->events, .cluster_events = c->engine_events};
+        TRY(engine_create(&cfg, &c->engines[i]));
+        c->n_engines++;
+    }
+    return ERR_OK;
+}
+
+static void health(void *arg, struct front_health *out)
+{
+    cluster_health(arg, out);
+}
+
+static enum err make_cluster(struct coordinator *c)
+{
+    char ipc[320];
+    TRY(instance_endpoint(&c->instance, "control.sock", ipc, sizeof ipc));
+    struct cluster_config cfg = {.opts = c->opts, .gguf = c->gguf, .hp = &c->hp, .split = &c->split, .model_path = c->model_path,
+                                 .model_name = c->model_name, .endpoint = ipc, .endpoint_tcp = c->opts->listen, .engines = c->engines,
+                                 .n_engines = c->n_engines, .max_step_tokens = c->max_step_tokens, .links = c->links,
+                                 .engine_events = c->engine_events, .wake_fd = c->wake_fd};
+    return cluster_create(&cfg, &c->cluster);
+}
+
+static enum err make_front(struct coordinator *c)
+{
+    struct front_config cfg = {.opts = c->opts, .gguf = c->gguf, .hp = &c->hp, .model_name = c->model_name, .engines = c->engines,
+                               .n_engines = c->n_engines, .metrics = c->metrics, .events = c->events, .health = health, .health_arg = c->cluster};
+    TRY(front_create(&cfg, &c->front));
+    cluster_set_url(c->cluster, front_url(c->front));
+    return ERR_OK;
+}
+
+void coordinator_block_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static enum err open_fds(struct coordinator *c)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    c->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return c->signal_fd < 0 || c->wake_fd < 0 ? err_set(ERR_IO, "signalfd: %s", strerror(errno)) : ERR_OK;
+}
+
+static enum err start(struct coordinator *c)
+{
+    TRY(open_fds(c));
+    TRY(load_model(c));
+    TRY(check_memory(c));
+    TRY(keys_state_dir(c->opts->state_dir, c->state_dir, sizeof c->state_dir));
+    TRY(keys_runtime_dir(c->opts->runtime_dir, c->runtime_dir, sizeof c->runtime_dir));
+    TRY(keys_load_or_create(c->state_dir, &c->keys));
+    c->has_keys = true;
+    TRY(instance_open(c->runtime_dir, &c->instance));
+    TRY(link_context_create(&c->keys, c->state_dir, &c->links));
+    TRY(make_engines(c));
+    TRY(make_cluster(c));
+    return make_front(c);
+}
+
+/* ---- running ---- */
+
+static void stop(struct coordinator *c)
+{
+    front_destroy(&c->front);
+    cluster_destroy(&c->cluster); /* stops the workers; before the engines, whose pointers it holds */
+    for (uint32_t i = 0; i < c->n_engines; i++)
+        engine_destroy(&c->engines[i]);
+    for (struct token_event *e; c->events && (e = queue_pop(c->events));)
+        token_event_destroy(&e);
+    for (struct engine_event *e; c->engine_events && (e = queue_pop(c->engine_events));)
+        free(e);
+    queue_destroy(&c->events);
+    queue_destroy(&c->engine_events);
+    metrics_destroy(&c->metrics);
+    link_context_destroy(&c->links);
+    instance_close(&c->instance);
+    if (c->has_keys)
+        keys_deinit(&c->keys);
+    gguf_close(&c->gguf);
+    if (c->signal_fd >= 0)
+        close(c->signal_fd);
+    if (c->wake_fd >= 0)
+        close(c->wake_fd);
+}
+
+/* The last events are on their way to clients when the engines have drained. */
+static void let_front_finish(struct coordinator *c)
+{
+    for (int i = 0; i < 200 && queue_len(c->events); i++)
+        usleep(5000);
+    usleep(100000);
+}
+
+static bool take_signal(struct coordinator *c)
+{
+    struct signalfd_siginfo si;
+    bool any = false;
+    while (read(c->signal_fd, &si, sizeof si) == (ssize_t)sizeof si) {
+        LOG(INFO, CLUSTER, "signal", "number=%u", si.ssi_signo);
+        any |= si.ssi_signo != SIGHUP;
+    }
+    return any;
+}
+
+static enum err wait_for_end(struct coordinator *c)
+{
+    struct pollfd fds[] = {{c->signal_fd, POLLIN, 0}, {c->wake_fd, POLLIN, 0}, {(int)c->opts->parent_fd, POLLIN, 0}};
+    bool draining = false;
+    char text[256];
+    for (;;) {
+        /* The engines end what is left at the end of the grace; this deadline is for one that does not answer. */
+        int n = poll(fds, ARRAY_LEN(fds), draining ? (int)c->opts->drain_timeout_ms + 2000 : -1);
+        if (n < 0 && errno != EINTR)
+            return err_set(ERR_IO, "poll: %s", strerror(errno));
+        uint64_t wakes;
+        if (read(c->wake_fd, &wakes, sizeof wakes) < 0 && errno != EAGAIN)
+            return err_set(ERR_IO, "eventfd: %s", strerror(errno));
+        if (fds[2].revents & (POLLHUP | POLLIN | POLLERR)) /* the parent is gone: nobody waits for the streams */
+            return ERR_OK;
+        bool asked = take_signal(c) || (!draining && cluster_shutdown_asked(c->cluster));
+        if (draining && !asked && cluster_drained(c->cluster))
+            let_front_finish(c);
+        if (draining && (asked || n == 0 || cluster_drained(c->cluster)))
+            return ERR_OK;
+        if (c->opts->parent_fd >= 0 && cluster_fatal(c->cluster, text, sizeof text))
+            return err_set(ERR_UNAVAILABLE, "%s", text);
+        if (asked && !draining) {
+            draining = true;
+            front_drain(c->front);
+            cluster_drain(c->cluster, c->opts->drain_timeout_ms);
+        }
+    }
+}
+
+enum err coordinator_run(const struct options *opts)
+{
+    struct coordinator *c = calloc(1, sizeof *c);
+    if (!c)
+        return err_set(ERR_NOMEM, "the coordinator");
+    uint64_t begin_ns = clock_ns();
+    c->opts = opts;
+    c->signal_fd = c->wake_fd = -1;
+    enum err e = start(c);
+    if (e == ERR_OK) {
+        LOG(INFO, CLUSTER, "coordinator up", "ms=%llu url=%s control=ipc://%s/control.sock tcp=%s model=\"%s\" tp=%u pp=%u replicas=%u",
+            (unsigned long long)((clock_ns() - begin_ns) / NS_PER_MS), front_url(c->front), c->instance.dir,
+            cluster_endpoint_tcp(c->cluster) ? cluster_endpoint_tcp(c->cluster) : "-", c->model_name, c->split.tp, c->split.pp, c->n_engines);
+        e = wait_for_end(c);
+    }
+    char detail[512];
+    snprintf(detail, sizeof detail, "%s", err_detail());
+    stop(c);
+    free(c);
+    return e == ERR_OK ? e : err_set(e, "%s", detail);
+}
