@@ -1,5 +1,5 @@
-/* struct msg <-> bytes (protobuf). Bytes come from peers: unpacking runs in a capped allocator, every cap of msg.h is checked, arrays that must
- * be parallel are. */
+/* struct msg <-> bytes (protobuf). Bytes come from peers: unpacking runs in a capped allocator, every cap of msg.h is
+ * checked, arrays that must be parallel are. */
 #ifndef PROTO_CODEC_H
 #define PROTO_CODEC_H
 

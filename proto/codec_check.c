@@ -1,7 +1,7 @@
-/* The rules of a message's content, on the plain structs: what codec.c will send and what it has just read obey the same ones, so that a
- * message that left one process is never refused by the next, and nothing past the decoder needs to check again that parallel arrays are
- * parallel or that counts add up. Ranges that only one process knows (a slot below max_seqs, a token below n_vocab) are its own business.
- * No state; any thread. */
+/* The rules of a message's content, on the plain structs: what codec.c will send and what it has just read obey the
+ * same ones, so that a message that left one process is never refused by the next, and nothing past the decoder needs
+ * to check again that parallel arrays are parallel or that counts add up. Ranges that only one process knows (a slot
+ * below max_seqs, a token below n_vocab) are its own business. No state; any thread. */
 #include "proto/codec_internal.h"
 
 #include "base/check.h"
@@ -20,7 +20,8 @@ static enum err check_str(const char *msg, const char *field, const char *s)
 static enum err check_count(const char *msg, const char *field, const void *p, uint64_t n, uint64_t max)
 {
     if (n > max)
-        return err_set(ERR_TOO_BIG, "%s.%s: %llu entries, at most %llu", msg, field, (unsigned long long)n, (unsigned long long)max);
+        return err_set(ERR_TOO_BIG, "%s.%s: %llu entries, at most %llu", msg, field, (unsigned long long)n,
+                       (unsigned long long)max);
     ASSERT(n == 0 || p);
     return ERR_OK;
 }
@@ -34,32 +35,32 @@ static enum err check_reals(const char *msg, const char *field, const float *v, 
 }
 
 /* The form of every field, from the table. */
-#define BEGIN(ctype, snake, camel)                         \
-    static enum err check_##snake(const struct ctype *m)   \
-    {                                                      \
-        static const char msg[] = #snake;                  \
+#define BEGIN(ctype, snake, camel)                                                                                     \
+    static enum err check_##snake(const struct ctype *m)                                                               \
+    {                                                                                                                  \
+        static const char msg[] = #snake;                                                                              \
         (void)msg, (void)m;
 #define VAL(f)
 #define CODE(f)
 #define REAL(f) TRY(check_reals(msg, #f, &m->f, 1));
 #define STR(f) TRY(check_str(msg, #f, m->f));
 #define BLOB(f, len, max) TRY(check_count(msg, #f, m->f, m->len, max));
-#define BLOBS(f, lens, n, max, one)               \
-    TRY(check_count(msg, #f, m->f, m->n, max));   \
-    for (uint32_t i = 0; i < m->n; i++)           \
+#define BLOBS(f, lens, n, max, one)                                                                                    \
+    TRY(check_count(msg, #f, m->f, m->n, max));                                                                        \
+    for (uint32_t i = 0; i < m->n; i++)                                                                                \
         TRY(check_count(msg, #f, m->f[i], m->lens[i], one));
 #define LIST(f, n, max) TRY(check_count(msg, #f, m->f, m->n, max));
 #define WITH(f, n, max) TRY(check_count(msg, #f, m->f, m->n, max));
 #define WITH_AS(f, wire, n, max) WITH(f, n, max)
-#define REALS(f, n, max)                        \
-    TRY(check_count(msg, #f, m->f, m->n, max)); \
+#define REALS(f, n, max)                                                                                               \
+    TRY(check_count(msg, #f, m->f, m->n, max));                                                                        \
     TRY(check_reals(msg, #f, m->f, m->n));
-#define SUBS(f, n, max, ctype, snake, camel)    \
-    TRY(check_count(msg, #f, m->f, m->n, max)); \
-    for (uint32_t i = 0; i < m->n; i++)         \
+#define SUBS(f, n, max, ctype, snake, camel)                                                                           \
+    TRY(check_count(msg, #f, m->f, m->n, max));                                                                        \
+    for (uint32_t i = 0; i < m->n; i++)                                                                                \
         TRY(check_##snake(&m->f[i]));
-#define END        \
-    return ERR_OK; \
+#define END                                                                                                            \
+    return ERR_OK;                                                                                                     \
     }
 #include "proto/codec_fields.def"
 
@@ -81,9 +82,11 @@ static enum err rules_hello(const struct msg_hello *m)
 static enum err rules_start_worker(const struct msg_start_worker *m)
 {
     if (m->tp == 0 || m->pp == 0 || m->tp > MSG_RANKS_MAX || m->pp > MSG_RANKS_MAX)
-        return err_set(ERR_PROTOCOL, "start_worker.tp: tp %u pp %u, each from 1 to %d", m->tp, m->pp, (int)MSG_RANKS_MAX);
+        return err_set(ERR_PROTOCOL, "start_worker.tp: tp %u pp %u, each from 1 to %d", m->tp, m->pp,
+                       (int)MSG_RANKS_MAX);
     if (m->tp_rank >= m->tp || m->stage >= m->pp)
-        return err_set(ERR_PROTOCOL, "start_worker.tp_rank: rank %u of %u, stage %u of %u", m->tp_rank, m->tp, m->stage, m->pp);
+        return err_set(ERR_PROTOCOL, "start_worker.tp_rank: rank %u of %u, stage %u of %u", m->tp_rank, m->tp, m->stage,
+                       m->pp);
     if (m->n_share != m->tp)
         return err_set(ERR_PROTOCOL, "start_worker.share: %u entries, tp is %u", m->n_share, m->tp);
     if (m->n_layer_first != m->pp + 1)
@@ -113,9 +116,11 @@ static enum err rules_step(const struct step *m)
     }
     uint64_t tokens = sum(m->n_tokens, m->n_runs), blocks = sum(m->n_blocks, m->n_runs);
     if (tokens != m->n_all_tokens)
-        return err_set(ERR_PROTOCOL, "step.tokens: %u entries, the runs have %llu", m->n_all_tokens, (unsigned long long)tokens);
+        return err_set(ERR_PROTOCOL, "step.tokens: %u entries, the runs have %llu", m->n_all_tokens,
+                       (unsigned long long)tokens);
     if (blocks != m->n_all_blocks)
-        return err_set(ERR_PROTOCOL, "step.blocks: %u entries, the runs have %llu", m->n_all_blocks, (unsigned long long)blocks);
+        return err_set(ERR_PROTOCOL, "step.blocks: %u entries, the runs have %llu", m->n_all_blocks,
+                       (unsigned long long)blocks);
     for (uint32_t i = 0; i < m->n_setups; i++)
         TRY(rules_slot_setup(&m->setups[i]));
     return ERR_OK;
@@ -129,9 +134,11 @@ static enum err rules_step_result(const struct step_result *m)
                        (unsigned long long)positions);
     for (uint32_t i = 0; i < m->n_all_positions; i++)
         if (m->n_top[i] > MSG_LOGPROBS_MAX)
-            return err_set(ERR_TOO_BIG, "step_result.n_top: %u at position %u, at most %d", m->n_top[i], i, (int)MSG_LOGPROBS_MAX);
+            return err_set(ERR_TOO_BIG, "step_result.n_top: %u at position %u, at most %d", m->n_top[i], i,
+                           (int)MSG_LOGPROBS_MAX);
     if (top != m->n_all_top)
-        return err_set(ERR_PROTOCOL, "step_result.top_id: %u entries, the positions have %llu", m->n_all_top, (unsigned long long)top);
+        return err_set(ERR_PROTOCOL, "step_result.top_id: %u entries, the positions have %llu", m->n_all_top,
+                       (unsigned long long)top);
     return ERR_OK;
 }
 
@@ -159,9 +166,9 @@ static enum err rules(const struct msg *m)
 enum err codec_check(const struct msg *m)
 {
     switch (m->type) {
-#define MSG(sym, field)               \
-    case MSG_##sym:                   \
-        TRY(check_##field(&m->field)); \
+#define MSG(sym, field)                                                                                                \
+    case MSG_##sym:                                                                                                    \
+        TRY(check_##field(&m->field));                                                                                 \
         break;
 #include "proto/msgs.def"
 #undef MSG

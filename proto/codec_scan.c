@@ -1,10 +1,11 @@
 /* The first pass over bytes of a peer: what protobuf-c would allocate is counted and capped before it runs.
  *
- * protobuf-c allocates in proportion to what the bytes claim: two bytes of an empty inner message become a hundred bytes of structure.
- * This pass follows the schema (generated descriptors) and the caps (codec_fields.def), allocates nothing, and recurses only as deep as the
- * schema nests (three levels; the schema has no recursive message). It is stricter than protobuf: a singular field stands at most once, and
- * fields this build does not know are skipped but few. Anything it lets through that protobuf-c reads differently is refused there.
- * Wire format: protobuf.dev/programming-guides/encoding. No state; any thread. */
+ * protobuf-c allocates in proportion to what the bytes claim: two bytes of an empty inner message become a hundred
+ * bytes of structure. This pass follows the schema (generated descriptors) and the caps (codec_fields.def), allocates
+ * nothing, and recurses only as deep as the schema nests (three levels; the schema has no recursive message). It is
+ * stricter than protobuf: a singular field stands at most once, and fields this build does not know are skipped but
+ * few. Anything it lets through that protobuf-c reads differently is refused there. Wire format:
+ * protobuf.dev/programming-guides/encoding. No state; any thread. */
 #include "proto/codec_internal.h"
 
 #include "base/check.h"
@@ -28,7 +29,8 @@ struct shape {
     unsigned n_rows;
 };
 
-/* The rows of each message: only fields that may cost memory. The empty last row keeps the array valid for messages without any. */
+/* The rows of each message: only fields that may cost memory. The empty last row keeps the array valid for messages
+ * without any. */
 #define BEGIN(ctype, snake, camel) static const struct row rows_##snake[] = {
 #define VAL(f)
 #define CODE(f)
@@ -41,8 +43,14 @@ struct shape {
 #define WITH_AS(f, wire, n, max) {#wire, max, 0, NULL},
 #define REALS(f, n, max) {#f, max, 0, NULL},
 #define SUBS(f, n, max, ctype, snake, camel) {#f, max, 0, &shape_##snake},
-#define END {NULL, 0, 0, NULL}};
-/* A SUBS row names the shape of a message that stands before it in the table; tentative definitions make that one pass. */
+#define END                                                                                                            \
+    {                                                                                                                  \
+        NULL, 0, 0, NULL                                                                                               \
+    }                                                                                                                  \
+    }                                                                                                                  \
+    ;
+/* A SUBS row names the shape of a message that stands before it in the table; tentative definitions make that one pass.
+ */
 #define SHAPE(snake) static const struct shape shape_##snake
 SHAPE(device);
 SHAPE(hello);
@@ -52,8 +60,9 @@ SHAPE(replica_info);
 #undef SHAPE
 #include "proto/codec_fields.def"
 
-#define BEGIN(ctype, snake, camel) \
-    static const struct shape shape_##snake = {&racklm__##snake##__descriptor, rows_##snake, ARRAY_LEN(rows_##snake) - 1};
+#define BEGIN(ctype, snake, camel)                                                                                     \
+    static const struct shape shape_##snake = {&racklm__##snake##__descriptor, rows_##snake,                           \
+                                               ARRAY_LEN(rows_##snake) - 1};
 #define VAL(f)
 #define CODE(f)
 #define REAL(f)
@@ -188,7 +197,8 @@ static enum err scan(const struct shape *s, const uint8_t *p, size_t len)
         const uint8_t *data;
         size_t data_len;
         if (!read_field(&c, &number, &wire, &data, &data_len))
-            return err_set(ERR_PROTOCOL, "%s: malformed field at byte %zu of %zu", d->short_name, (size_t)(c.p - p), len);
+            return err_set(ERR_PROTOCOL, "%s: malformed field at byte %zu of %zu", d->short_name, (size_t)(c.p - p),
+                           len);
         const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field(d, number);
         if (!f) {
             if (++unknown > UNKNOWN_MAX)
@@ -198,18 +208,20 @@ static enum err scan(const struct shape *s, const uint8_t *p, size_t len)
         enum wire want = wire_of(f->type);
         bool packed = f->label == PROTOBUF_C_LABEL_REPEATED && want != WIRE_BYTES && wire == WIRE_BYTES;
         if (wire != want && !packed)
-            return err_set(ERR_PROTOCOL, "%s.%s: wire type %d, expected %d", d->short_name, f->name, (int)wire, (int)want);
+            return err_set(ERR_PROTOCOL, "%s.%s: wire type %d, expected %d", d->short_name, f->name, (int)wire,
+                           (int)want);
         uint64_t n = 1;
         if (packed && !count_packed(want, data, data_len, &n))
             return err_set(ERR_PROTOCOL, "%s.%s: the packed values end early", d->short_name, f->name);
         uint64_t *total = &count[f - d->fields];
         *total += n;
-        /* A repeated field without a row has no cap and is refused, so that a new field cannot be forgotten in the table. */
+        /* A repeated field without a row has no cap and is refused, so that a new field cannot be forgotten in the
+         * table. */
         const struct row *r = f->label == PROTOBUF_C_LABEL_REPEATED || want == WIRE_BYTES ? find_row(s, f->name) : NULL;
         uint64_t cap = f->label == PROTOBUF_C_LABEL_REPEATED ? (r ? r->cap : 0) : 1;
         if (*total > cap)
-            return err_set(cap > 1 ? ERR_TOO_BIG : ERR_PROTOCOL, "%s.%s: %llu entries, at most %llu", d->short_name, f->name,
-                           (unsigned long long)*total, (unsigned long long)cap);
+            return err_set(cap > 1 ? ERR_TOO_BIG : ERR_PROTOCOL, "%s.%s: %llu entries, at most %llu", d->short_name,
+                           f->name, (unsigned long long)*total, (unsigned long long)cap);
         if (want != WIRE_BYTES)
             continue;
         if (r && r->inner) {
@@ -217,7 +229,8 @@ static enum err scan(const struct shape *s, const uint8_t *p, size_t len)
             continue;
         }
         if (!r || data_len > r->one_cap)
-            return err_set(ERR_TOO_BIG, "%s.%s: %zu bytes, at most %u", d->short_name, f->name, data_len, r ? r->one_cap : 0);
+            return err_set(ERR_TOO_BIG, "%s.%s: %zu bytes, at most %u", d->short_name, f->name, data_len,
+                           r ? r->one_cap : 0);
         if (f->type == PROTOBUF_C_TYPE_STRING && memchr(data, 0, data_len))
             return err_set(ERR_PROTOCOL, "%s.%s: a NUL byte in a string", d->short_name, f->name);
     }

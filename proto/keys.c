@@ -1,7 +1,7 @@
 /* CURVE key pairs: made, kept, listed. The format of each file stands above its writer.
  *
- * A new peer's public key enters the allow-list before its key file is written: whoever can read the key file can also get in. A key file
- * that is lost in between (a crash) leaves a line in the list that nobody can use. */
+ * A new peer's public key enters the allow-list before its key file is written: whoever can read the key file can also
+ * get in. A key file that is lost in between (a crash) leaves a line in the list that nobody can use. */
 #include "proto/keys.h"
 
 #include "base/buf.h"
@@ -19,7 +19,8 @@
 
 enum { KEY_FILE_MAX = 4096, ALLOWED_MAX = 1 << 20, KEY_LEN = 40 };
 
-static const char *const role_names[] = {[KEY_ROLE_WORKER] = "worker", [KEY_ROLE_ADMIN] = "admin", [KEY_ROLE_VIEWER] = "viewer"};
+static const char *const role_names[] = {
+    [KEY_ROLE_WORKER] = "worker", [KEY_ROLE_ADMIN] = "admin", [KEY_ROLE_VIEWER] = "viewer"};
 static const char coordinator[] = "coordinator", local_worker[] = "local-worker", local_admin[] = "local-admin";
 
 const char *key_role_name(enum key_role r)
@@ -104,8 +105,10 @@ static bool name_valid(const char *name)
 enum err keys_path(const char *state_dir, const char *name, char *buf, size_t cap)
 {
     if (!name_valid(name))
-        return err_set(ERR_INVALID, "'%.80s' is no name for a key: 1 to 63 of letters, digits, '.', '_', '-', not starting with '.' or '-'",
-                       name);
+        return err_set(
+            ERR_INVALID,
+            "'%.80s' is no name for a key: 1 to 63 of letters, digits, '.', '_', '-', not starting with '.' or '-'",
+            name);
     if (snprintf(buf, cap, "%s/keys/%s.key", state_dir, name) >= (int)cap)
         return err_set(ERR_INVALID, "%.200s...: the path is too long", state_dir);
     return ERR_OK;
@@ -131,8 +134,8 @@ static bool key_valid(const char *z85)
 static enum err write_file(const char *path, const struct key_file *k)
 {
     char text[512];
-    int n = snprintf(text, sizeof text, "# racklm key; keep it secret\nname %s\nrole %s\nsecret %s\npublic %s\n", k->name,
-                     k->server_pub[0] ? key_role_name(k->role) : coordinator, k->secret, k->pub);
+    int n = snprintf(text, sizeof text, "# racklm key; keep it secret\nname %s\nrole %s\nsecret %s\npublic %s\n",
+                     k->name, k->server_pub[0] ? key_role_name(k->role) : coordinator, k->secret, k->pub);
     if (k->server_pub[0])
         n += snprintf(text + n, sizeof text - (size_t)n, "server %s\n", k->server_pub);
     enum err e = keys_file_write(path, text, (size_t)n);
@@ -219,9 +222,10 @@ static enum err parse_allowed(const char *path, char *text, struct key_allow *li
         if (line[0] == '#' || line[strspn(line, " \t\r")] == '\0')
             continue;
         struct key_allow *a = &list[*n];
-        if (sscanf(line, "%63s %15s %63s %c", pub, role, name, &extra) != 3 || !key_valid(pub) || !role_parse(role, &a->role) ||
-            !name_valid(name))
-            return err_set(ERR_CORRUPT, "%s: entry %u is not 'PUBLIC-KEY ROLE NAME' with role worker, admin or viewer", path, *n + 1);
+        if (sscanf(line, "%63s %15s %63s %c", pub, role, name, &extra) != 3 || !key_valid(pub) ||
+            !role_parse(role, &a->role) || !name_valid(name))
+            return err_set(ERR_CORRUPT, "%s: entry %u is not 'PUBLIC-KEY ROLE NAME' with role worker, admin or viewer",
+                           path, *n + 1);
         memcpy(a->pub, pub, sizeof a->pub);
         memcpy(a->name, name, sizeof a->name);
         ++*n;
@@ -286,7 +290,8 @@ static enum err allow(const char *state_dir, struct keys *k, const struct key_fi
     buf_puts(&text, "# who may connect: public key, role, name\n");
     for (uint32_t i = 0; i < k->n_allowed; i++)
         buf_printf(&text, "%s %s %s\n", k->allowed[i].pub, key_role_name(k->allowed[i].role), k->allowed[i].name);
-    enum err e = text.failed ? err_set(ERR_NOMEM, "no memory for the allow-list") : keys_file_write(path, text.data, text.len);
+    enum err e =
+        text.failed ? err_set(ERR_NOMEM, "no memory for the allow-list") : keys_file_write(path, text.data, text.len);
     buf_deinit(&text);
     return e;
 }
@@ -388,7 +393,8 @@ enum err keys_add(const char *state_dir, const char *name, enum key_role role, c
     TRY(lock(state_dir, &fd));
     TRY_GOTO(load_locked(state_dir, &k), done);
     if (find_name(&k, name) >= 0 || access(path, F_OK) == 0) {
-        e = err_set(ERR_INVALID, "the name %s is taken; to make it anew delete %s and its line in %s/keys/allowed", name, path, state_dir);
+        e = err_set(ERR_INVALID, "the name %s is taken; to make it anew delete %s and its line in %s/keys/allowed",
+                    name, path, state_dir);
         goto done;
     }
     e = make_peer(state_dir, &k, name, role, path);

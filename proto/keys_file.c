@@ -1,5 +1,5 @@
-/* See keys_file.h. Owns nothing; any thread, any process. The rename makes a reader see the old file or the new one, and the sync before it
- * makes that hold over a power failure too. */
+/* See keys_file.h. Owns nothing; any thread, any process. The rename makes a reader see the old file or the new one,
+ * and the sync before it makes that hold over a power failure too. */
 #include "proto/keys_file.h"
 
 #include "base/err.h"
@@ -26,9 +26,11 @@ static enum err check_dir(const char *path, unsigned refused)
     if (fstat(fd, &st) != 0)
         e = err_set(ERR_IO, "%s: %s", path, strerror(errno));
     else if (st.st_uid != geteuid())
-        e = err_set(ERR_FORBIDDEN, "%s belongs to user %u, not to this one (%u); give another directory", path, st.st_uid, geteuid());
+        e = err_set(ERR_FORBIDDEN, "%s belongs to user %u, not to this one (%u); give another directory", path,
+                    st.st_uid, geteuid());
     else if (st.st_mode & refused)
-        e = err_set(ERR_FORBIDDEN, "%s has mode %03o, too open for what is kept there: chmod 700 %s, or give another directory", path,
+        e = err_set(ERR_FORBIDDEN,
+                    "%s has mode %03o, too open for what is kept there: chmod 700 %s, or give another directory", path,
                     st.st_mode & 0777, path);
     close(fd);
     return e;
@@ -61,7 +63,10 @@ enum err keys_file_read(const char *path, char *buf, size_t cap, size_t *len)
     size_t n = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return err_set(errno == ENOENT ? ERR_NOT_FOUND : errno == EACCES ? ERR_FORBIDDEN : ERR_IO, "%s: %s", path, strerror(errno));
+        return err_set(errno == ENOENT   ? ERR_NOT_FOUND
+                       : errno == EACCES ? ERR_FORBIDDEN
+                                         : ERR_IO,
+                       "%s: %s", path, strerror(errno));
     if (fstat(fd, &st) != 0)
         e = err_set(ERR_IO, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(st.st_mode))
@@ -69,8 +74,9 @@ enum err keys_file_read(const char *path, char *buf, size_t cap, size_t *len)
     else if (st.st_uid != geteuid() && st.st_uid != 0)
         e = err_set(ERR_FORBIDDEN, "%s belongs to user %u, not to this one (%u)", path, st.st_uid, geteuid());
     else if (st.st_mode & 077)
-        e = err_set(ERR_FORBIDDEN, "%s has mode %03o: others can read or write it. Make new keys, or if nobody did: chmod 600 %s", path,
-                    st.st_mode & 0777, path);
+        e = err_set(ERR_FORBIDDEN,
+                    "%s has mode %03o: others can read or write it. Make new keys, or if nobody did: chmod 600 %s",
+                    path, st.st_mode & 0777, path);
     else if ((unsigned long long)st.st_size >= cap)
         e = err_set(ERR_TOO_BIG, "%s: %lld bytes, at most %zu", path, (long long)st.st_size, cap - 1);
     while (e == ERR_OK && n < cap - 1) {

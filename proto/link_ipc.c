@@ -20,7 +20,8 @@ static bool same_inode(int fd, const char *path)
     return fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
 }
 
-/* A holder that leaves unlinks its lock file: a lock on a file that is no longer at the path is worth nothing, so look again. */
+/* A holder that leaves unlinks its lock file: a lock on a file that is no longer at the path is worth nothing, so look
+ * again. */
 static enum err take_lock(const char *socket_path, const char *path, int *out)
 {
     for (;;) {
@@ -78,8 +79,9 @@ enum err link_ipc_claim(const char *path, int *lock_fd)
     if (path[0] != '/')
         return err_set(ERR_INVALID, "ipc://%.200s: the path must be absolute", path);
     if (strlen(path) > PATH_LEN_MAX)
-        return err_set(ERR_INVALID, "ipc://%.300s: the path has %zu bytes, a socket's may have %d; give a shorter runtime directory", path,
-                       strlen(path), (int)PATH_LEN_MAX);
+        return err_set(ERR_INVALID,
+                       "ipc://%.300s: the path has %zu bytes, a socket's may have %d; give a shorter runtime directory",
+                       path, strlen(path), (int)PATH_LEN_MAX);
     snprintf(lock, sizeof lock, "%s.lock", path);
     TRY(take_lock(path, lock, lock_fd));
     enum err e = clear_path(path);

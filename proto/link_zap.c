@@ -1,11 +1,12 @@
 /* Answers libzmq's question "may this key connect?" for every handshake of the process's servers.
  *
- * libzmq asks over inproc with REQ's framing: version, request id, domain, address, identity, mechanism, the client's 32-byte key. Without a
- * handler it would let every key in; link.c therefore starts this one before any bind and sets ZMQ_ZAP_ENFORCE_DOMAIN. The list is read again when
- * the file's identity (inode, times, size) has changed: one stat a handshake. When it cannot be read, nobody gets in, with a temporary
- * refusal: such clients try again by themselves. An unknown key, or one without the role, gets a final refusal that its client can show.
- * A key taken out of the list keeps the connections it has: the list decides who may connect, not who may stay.
- * Threading: one thread owns the list and the socket; the counter is atomic; everything else is written before the thread starts. */
+ * libzmq asks over inproc with REQ's framing: version, request id, domain, address, identity, mechanism, the client's
+ * 32-byte key. Without a handler it would let every key in; link.c therefore starts this one before any bind and sets
+ * ZMQ_ZAP_ENFORCE_DOMAIN. The list is read again when the file's identity (inode, times, size) has changed: one stat a
+ * handshake. When it cannot be read, nobody gets in, with a temporary refusal: such clients try again by themselves. An
+ * unknown key, or one without the role, gets a final refusal that its client can show. A key taken out of the list
+ * keeps the connections it has: the list decides who may connect, not who may stay. Threading: one thread owns the list
+ * and the socket; the counter is atomic; everything else is written before the thread starts. */
 #include "proto/link_zap.h"
 
 #include "base/clock.h"
@@ -90,7 +91,8 @@ static void refresh(struct link_zap *z)
     if (e == ERR_OK)
         LOG(INFO, PROTO, "allow-list read", "keys=%u", n);
     else if (was_readable)
-        LOG(ERROR, PROTO, "allow-list cannot be read; nobody can connect", "error=%s detail=\"%s\"", err_name(e), err_detail());
+        LOG(ERROR, PROTO, "allow-list cannot be read; nobody can connect", "error=%s detail=\"%s\"", err_name(e),
+            err_detail());
 }
 
 static const struct key_allow *find(const struct link_zap *z, const char *pub)
@@ -158,8 +160,8 @@ static void log_refused(struct link_zap *z, const char *why, const char *name, c
         z->log_skipped++;
         return;
     }
-    LOG(WARN, PROTO, "a peer was refused", "why=\"%s\" key=%s address=%s more=%llu", why, name, address[0] ? address : "local",
-        (unsigned long long)z->log_skipped);
+    LOG(WARN, PROTO, "a peer was refused", "why=\"%s\" key=%s address=%s more=%llu", why, name,
+        address[0] ? address : "local", (unsigned long long)z->log_skipped);
     z->log_ns = now;
     z->log_skipped = 0;
 }
@@ -240,7 +242,8 @@ enum err link_zap_start(void *zmq_context, const struct keys *keys, const char *
         return err_set(ERR_NOMEM, "no memory for the authenticator");
     TRY_GOTO(copy_keys(z, keys, state_dir), fail);
     z->sock = zmq_socket(zmq_context, ZMQ_REP);
-    if (!z->sock || zmq_setsockopt(z->sock, ZMQ_LINGER, &zero, sizeof zero) != 0 || zmq_bind(z->sock, "inproc://zeromq.zap.01") != 0) {
+    if (!z->sock || zmq_setsockopt(z->sock, ZMQ_LINGER, &zero, sizeof zero) != 0 ||
+        zmq_bind(z->sock, "inproc://zeromq.zap.01") != 0) {
         e = err_set(ERR_INTERNAL, "the authenticator cannot start: %s", zmq_strerror(zmq_errno()));
         goto fail;
     }

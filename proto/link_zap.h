@@ -1,4 +1,5 @@
-/* The authenticator of the process's CURVE servers (ZAP, rfc.zeromq.org/spec/27), in a thread of its own. Private to link.c. */
+/* The authenticator of the process's CURVE servers (ZAP, rfc.zeromq.org/spec/27), in a thread of its own. Private to
+ * link.c. */
 #ifndef PROTO_LINK_ZAP_H
 #define PROTO_LINK_ZAP_H
 
@@ -9,8 +10,8 @@
 
 struct link_zap;
 
-/* Bound to inproc://zeromq.zap.01 of the ZeroMQ context when it returns: servers may bind from then on. keys are copied; state_dir may be
- * NULL (the list never changes). The thread ends when the context is shut down. */
+/* Bound to inproc://zeromq.zap.01 of the ZeroMQ context when it returns: servers may bind from then on. keys are
+ * copied; state_dir may be NULL (the list never changes). The thread ends when the context is shut down. */
 enum err link_zap_start(void *zmq_context, const struct keys *keys, const char *state_dir, struct link_zap **out);
 /* After zmq_ctx_shutdown: joins and frees. Accepts NULL. */
 void link_zap_stop(struct link_zap **z);

@@ -1,5 +1,6 @@
-/* proto/codec: round trips of random messages, caps, truncation, mutation, memory. The wire itself is checked against bytes written by hand
- * from the format's specification (protobuf.dev/programming-guides/encoding). The seed is printed; CODEC_SEED sets it. */
+/* proto/codec: round trips of random messages, caps, truncation, mutation, memory. The wire itself is checked against
+ * bytes written by hand from the format's specification (protobuf.dev/programming-guides/encoding). The seed is
+ * printed; CODEC_SEED sets it. */
 #include "msg_random.h"
 
 #include "base/clock.h"
@@ -92,7 +93,8 @@ static void every_message_survives_a_round_trip(void **state)
 static void the_wire_is_protobuf(void **state)
 {
     (void)state;
-    /* Heartbeat is field 7 of Msg; "08 96 01" for 150 in field 1 is the specification's own example. 300 is "ac 02" there. */
+    /* Heartbeat is field 7 of Msg; "08 96 01" for 150 in field 1 is the specification's own example. 300 is "ac 02"
+     * there. */
     static const uint8_t expected[] = {0x3a, 0x06, 0x08, 0x96, 0x01, 0x10, 0xac, 0x02};
     /* "12 07 testing" is the specification's example of a string in field 2; Refuse is field 3 of Msg. */
     static const uint8_t refuse[] = {0x1a, 0x09, 0x12, 0x07, 't', 'e', 's', 't', 'i', 'n', 'g'};
@@ -111,7 +113,8 @@ static void the_wire_is_protobuf(void **state)
     arena_deinit(&a);
 }
 
-/* One row a cap: the body's number in Msg, the path of fields to the list (0 ends), how an entry looks, how many are allowed. */
+/* One row a cap: the body's number in Msg, the path of fields to the list (0 ends), how an entry looks, how many are
+ * allowed. */
 enum entry { PACKED, EMPTY, ONE_BLOB };
 static const struct cap {
     const char *what;
@@ -249,10 +252,21 @@ static void empty_inner_messages_cannot_blow_memory_up(void **state)
 /* A valid step of two runs; each test breaks one thing. */
 static struct msg small_step(void)
 {
-    static uint32_t slot[2] = {0, 1}, gen[2] = {1, 1}, start[2] = {0, 5}, n_tokens[2] = {2, 1}, want[2] = {0, 1}, n_blocks[2] = {1, 0};
+    static uint32_t slot[2] = {0, 1}, gen[2] = {1, 1}, start[2] = {0, 5}, n_tokens[2] = {2, 1}, want[2] = {0, 1},
+                    n_blocks[2] = {1, 0};
     static uint32_t tokens[3] = {4, 5, STEP_TOKEN_SAMPLED}, blocks[1] = {9};
-    return (struct msg){.type = MSG_STEP, .step = {.n_runs = 2, .slot = slot, .gen = gen, .start = start, .n_tokens = n_tokens, .want = want,
-                                                   .n_blocks = n_blocks, .n_all_tokens = 3, .tokens = tokens, .n_all_blocks = 1, .blocks = blocks}};
+    return (struct msg){.type = MSG_STEP,
+                        .step = {.n_runs = 2,
+                                 .slot = slot,
+                                 .gen = gen,
+                                 .start = start,
+                                 .n_tokens = n_tokens,
+                                 .want = want,
+                                 .n_blocks = n_blocks,
+                                 .n_all_tokens = 3,
+                                 .tokens = tokens,
+                                 .n_all_blocks = 1,
+                                 .blocks = blocks}};
 }
 
 static void expect_refused(const struct msg *m, enum err want, const char *field)
@@ -293,7 +307,9 @@ static void counts_that_disagree_are_refused(void **state)
     expect_refused(&m, ERR_PROTOCOL, "temperature");
     setup = (struct slot_setup){.top_p = INFINITY};
     expect_refused(&m, ERR_PROTOCOL, "top_p");
-    m = (struct msg){.type = MSG_START_WORKER, .start_worker = {.tp = 2, .pp = 2, .share = share, .n_share = 1, .layer_first = layers, .n_layer_first = 3}};
+    m = (struct msg){
+        .type = MSG_START_WORKER,
+        .start_worker = {.tp = 2, .pp = 2, .share = share, .n_share = 1, .layer_first = layers, .n_layer_first = 3}};
     expect_refused(&m, ERR_PROTOCOL, "share");
     m.start_worker.n_share = 2;
     expect_refused(&m, ERR_PROTOCOL, "layer_first");
@@ -306,8 +322,15 @@ static void counts_that_disagree_are_refused(void **state)
     expect_refused(&m, ERR_PROTOCOL, "version_min");
     uint32_t slot[1] = {0}, positions[1] = {2}, top[1] = {0};
     float logprob[1] = {0};
-    m = (struct msg){.type = MSG_STEP_RESULT, .step_result = {.n_runs = 1, .slot = slot, .gen = slot, .token = slot, .n_positions = positions,
-                                                              .n_all_positions = 1, .logprob = logprob, .n_top = top}};
+    m = (struct msg){.type = MSG_STEP_RESULT,
+                     .step_result = {.n_runs = 1,
+                                     .slot = slot,
+                                     .gen = slot,
+                                     .token = slot,
+                                     .n_positions = positions,
+                                     .n_all_positions = 1,
+                                     .logprob = logprob,
+                                     .n_top = top}};
     expect_refused(&m, ERR_PROTOCOL, "logprob");
     positions[0] = 1;
     top[0] = 1;
@@ -358,7 +381,9 @@ static void bytes_that_are_no_message_are_refused(void **state)
         {"\x3a\x02\x0b\x0c", 4, "a group"},
         {"\x3a\x02\x08\x80", 4, "a number that does not end"},
         {"\x3a\x0c\x08\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", 14, "a number of eleven bytes"},
-        {"\x1a\x04\x12\x02" "a\0", 6, "a NUL in a string"},
+        {"\x1a\x04\x12\x02"
+         "a\0",
+         6, "a NUL in a string"},
         {"\x7a\x03\x1a\x01\x80", 5, "packed numbers that end early"},
     };
     struct arena a;
@@ -486,9 +511,20 @@ static void a_steady_decode_is_small_and_allocates_nothing(void **state)
         n_blocks[i] = i % 16 == 0;
         tokens[i] = STEP_TOKEN_SAMPLED;
     }
-    struct msg m = {.type = MSG_STEP, .step = {.epoch = 3, .step_id = 100000, .n_runs = N, .slot = slot, .gen = gen, .start = start,
-                                               .n_tokens = n_tokens, .want = want, .n_blocks = n_blocks, .n_all_tokens = N, .n_all_blocks = 2,
-                                               .tokens = tokens, .blocks = blocks}};
+    struct msg m = {.type = MSG_STEP,
+                    .step = {.epoch = 3,
+                             .step_id = 100000,
+                             .n_runs = N,
+                             .slot = slot,
+                             .gen = gen,
+                             .start = start,
+                             .n_tokens = n_tokens,
+                             .want = want,
+                             .n_blocks = n_blocks,
+                             .n_all_tokens = N,
+                             .n_all_blocks = 2,
+                             .tokens = tokens,
+                             .blocks = blocks}};
     arena_init(&a, 0);
     buf_init(&wire);
     size_t total = 0, cap = 0;
@@ -509,8 +545,8 @@ static void a_steady_decode_is_small_and_allocates_nothing(void **state)
         assert_int_equal(a.total, total);
         assert_int_equal(wire.cap, cap);
     }
-    print_message("step of %d decodes: %zu bytes (%.1f a sequence), encode %.2f us, decode %.2f us\n", N, wire.len, (double)wire.len / N,
-                  (double)encode_ns / 1e7, (double)decode_ns / 1e7);
+    print_message("step of %d decodes: %zu bytes (%.1f a sequence), encode %.2f us, decode %.2f us\n", N, wire.len,
+                  (double)wire.len / N, (double)encode_ns / 1e7, (double)decode_ns / 1e7);
     assert_true(wire.len <= 16 * N);
     for (uint32_t i = 0; i < N; i++) { /* token ids of a large vocabulary, sent by the coordinator, fit too */
         tokens[i] = 120000 + i;

@@ -1,4 +1,5 @@
-/* proto/keys: creation, modes, the allow-list, broken files, several processes at once. Everything happens in a new temporary directory. */
+/* proto/keys: creation, modes, the allow-list, broken files, several processes at once. Everything happens in a new
+ * temporary directory. */
 #include "proto/keys.h"
 
 #include "base/buf.h"
@@ -110,7 +111,16 @@ static void a_peer_is_added_once(void **state)
 static void names_that_are_none_are_refused(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", ".", "..", "../x", "a/b", "-x", "a b", "a\nb", "local-admin", "coordinator",
+    static const char *const bad[] = {"",
+                                      ".",
+                                      "..",
+                                      "../x",
+                                      "a/b",
+                                      "-x",
+                                      "a b",
+                                      "a\nb",
+                                      "local-admin",
+                                      "coordinator",
                                       "0123456789012345678901234567890123456789012345678901234567890123"};
     char path[256];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -123,7 +133,8 @@ static void files_that_others_can_read_are_refused(void **state)
     (void)state;
     struct keys k;
     struct key_file f;
-    static const char *const files[] = {"state/keys/coordinator.key", "state/keys/local-worker.key", "state/keys/allowed"};
+    static const char *const files[] = {"state/keys/coordinator.key", "state/keys/local-worker.key",
+                                        "state/keys/allowed"};
     assert_int_equal(keys_load_or_create(in("state"), &k), ERR_OK);
     keys_deinit(&k);
     for (unsigned i = 0; i < 3; i++) {
@@ -212,7 +223,8 @@ static void processes_that_start_together_agree(void **state)
             struct keys k;
             char name[32], path[256];
             snprintf(name, sizeof name, "peer%d", i);
-            if (keys_load_or_create(in("state"), &k) != ERR_OK || keys_add(in("state"), name, KEY_ROLE_WORKER, path, sizeof path) != ERR_OK)
+            if (keys_load_or_create(in("state"), &k) != ERR_OK ||
+                keys_add(in("state"), name, KEY_ROLE_WORKER, path, sizeof path) != ERR_OK)
                 _exit(1);
             _exit(write(out[1], k.server.pub, 40) == 40 ? 0 : 1);
         }

@@ -1,5 +1,6 @@
-/* proto/link: who gets in and who does not, strangers that talk garbage, links that break and come back, addresses. Peers that misbehave on
- * purpose are raw sockets or raw ZeroMQ here. Prints latencies, asserts none. Everything lives in a new temporary directory. */
+/* proto/link: who gets in and who does not, strangers that talk garbage, links that break and come back, addresses.
+ * Peers that misbehave on purpose are raw sockets or raw ZeroMQ here. Prints latencies, asserts none. Everything lives
+ * in a new temporary directory. */
 #include "proto/link.h"
 
 #include "base/check.h"
@@ -287,7 +288,8 @@ static void two_hundred_junk_connections_do_not_stall_a_good_one(void **state)
 {
     (void)state;
     enum { N = 200 };
-    static const char greeting[] = "\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01" "CURVE"; /* a good beginning (ZMTP 3.1) */
+    static const char greeting[] = "\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01"
+                                   "CURVE"; /* a good beginning (ZMTP 3.1) */
     struct link_server *s;
     struct link_client *c, *late;
     int fd[N];
@@ -320,8 +322,8 @@ static void two_hundred_junk_connections_do_not_stall_a_good_one(void **state)
     uint64_t t = clock_ns();
     OK(link_client_open(client_context, link_server_endpoint(s), &admin_key, &late));
     greet(s, late, 1);
-    print_message("among %d junk connections: worst round trip %.2f ms, a new good client in %.2f ms\n", (int)N, (double)worst / 1e6,
-                  (double)(clock_ns() - t) / 1e6);
+    print_message("among %d junk connections: worst round trip %.2f ms, a new good client in %.2f ms\n", (int)N,
+                  (double)worst / 1e6, (double)(clock_ns() - t) / 1e6);
     /* A silent stranger is shown out when the handshake's time is over. */
     struct pollfd p = {.fd = fd[3], .events = POLLIN};
     while (poll(&p, 1, PATIENCE_MS) == 1 && recv(fd[3], junk, sizeof junk, 0) > 0)
@@ -513,8 +515,16 @@ static void addresses_in_use_and_addresses_that_are_none(void **state)
     OK(link_client_open(client_context, ipc, &worker_key, &c));
     greet(s, c, 1); /* the attempts did no harm to the living */
     link_client_close(&c);
-    static const char *const bad[] = {"", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "tcp://no.such.interface:1", "udp://127.0.0.1:1",
-                                      "inproc://x", "ipc://relative", "ipc://*", "ipc://@abstract"};
+    static const char *const bad[] = {"",
+                                      "tcp://",
+                                      "tcp://127.0.0.1",
+                                      "tcp://127.0.0.1:99999",
+                                      "tcp://no.such.interface:1",
+                                      "udp://127.0.0.1:1",
+                                      "inproc://x",
+                                      "ipc://relative",
+                                      "ipc://*",
+                                      "ipc://@abstract"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         enum err e = link_server_open(server_context, bad[i], ANY, &t);
         if (e != ERR_INVALID || !err_detail()[0])
@@ -558,7 +568,8 @@ static void the_socket_of_a_dead_process_is_replaced(void **state)
     assert_int_equal(pipe(up), 0);
     pid_t pid = fork(); /* before this process has a context: ZeroMQ does not survive fork */
     if (pid == 0) {
-        byte = link_context_create(&keys, state_dir, &context) == ERR_OK && link_server_open(context, ipc, ANY, &s) == ERR_OK;
+        byte = link_context_create(&keys, state_dir, &context) == ERR_OK &&
+               link_server_open(context, ipc, ANY, &s) == ERR_OK;
         if (write(up[1], &byte, 1) != 1)
             _exit(1);
         pause();
@@ -618,8 +629,8 @@ static void latency_is_printed(void **state)
             ns[k] = clock_ns() - t;
         }
         qsort(ns, N, sizeof *ns, by_value);
-        print_message("%s: connect %.2f ms, round trip p50 %.0f us, p99 %.0f us\n", i ? "tcp" : "ipc", (double)connected / 1e6,
-                      (double)ns[N / 2] / 1e3, (double)ns[N * 99 / 100] / 1e3);
+        print_message("%s: connect %.2f ms, round trip p50 %.0f us, p99 %.0f us\n", i ? "tcp" : "ipc",
+                      (double)connected / 1e6, (double)ns[N / 2] / 1e3, (double)ns[N * 99 / 100] / 1e3);
         link_client_close(&c[i]);
     }
     link_server_close(&s);

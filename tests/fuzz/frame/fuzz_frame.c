@@ -1,5 +1,5 @@
-/* One frame of a peer through the decoder that ships. What it accepts must be encodable, and must come back the same: the second decoding
- * equals the first field by field, the second encoding byte for byte. */
+/* One frame of a peer through the decoder that ships. What it accepts must be encodable, and must come back the same:
+ * the second decoding equals the first field by field, the second encoding byte for byte. */
 #include "base/check.h"
 #include "proto/codec.h"
 #include "tests/unit/msg_random.h"

@@ -1,5 +1,5 @@
-/* Writes the seed corpus of the frame target: small valid messages of every type. frame_corpus DIRECTORY; the files are committed, run it again
- * when racklm.proto changes (ninja frame_corpus in a build with RACKLM_FUZZ). */
+/* Writes the seed corpus of the frame target: small valid messages of every type. frame_corpus DIRECTORY; the files are
+ * committed, run it again when racklm.proto changes (ninja frame_corpus in a build with RACKLM_FUZZ). */
 #include "proto/codec.h"
 #include "tests/unit/msg_random.h"
 
