@@ -1,11 +1,12 @@
-/* Chat templates: a subset of Jinja, compiled once, rendered with budgets. This first part knows what Llama 3, ChatML, Mistral and the demo's
- * templates need; the language grows in its own files (template_*.c). Templates come from model files only. Thread-safe once made. */
+/* Chat templates: a subset of Jinja, compiled once, rendered with budgets, with the settings of Hugging Face (trim_blocks,
+ * lstrip_blocks, an immutable sandbox, its tojson). The language is in template_*.c. Templates come from model files only. Thread-safe once made. */
 #ifndef COORDINATOR_CHAT_TEMPLATE_H
 #define COORDINATOR_CHAT_TEMPLATE_H
 
 #include "base/buf.h"
 
 #include <jansson.h>
+#include <time.h>
 
 struct chat_template;
 /* ERR_INVALID with line and column and what is not known. */
@@ -14,5 +15,7 @@ void chat_template_destroy(struct chat_template **t);
 /* context: an object with messages, add_generation_prompt, bos_token, eos_token, tools ... ERR_INVALID: raise_exception or a type error of the
  * template, its text in err_detail(); ERR_TOO_BIG: a budget (steps, output, depth, time). */
 enum err chat_template_render(const struct chat_template *t, const json_t *context, struct buf *out);
+/* The same at a given time (strftime_now), for tests and tools. */
+enum err chat_template_render_at(const struct chat_template *t, const json_t *context, time_t now, struct buf *out);
 
 #endif
