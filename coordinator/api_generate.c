@@ -158,10 +158,8 @@ static bool submit(struct generation *g, const struct sampling *s, struct api_er
         enum err err = engine_submit(engine, r);
         if (err != ERR_OK) {
             request_destroy(&r);
-            if (err == ERR_BUSY) {
-                metrics_add(a->metrics, METRIC_ADMISSION_REJECTIONS, 0, 1);
+            if (err == ERR_BUSY)
                 return api_error(e, 429, NULL, "the queue is full (queue_max = %lld); try again later", (long long)a->opts->queue_max);
-            }
             return api_error(e, err_http_status(err), NULL, "%.300s", err_detail());
         }
         c->engine = engine;
@@ -282,31 +280,15 @@ void api_generate(struct api *a, struct http_exchange *x, bool chat)
 
 /* ---- events ---- */
 
-static void observe_tokens(struct generation *g, struct choice *c, const struct token_event *ev)
+static void note_times(struct generation *g, struct choice *c, const struct token_event *ev)
 {
-    struct metrics *m = g->api->metrics;
-    uint64_t now = clock_ns();
     if (ev->n_tokens == 0)
         return;
+    c->last_ns = clock_ns();
     if (c->first_ns == 0) {
-        c->first_ns = now;
+        c->first_ns = c->last_ns;
         g->prefill_ns = ev->prefill_ns;
-        metrics_observe(m, METRIC_TTFT, 0, (double)(now - g->arrival_ns) / 1e9);
-    } else {
-        metrics_observe(m, METRIC_ITL, 0, (double)(now - c->last_ns) / 1e9 / ev->n_tokens);
     }
-    c->last_ns = now;
-}
-
-static void observe_end(struct generation *g, struct choice *c)
-{
-    struct metrics *m = g->api->metrics;
-    metrics_add_label(m, METRIC_REQUEST_SUCCESS, 0, c->finish, 1);
-    metrics_observe(m, METRIC_E2E, 0, (double)(clock_ns() - g->arrival_ns) / 1e9);
-    metrics_observe(m, METRIC_REQUEST_PROMPT_TOKENS, 0, c->n_prompt);
-    metrics_observe(m, METRIC_REQUEST_GENERATION_TOKENS, 0, c->n_tokens);
-    if (c->first_ns)
-        metrics_observe(m, METRIC_DECODE_TIME, 0, (double)(c->last_ns - c->first_ns) / 1e9);
 }
 
 static void fail_generation(struct generation *g, const struct token_event *ev)
@@ -336,7 +318,7 @@ void api_event(struct api *a, struct token_event *ev)
         token_event_destroy(&ev);
         return;
     }
-    observe_tokens(g, c, ev);
+    note_times(g, c, ev);
     api_answer_tokens(c, g, ev);
     if (!c->finish && ev->finish != FINISH_NONE) {
         c->finish = ev->finish == FINISH_STOP ? "stop" : "length";
@@ -349,7 +331,6 @@ void api_event(struct api *a, struct token_event *ev)
     if (c->finish) {
         c->done = true;
         g->n_done++;
-        observe_end(g, c);
     }
     if (g->stream) {
         if (ev->prefilling && !ev->n_tokens && clock_ns() - g->last_sent_ns > NS_PER_S) {

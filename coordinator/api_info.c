@@ -65,14 +65,6 @@ void api_metrics(struct api *a, struct http_exchange *x)
 {
     struct buf b;
     buf_init(&b);
-    for (uint32_t i = 0; i < a->n_engines; i++) {
-        const struct engine_snapshot *s = engine_snapshot(a->engines[i]);
-        unsigned blocks = atomic_load(&s->kv_blocks);
-        metrics_set(a->metrics, METRIC_REQUESTS_RUNNING, i, atomic_load(&s->running));
-        metrics_set(a->metrics, METRIC_REQUESTS_WAITING, i, atomic_load(&s->waiting));
-        metrics_set(a->metrics, METRIC_KV_CACHE_USAGE, i, blocks ? (double)atomic_load(&s->kv_blocks_used) / blocks : 0);
-        metrics_set(a->metrics, METRIC_WORKERS_READY, i, atomic_load(&s->workers_ready));
-    }
     metrics_render(a->metrics, &b);
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", b.data ? b.data : "", b.len);
     buf_deinit(&b);
