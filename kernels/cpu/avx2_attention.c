@@ -65,16 +65,29 @@ static size_t row_bytes(enum kv_type type, uint32_t n)
     return type == KV_F32 ? 4 * (size_t)n : type == KV_Q8_0 ? 34 * (size_t)(n / 32) : 2 * (size_t)n;
 }
 
-/* The 16 rows of the K or V block at position p0 (a multiple of 16) for the work's KV head; only the first n hold data.
- */
-static void widen_block(struct work *w, uint32_t p0, uint32_t n, bool v)
+/* The 16 rows of the K or V block at position p0 (a multiple of 16) of the work's KV head. */
+static const uint8_t *block_rows(const struct work *w, uint32_t p0, bool v)
 {
     const struct kernels_attn *a = w->a;
     const uint8_t *p = a->kv + (size_t)a->blocks[p0 / BLOCK] * a->block_stride;
-    p += v ? a->v_off + w->kv_head * a->v_head_stride : w->kv_head * a->k_head_stride;
+    return p + (v ? a->v_off + w->kv_head * a->v_head_stride : w->kv_head * a->k_head_stride);
+}
+
+/* Widens the first n rows of a block. Block ids are in no order, so the hardware does not foresee the next block: it is
+ * asked for here (decode of one token, 8192 positions, f16: 10.9 -> see kernels/README.md). */
+static void widen_block(struct work *w, uint32_t p0, uint32_t n, uint32_t next, bool v)
+{
+    const struct kernels_attn *a = w->a;
     uint32_t dim = v ? a->head_dim_v : a->head_dim, pad = v ? w->dim_v_pad : w->dim_pad;
+    size_t row = row_bytes(a->type, dim);
+    const uint8_t *p = block_rows(w, p0, v);
+    if (next > p0) {
+        const uint8_t *q = block_rows(w, next, v);
+        for (size_t i = 0; i < BLOCK * row; i += 64)
+            _mm_prefetch((const char *)q + i, _MM_HINT_T0);
+    }
     for (uint32_t i = 0; i < n; i++)
-        widen(a->type, p + i * row_bytes(a->type, dim), dim, pad, w->kv + i * pad);
+        widen(a->type, p + i * row, dim, pad, w->kv + i * pad);
 }
 
 /* Chains c and c + 8 of four positions, already added: the first level of the tree. */
@@ -121,7 +134,7 @@ static void scores(struct work *w, uint32_t r0, uint32_t n)
     __m256 scale = _mm256_set1_ps(w->a->scale);
     for (uint32_t p = 0; p < n; p += BLOCK) {
         uint32_t have = MIN(n - p, (uint32_t)BLOCK);
-        widen_block(w, r0 + p, have, false);
+        widen_block(w, r0 + p, have, r0 + (p + BLOCK < n ? p + BLOCK : p), false);
         for (uint32_t i = 0; i < w->n_q; i++)
             for (uint32_t v = 0; v < have && w->n_pos[i] > r0 + p + v; v += 8)
                 _mm256_storeu_ps(w->s + i * RANGE + p + v,
@@ -182,7 +195,7 @@ static void values(struct work *w, uint32_t r0, uint32_t n)
     }
     for (uint32_t p = 0; p < n; p += BLOCK) {
         uint32_t have = MIN(n - p, (uint32_t)BLOCK);
-        widen_block(w, r0 + p, have, true);
+        widen_block(w, r0 + p, have, r0 + (p + BLOCK < n ? p + BLOCK : p), true);
         for (uint32_t i = 0; i < w->n_q; i++) {
             if (w->n_pos[i] <= r0 + p)
                 continue;

@@ -240,15 +240,26 @@ static void pack_group(enum quant type, uint32_t cols, const uint8_t *src, size_
     }
 }
 
-/* Element sizes 4 and 2; BF16 keeps pairs of columns together. */
+/* In pieces of 64 columns, so that the interleaved lines stay in the first-level cache while 16 rows pass. BF16 keeps
+ * pairs of columns together. */
 static void pack_float_group(enum quant type, uint32_t cols, const uint8_t *src, size_t row_bytes, uint32_t n,
                              uint8_t *dst)
 {
-    size_t e = quant_traits[type].block_bytes, pair = type == QUANT_BF16 ? 2 : 1;
     memset(dst, 0, layout_group_bytes(type, cols));
-    for (uint32_t r = 0; r < n; r++)
-        for (uint32_t k = 0; k < cols; k++)
-            memcpy(dst + ((k / pair * LAYOUT_ROWS + r) * pair + k % pair) * e, src + r * row_bytes + k * e, e);
+    for (uint32_t k0 = 0; k0 < cols; k0 += 64)
+        for (uint32_t r = 0; r < n; r++) {
+            const uint8_t *from = src + r * row_bytes;
+            size_t end = MIN(k0 + 64, cols), k = k0;
+            if (type == QUANT_F32)
+                for (; k < end; k++)
+                    memcpy(dst + 64 * k + 4 * r, from + 4 * k, 4);
+            else if (type == QUANT_F16)
+                for (; k < end; k++)
+                    memcpy(dst + 32 * k + 2 * r, from + 2 * k, 2);
+            else
+                for (; k < end; k += 2)
+                    memcpy(dst + 32 * k + 4 * r, from + 2 * k, k + 2 <= end ? 4 : 2);
+        }
 }
 
 void layout_pack(enum quant type, uint32_t rows, uint32_t cols, const void *src, uint32_t row0, uint32_t n, void *dst,

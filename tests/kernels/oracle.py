@@ -19,7 +19,7 @@ except ImportError as e:
 
 # Relative L2 distance that an op may have. ref_f32 sums in double: what is left is the rounding of outputs (and in dequantised weights, one
 # rounding where a minimum is added). The exact form has fp32 chains and an exp of 2 ulp.
-LIMIT = {"ref_f32": 3e-7, "ref": 3e-6, "cpu": 3e-6}
+LIMIT = {"ref_f32": 3e-7, "ref": 6e-6, "cpu": 6e-6}
 
 
 def records(data):
@@ -161,7 +161,7 @@ MUTANTS = {
     "scale": (lambda op, r: op == "matmul" and r["type"] in QUANTISED and r["extreme"] == "0", 1.0),
     "min": (lambda op, r: op == "matmul" and r["type"] in WITH_MIN and r["extreme"] == "0", 1.0),
     "rope": (lambda op, r: op == "rope", 1.0),
-    "heads": (lambda op, r: op == "attention" and int(r["heads"]) > 1, 1.0),
+    "heads": (lambda op, r: op == "attention" and int(r["heads"]) > 1 and int(r["pos0"]) + int(r["tok"]) > 1, 1.0),
     "kvhead": (lambda op, r: op == "attention" and int(r["kv_heads"]) > 1, 1.0),
     "position": (lambda op, r: op == "attention" and int(r["pos0"]) > 0, 0.8),
     "weight": (lambda op, r: op == "rmsnorm", 1.0),
