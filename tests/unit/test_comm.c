@@ -9,6 +9,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -20,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -47,6 +49,7 @@ struct world {
     uint64_t epoch;
     bool own_core;
     const char *net_device;
+    char netns[2][32];      /* ranks 0 and 1 live in these network namespaces, whose interface is "data" */
     bool other_host; /* pretend that the peers are on other hosts: the host id in their addresses is changed */
     struct comm_hub *hub;
     struct comm_addr addrs[ROUNDS][RANKS_MAX];
@@ -95,6 +98,18 @@ static enum err join_world(struct rank *r, unsigned round)
     if (w->kind == LOCAL) {
         TRY(comm_local_create(w->hub, r->rank, &r->c));
         return comm_connect(r->c, NULL, in_ms(5000));
+    }
+    if (w->netns[0][0] && round == 0) {
+        char path[64];
+        snprintf(path, sizeof(path), "/run/netns/%s", w->netns[r->rank]);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || setns(fd, CLONE_NEWNET) != 0)
+            return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+        close(fd);
+        /* UCX reads /sys, which shows the namespace it was mounted in. */
+        if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) != 0 ||
+            umount2("/sys", MNT_DETACH) != 0 || mount("sysfs", "/sys", "sysfs", 0, NULL) != 0)
+            return err_set(ERR_IO, "/sys: %s", strerror(errno));
     }
     struct comm_config cfg = {.rank = r->rank, .tp = w->tp, .pp = w->pp, .epoch = w->epoch + round,
                               .own_core = w->own_core, .net_device = w->net_device};
@@ -694,6 +709,85 @@ static void a_remote_peer_that_dies_is_noticed(void **state)
     munmap(w, sizeof(*w));
 }
 
+/* ---- two network namespaces joined by a cable: two hosts ---- */
+
+static bool shell(const char *fmt, ...)
+{
+    char cmd[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(cmd, sizeof(cmd), fmt, ap);
+    va_end(ap);
+    return system(cmd) == 0;
+}
+
+static int works_then_is_cut(struct rank *r)
+{
+    struct world *w = r->w;
+    CHECK(join_world(r, 0) == ERR_OK);
+    char first[128] = "";
+    CHECK(listening(first, sizeof(first)) > 0 && strncmp(first, r->rank ? "0202630A:" : "0102630A:", 9) == 0); /* 10.99.2.1, .2 */
+    uint8_t *buf = calloc(2, 1 << 20);
+    size_t off[2] = {0, 1 << 20}, len[2] = {8192, 8192};
+    comm_set_deadline(r->c, in_ms(10000));
+    for (uint32_t op = 0; op < 200; op++) {
+        len[0] = len[1] = op % 50 == 0 ? 1 << 20 : 8192;
+        for (size_t i = 0; i < len[0]; i++)
+            buf[off[r->rank] + i] = pattern(r->rank, op, i);
+        CHECK(comm_allgather(r->c, buf, off, len) == ERR_OK);
+        for (size_t i = 0; i < len[0]; i++)
+            CHECK(buf[off[1 - r->rank] + i] == pattern(1 - r->rank, op, i));
+    }
+    meet(w, 10, 2);
+    if (r->rank == 0)
+        CHECK(shell("ip -n %s link set data down", w->netns[0]));
+    meet(w, 11, 2);
+    uint64_t t0 = clock_ns();
+    comm_set_deadline(r->c, in_ms(600));
+    enum err e = comm_allgather(r->c, buf, off, len);
+    CHECK(e == ERR_TIMEOUT || e == ERR_PEER_LOST);
+    comm_destroy(&r->c);
+    CHECK(clock_ns() - t0 < 2500 * NS_PER_MS);
+    meet(w, 12, 2);
+    if (r->rank == 0)
+        CHECK(shell("ip -n %s link set data up", w->netns[0]));
+    meet(w, 13, 2);
+    CHECK(join_world(r, 1) == ERR_OK);
+    comm_set_deadline(r->c, in_ms(10000));
+    CHECK(comm_allgather(r->c, buf, off, len) == ERR_OK);
+    meet(w, 14, 2);
+    free(buf);
+    return 0;
+}
+
+static void two_hosts_survive_a_cut_cable(void **state)
+{
+    (void)state;
+    char a[32], b[32];
+    snprintf(a, sizeof(a), "rka%d", (int)getpid());
+    snprintf(b, sizeof(b), "rkb%d", (int)getpid());
+    bool ok = shell("ip netns add %s 2>/dev/null", a) && shell("ip netns add %s 2>/dev/null", b) &&
+              shell("ip -n %s link add data type veth peer name data netns %s 2>/dev/null", a, b) &&
+              shell("ip -n %s addr add 10.99.2.1/24 dev data && ip -n %s addr add 10.99.2.2/24 dev data", a, b) &&
+              shell("ip -n %s link set data up && ip -n %s link set data up", a, b);
+    struct world *w = world_create(UCX, 2, 1);
+    memcpy(w->netns[0], a, sizeof(a));
+    memcpy(w->netns[1], b, sizeof(b));
+    w->net_device = "data";
+    int status[2] = {0, 0};
+    for (uint32_t i = 0; ok && i < 2; i++)
+        w->pids[i] = start_process(w, i, works_then_is_cut);
+    for (uint32_t i = 0; ok && i < 2; i++)
+        waitpid(w->pids[i], &status[i], 0);
+    shell("ip netns del %s 2>/dev/null", a);
+    shell("ip netns del %s 2>/dev/null", b);
+    munmap(w, sizeof(*w));
+    if (!ok)
+        skip(); /* no right to make network namespaces here */
+    assert_int_equal(status[0], 0);
+    assert_int_equal(status[1], 0);
+}
+
 static int far_without_device(struct rank *r)
 {
     enum err e = join_world(r, 0);
@@ -785,6 +879,7 @@ int main(void)
         cmocka_unit_test(killed_processes_leave_no_shared_memory),
         cmocka_unit_test(over_tcp_the_same_holds),
         cmocka_unit_test(a_remote_peer_that_dies_is_noticed),
+        cmocka_unit_test(two_hosts_survive_a_cut_cable),
         cmocka_unit_test(another_host_without_a_device_is_a_clear_error),
         cmocka_unit_test(more_ranks_than_cores_do_not_collapse),
     };
