@@ -1,8 +1,9 @@
 /* Reads a large anonymous mapping with every thread of a pool and takes the median rate of the rounds.
  *
- * Each thread sums its own contiguous part with eight independent 64-byte vector sums, so that the loads and not the adds
- * bound it; the parts were first touched by the same threads (NUMA), in huge pages where the kernel gives them. The
- * hardware's prefetchers do the rest: a plain sequential read is also what decoding does with the weights. */
+ * Each thread sums its own contiguous part as two streams with four independent 64-byte sums each, so that the loads
+ * and not the adds bound it (a Zen 3 core read 24 GB per second of CPU time so, 20 with one stream, 22 with four). The
+ * parts were first touched by the same threads (NUMA), in huge pages where the kernel gives them. The hardware's
+ * prefetchers do the rest: a plain sequential read is also what decoding does with the weights. */
 #include "base/ceiling.h"
 
 #include "base/check.h"
@@ -14,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ROUNDS = 9, HUGE_PAGE = 2 << 20, STRIDE = 512 };
+enum { ROUNDS = 9, HUGE_PAGE = 2 << 20, STRIDE = 256 };
 
 typedef uint64_t vec __attribute__((vector_size(64)));
 
@@ -38,22 +39,49 @@ static void touch(void *arg, unsigned ith, unsigned nth)
     memset((unsigned char *)j->data + begin, (int)ith + 1, end - begin);
 }
 
-#if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-static uint64_t
-sum(const unsigned char *p, const unsigned char *end)
+static inline __attribute__((always_inline)) uint64_t sum_with(const unsigned char *p, const unsigned char *end)
 {
     vec acc[8] = {0};
-    for (; p < end; p += STRIDE)
-        for (int i = 0; i < 8; i++)
+    size_t half = (size_t)(end - p) / 2; /* a multiple of 1 MiB */
+    for (const unsigned char *q = p + half; q < end; p += STRIDE, q += STRIDE)
+        for (int i = 0; i < 4; i++) {
             acc[i] += ((const vec *)p)[i];
+            acc[i + 4] += ((const vec *)q)[i];
+        }
     for (int i = 1; i < 8; i++)
         acc[0] += acc[i];
     uint64_t total = 0;
     for (int i = 0; i < 8; i++)
         total += acc[0][i];
     return total;
+}
+
+/* The same body for the widths that the machine may have. Not target_clones: its resolvers run before the sanitizers
+ * do. */
+static uint64_t sum_plain(const unsigned char *p, const unsigned char *end)
+{
+    return sum_with(p, end);
+}
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static uint64_t sum_avx2(const unsigned char *p, const unsigned char *end)
+{
+    return sum_with(p, end);
+}
+__attribute__((target("avx512f"))) static uint64_t sum_avx512(const unsigned char *p, const unsigned char *end)
+{
+    return sum_with(p, end);
+}
+#endif
+
+static uint64_t sum(const unsigned char *p, const unsigned char *end)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f"))
+        return sum_avx512(p, end);
+    if (__builtin_cpu_supports("avx2"))
+        return sum_avx2(p, end);
+#endif
+    return sum_plain(p, end);
 }
 
 static void read_part(void *arg, unsigned ith, unsigned nth)

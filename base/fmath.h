@@ -4,9 +4,9 @@
  * this header too.
  *
  * The coefficients are minimax fits made for these forms (weighted least squares, iterated, on Chebyshev points) and
- * rounded to float: exp 3e-9 relative on |r| <= 0.35, log 6e-9 relative on [sqrt(1/2), sqrt(2)]; measured with the roundings: at worst 0.88 and
- * 0.86 ulp (tests/unit/test_fmath.c). The twins use the same
- * macros, and every operation of the scalar form has one lane-wise counterpart, in the same order. */
+ * rounded to float: exp 3e-9 relative on |r| <= 0.35, log 6e-9 relative on [sqrt(1/2), sqrt(2)]; measured with all
+ * roundings, at worst 0.88 and 0.86 ulp (tests/unit/test_fmath.c). The twins use the same macros, and every operation
+ * of the scalar form has one lane-wise counterpart, in the same order. */
 #ifndef BASE_FMATH_H
 #define BASE_FMATH_H
 
@@ -56,7 +56,8 @@ FM_FN float fm_from_bits(int32_t i)
 }
 
 /* e^x, relative error below 2 ulp on [-87.33, 88.72]; 0 below -87.33 (no denormals), +inf above 88.72; NaN stays.
- * n = rint(x * log2e), r = x - n ln2 in two pieces, a polynomial of degree 6 in Horner form, times 2^n in two factors. */
+ * n = rint(x * log2e), r = x - n ln2 in two pieces, a polynomial of degree 6 in Horner form, times 2^n in two factors.
+ */
 FM_FN float fm_exp(float x)
 {
     if (x != x)

@@ -18,25 +18,43 @@ enum type { GAUGE, COUNTER, HISTOGRAM, LABELLED };
 static const char *const type_names[] = {"gauge", "counter", "histogram", "counter"};
 
 /* vLLM's edges (its names are kept too), so that dashboards and alerts carry over. */
-static const double edges_ttft[] = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25,  0.5,   0.75,
-                                    1,     2.5,   5,    7.5,  10,   20,   40,   80,   160,   640,   2560};
+static const double edges_ttft[] = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+                                    1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  640, 2560};
 static const double edges_itl[] = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
                                    0.75, 1,     2.5,  5,     7.5, 10,   20,  40,  80};
-static const double edges_seconds[] = {0.3, 0.5, 0.8, 1,  1.5, 2,  2.5, 5,   10,  15,  20,
+static const double edges_seconds[] = {0.3, 0.5, 0.8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                        30,  40,  50,  60, 120, 240, 480, 960, 1920, 7680};
-static const double edges_tokens[] = {1,     2,     5,     10,    20,     50,     100,    200,    500,    1000,
-                                      2000,  5000,  10000, 20000, 50000,  100000, 200000, 500000, 1000000};
+static const double edges_tokens[] = {1,    2,    5,     10,    20,    50,     100,    200,    500,    1000,
+                                      2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000, 1000000};
 
 struct buckets {
     const double *edges;
     unsigned n;
 };
-#define BUCKETS_NONE {NULL, 0}
-#define BUCKETS_TOKENS {edges_tokens, ARRAY_LEN(edges_tokens)}
-#define BUCKETS_SECONDS {edges_seconds, ARRAY_LEN(edges_seconds)}
-#define BUCKETS_SECONDS_TTFT {edges_ttft, ARRAY_LEN(edges_ttft)}
-#define BUCKETS_SECONDS_ITL {edges_itl, ARRAY_LEN(edges_itl)}
-#define BUCKETS_finished_reason {NULL, 0}
+#define BUCKETS_NONE                                                                                                   \
+    {                                                                                                                  \
+        NULL, 0                                                                                                        \
+    }
+#define BUCKETS_TOKENS                                                                                                 \
+    {                                                                                                                  \
+        edges_tokens, ARRAY_LEN(edges_tokens)                                                                          \
+    }
+#define BUCKETS_SECONDS                                                                                                \
+    {                                                                                                                  \
+        edges_seconds, ARRAY_LEN(edges_seconds)                                                                        \
+    }
+#define BUCKETS_SECONDS_TTFT                                                                                           \
+    {                                                                                                                  \
+        edges_ttft, ARRAY_LEN(edges_ttft)                                                                              \
+    }
+#define BUCKETS_SECONDS_ITL                                                                                            \
+    {                                                                                                                  \
+        edges_itl, ARRAY_LEN(edges_itl)                                                                                \
+    }
+#define BUCKETS_finished_reason                                                                                        \
+    {                                                                                                                  \
+        NULL, 0                                                                                                        \
+    }
 
 static const struct {
     enum type type;
@@ -49,8 +67,8 @@ static const struct {
 };
 
 struct series {
-    _Atomic uint64_t bits;  /* a double: the gauge, or the sum of a histogram */
-    _Atomic uint64_t count; /* counter */
+    _Atomic uint64_t bits;                     /* a double: the gauge, or the sum of a histogram */
+    _Atomic uint64_t count;                    /* counter */
     _Atomic uint64_t buckets[BUCKETS_MAX + 1]; /* not cumulative; the one past the last edge is +Inf */
 };
 

@@ -46,8 +46,11 @@ static const struct {
     const char *flag;
     unsigned row;
 } aliases[] = {
-    {"-o", OPTION_ROW_output}, {"-h", OPTION_ROW_help},  {"-tp", OPTION_ROW_tp},
-    {"-pp", OPTION_ROW_pp},    {"--name", OPTION_ROW_served_model_name},
+    {"-o", OPTION_ROW_output},
+    {"-h", OPTION_ROW_help},
+    {"-tp", OPTION_ROW_tp},
+    {"-pp", OPTION_ROW_pp},
+    {"--name", OPTION_ROW_served_model_name},
 };
 
 /* --- fields --- */
@@ -424,8 +427,8 @@ static void warn_of_variable(const char *name, size_t len)
     for (unsigned i = 0; i < OPTION_ROW_COUNT; i++) {
         unsigned d = option_distance(lower, option_rows[i].id);
         if (d <= 2 && d * 3 < len) {
-            LOG(WARN, BASE, "unknown environment variable ignored", "name=RACKLM_%.*s nearest_option=%s", (int)len, name,
-                option_rows[i].id);
+            LOG(WARN, BASE, "unknown environment variable ignored", "name=RACKLM_%.*s nearest_option=%s", (int)len,
+                name, option_rows[i].id);
             return;
         }
     }

@@ -155,7 +155,8 @@ void options_markdown(struct buf *out)
         snprintf(variable, sizeof variable, "%s", r->id);
         for (char *c = variable; *c; c++)
             *c = *c >= 'a' && *c <= 'z' ? (char)(*c - 'a' + 'A') : *c;
-        buf_printf(out, "| `%s` | `--%s` | `RACKLM_%s` | %s | ", i == OPTION_ROW_config ? "" : r->key, flag, variable, def);
+        buf_printf(out, "| `%s` | `--%s` | `RACKLM_%s` | %s | ", i == OPTION_ROW_config ? "" : r->key, flag, variable,
+                   def);
         put_cell(out, range);
         buf_printf(out, " |%s%s%s%s | ", r->scope & OPTION_COORDINATOR ? " coordinator" : "",
                    r->scope & OPTION_WORKER ? " worker" : "", r->scope & OPTION_SERVE ? " serve" : "",

@@ -99,7 +99,8 @@ static const char *nearest_key(const char *path)
     for (unsigned i = 0; i < OPTION_ROW_COUNT; i++) {
         const char *key = option_rows[i].key, *key_dot = strrchr(key, '.');
         unsigned whole = option_distance(path, key) * 2;
-        unsigned tail = MIN(option_distance(last, key_dot ? key_dot + 1 : key), option_distance(last, option_rows[i].id));
+        unsigned tail =
+            MIN(option_distance(last, key_dot ? key_dot + 1 : key), option_distance(last, option_rows[i].id));
         unsigned d = MIN(whole, tail * 2 + 1);
         if (d < best) {
             best = d;

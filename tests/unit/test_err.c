@@ -33,7 +33,7 @@ static void a_number_from_outside_the_table_is_an_internal_error(void **state)
 {
     (void)state;
     assert_string_equal(err_name((enum err)ERR_COUNT), "INTERNAL");
-    assert_string_equal(err_name((enum err)-1), "INTERNAL");
+    assert_string_equal(err_name((enum err) - 1), "INTERNAL");
 }
 
 static void detail_is_kept_cut_and_cleared(void **state)

@@ -1,6 +1,6 @@
 /* fmath.h against libm in double precision (within 2 ulp of the true value), and its AVX2 and AVX-512 twins against it,
- * bit for bit, over many millions of patterns. A CPU without AVX-512 tests that twin through SIMDe; one without AVX2 and
- * FMA tests the scalar form only. */
+ * bit for bit, over many millions of patterns. A CPU without AVX-512 tests that twin through SIMDe; one without AVX2
+ * and FMA tests the scalar form only. */
 #include "fmath_lanes.h"
 
 #include "base/fmath.h"
@@ -47,7 +47,8 @@ static void log_is_within_2_ulp(void **state)
         worst = d > worst ? d : worst;
     }
     for (int32_t i = 0x3f800000 - 2000000; i < 0x3f800000 + 2000000; i++) { /* every float around 1 */
-        double exact = log((double)fm_from_bits(i)), d = exact == 0 ? fm_log(fm_from_bits(i)) != 0 : ulps(fm_log(fm_from_bits(i)), exact);
+        double exact = log((double)fm_from_bits(i)),
+               d = exact == 0 ? fm_log(fm_from_bits(i)) != 0 : ulps(fm_log(fm_from_bits(i)), exact);
         worst = d > worst ? d : worst;
     }
     print_message("log: worst %.3f ulp\n", worst);

@@ -75,7 +75,8 @@ static void text_has_time_level_process_subsystem_event_and_pairs(void **state)
     static const char shape[] = "dddd-dd-ddTdd:dd:dd.dddZ";
     for (size_t i = 0; i < sizeof shape - 1; i++)
         assert_true(shape[i] == 'd' ? s[i] >= '0' && s[i] <= '9' : s[i] == shape[i]);
-    assert_string_equal(s + 24, " INFO worker[0] engine: step ready step=7 us=1234567890123 share=0.50 file=\"a b.gguf\"\n");
+    assert_string_equal(s + 24,
+                        " INFO worker[0] engine: step ready step=7 us=1234567890123 share=0.50 file=\"a b.gguf\"\n");
 }
 
 static void levels_below_the_set_one_are_silent(void **state)
@@ -99,8 +100,9 @@ static void json_has_the_pairs_as_members(void **state)
 {
     (void)state;
     log_init("coordinator", LOG_INFO, LOG_JSON);
-    LOG(WARN, CLUSTER, "worker lost", "rank=%d share=%g ok=%s name=\"%s\" id=%s size=%zu neg=%d hex=0x%x none=%s pct=%d%%", 3,
-        1e-7, "true", "node 1", "w-7", (size_t)12345678901, -5, 255u, "", 50);
+    LOG(WARN, CLUSTER, "worker lost",
+        "rank=%d share=%g ok=%s name=\"%s\" id=%s size=%zu neg=%d hex=0x%x none=%s pct=%d%%", 3, 1e-7, "true", "node 1",
+        "w-7", (size_t)12345678901, -5, 255u, "", 50);
     json_t *j = logged_json();
     assert_string_equal(member(j, "level"), "warn");
     assert_string_equal(member(j, "process"), "coordinator");
@@ -126,8 +128,22 @@ static void values_cannot_forge_lines_or_pairs(void **state)
 {
     (void)state;
     static const char *const evil[] = {
-        "x\" admin=1 y=\"", "a\nb", "\\", "\\\"", "a\tb c", "=", "\" \"", "tab\x01\x1b[31m", "", " ", "caf\xC3\xA9", "1", "true",
-        "a=b c=d", "\"quoted\"", "ends with \\",
+        "x\" admin=1 y=\"",
+        "a\nb",
+        "\\",
+        "\\\"",
+        "a\tb c",
+        "=",
+        "\" \"",
+        "tab\x01\x1b[31m",
+        "",
+        " ",
+        "caf\xC3\xA9",
+        "1",
+        "true",
+        "a=b c=d",
+        "\"quoted\"",
+        "ends with \\",
     };
     for (int form = 0; form < 2; form++) {
         for (size_t i = 0; i < sizeof evil / sizeof evil[0]; i++) {
@@ -155,7 +171,8 @@ static void values_cannot_forge_lines_or_pairs(void **state)
     }
     log_init("p", LOG_INFO, LOG_JSON);
     const char *volatile nothing = NULL; /* known to be NULL, the compiler would object */
-    LOG(INFO, FRONT, "event \"quoted\"\n", "bad=\"%s\" cut=\"%.3s\" ts=%d level=%d c=%c null=%s", "\xff\xc3(", "abcdef", 1, 2, '"', nothing);
+    LOG(INFO, FRONT, "event \"quoted\"\n", "bad=\"%s\" cut=\"%.3s\" ts=%d level=%d c=%c null=%s", "\xff\xc3(", "abcdef",
+        1, 2, '"', nothing);
     json_t *j = logged_json();
     assert_string_equal(member(j, "event"), "event \"quoted\"\n");
     assert_string_equal(member(j, "bad"), "\uFFFD\uFFFD(");
@@ -171,7 +188,8 @@ static void numbers_with_flags_widths_and_lengths_are_kept(void **state)
     log_init("p", LOG_INFO, LOG_TEXT);
     LOG(INFO, BASE, "n", "a=%03d b=%-4ux c=%lu d=%lld e=%hhu f=%+.3e g=%*d h=%.*s i=%zd j=%jd k=%p l=%lx", 7, 8u, 9ul,
         -10ll, (unsigned char)11, 1.5, 4, 12, 2, "xyz", (ssize_t)-1, (intmax_t)5, (void *)0x10, 0xABCul);
-    assert_non_null(strstr(logged(), " n a=007 b=8   x c=9 d=-10 e=11 f=+1.500e+00 g=  12 h=xy i=-1 j=5 k=0x10 l=abc\n"));
+    assert_non_null(
+        strstr(logged(), " n a=007 b=8   x c=9 d=-10 e=11 f=+1.500e+00 g=  12 h=xy i=-1 j=5 k=0x10 l=abc\n"));
 }
 
 static void long_lines_are_cut_and_stay_well_formed(void **state)

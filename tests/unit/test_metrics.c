@@ -1,5 +1,6 @@
 /* metrics.h: the text form by the rules of Prometheus (checked by promtool where it is installed), bucket borders, and
- * updates from several threads. The edges are written out again here as vLLM's documentation and dashboards have them. */
+ * updates from several threads. The edges are written out again here as vLLM's documentation and dashboards have them.
+ */
 #include "base/check.h"
 #include "base/metrics.h"
 
@@ -66,7 +67,8 @@ static void histograms_are_cumulative_with_inclusive_edges(void **state)
     metrics_observe(m, METRIC_TTFT, 0, NAN); /* not counted */
     const char *t = render(m);
     has_line(t, "# TYPE racklm:time_to_first_token_seconds histogram");
-#define TTFT(le, n) has_line(t, "racklm:time_to_first_token_seconds_bucket{model_name=\"demo\",engine=\"0\",le=\"" le "\"} " n)
+#define TTFT(le, n)                                                                                                    \
+    has_line(t, "racklm:time_to_first_token_seconds_bucket{model_name=\"demo\",engine=\"0\",le=\"" le "\"} " n)
     TTFT("0.001", "1");
     TTFT("0.005", "2");
     TTFT("2.5", "2");
@@ -83,20 +85,23 @@ static void histograms_are_cumulative_with_inclusive_edges(void **state)
 static void edges_are_those_that_dashboards_know(void **state)
 {
     (void)state;
-    static const char *const ttft[] = {"0.001", "0.005", "0.01", "0.02", "0.04", "0.06", "0.08", "0.1", "0.25", "0.5", "0.75", "1",
-                                       "2.5", "5", "7.5", "10", "20", "40", "80", "160", "640", "2560", "+Inf"};
-    static const char *const e2e[] = {"0.3", "0.5", "0.8", "1", "1.5", "2", "2.5", "5", "10", "15", "20", "30",
-                                      "40", "50", "60", "120", "240", "480", "960", "1920", "7680", "+Inf"};
+    static const char *const ttft[] = {"0.001", "0.005", "0.01", "0.02", "0.04", "0.06", "0.08", "0.1",
+                                       "0.25",  "0.5",   "0.75", "1",    "2.5",  "5",    "7.5",  "10",
+                                       "20",    "40",    "80",   "160",  "640",  "2560", "+Inf"};
+    static const char *const e2e[] = {"0.3", "0.5", "0.8", "1",  "1.5", "2",   "2.5", "5",   "10",   "15",   "20",
+                                      "30",  "40",  "50",  "60", "120", "240", "480", "960", "1920", "7680", "+Inf"};
     struct metrics *m = metrics_create("demo", 1);
     const char *t = render(m), *at = strstr(t, "racklm:time_to_first_token_seconds_bucket");
     char le[128];
     for (size_t i = 0; i < ARRAY_LEN(ttft); i++, at = strchr(at, '\n') + 1) {
-        snprintf(le, sizeof le, "time_to_first_token_seconds_bucket{model_name=\"demo\",engine=\"0\",le=\"%s\"}", ttft[i]);
+        snprintf(le, sizeof le, "time_to_first_token_seconds_bucket{model_name=\"demo\",engine=\"0\",le=\"%s\"}",
+                 ttft[i]);
         assert_memory_equal(at + 7, le, strlen(le));
     }
     at = strstr(t, "racklm:e2e_request_latency_seconds_bucket");
     for (size_t i = 0; i < ARRAY_LEN(e2e); i++, at = strchr(at, '\n') + 1) {
-        snprintf(le, sizeof le, "e2e_request_latency_seconds_bucket{model_name=\"demo\",engine=\"0\",le=\"%s\"}", e2e[i]);
+        snprintf(le, sizeof le, "e2e_request_latency_seconds_bucket{model_name=\"demo\",engine=\"0\",le=\"%s\"}",
+                 e2e[i]);
         assert_memory_equal(at + 7, le, strlen(le));
     }
     metrics_destroy(&m);

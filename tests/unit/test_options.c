@@ -222,7 +222,8 @@ static void flags_come_out_of_argv_in_all_their_forms(void **state)
 {
     (void)state;
     int argc;
-    static char *argv[] = {"m.gguf", "-tp", "2", "--pp=3", "--kv-memory", "512M", "prompt", "-", "-5", "--name", "x", "--", "--tp", "-h", NULL};
+    static char *argv[] = {"m.gguf", "-tp",    "2", "--pp=3", "--kv-memory", "512M", "prompt", "-",
+                           "-5",     "--name", "x", "--",     "--tp",        "-h",   NULL};
     argc = 14;
     assert_int_equal(options_load_args(&o, OPTION_SERVE, &argc, argv), ERR_OK);
     assert_int_equal(argc, 6);
@@ -276,9 +277,16 @@ static void secrets_are_never_repeated(void **state)
 {
     (void)state;
     static const char *const bad[] = {
-        "http:\n  api_key: {s3cret: 1}\n", "http:\n  api_key: [s3cret]\n", "http: s3cret\n",       "http:\n  api_key: \"s3cret\\0\"\n",
-        "http:\n  api_key: s3cret\n  x: 1\n", "http:\n  api_key: !k s3cret\n", "http.api_key: s3cret\n", "api_kye: s3cret\n",
-        "http:\n  api_key: \"s3cret\n",       "http:\n  api_key: s3cret\n   y\n  z\n",
+        "http:\n  api_key: {s3cret: 1}\n",
+        "http:\n  api_key: [s3cret]\n",
+        "http: s3cret\n",
+        "http:\n  api_key: \"s3cret\\0\"\n",
+        "http:\n  api_key: s3cret\n  x: 1\n",
+        "http:\n  api_key: !k s3cret\n",
+        "http.api_key: s3cret\n",
+        "api_kye: s3cret\n",
+        "http:\n  api_key: \"s3cret\n",
+        "http:\n  api_key: s3cret\n   y\n  z\n",
     };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         if (load(bad[i]) != ERR_OK && strstr(err_detail(), "s3cret"))
@@ -328,10 +336,23 @@ static void sizes_are_binary(void **state)
         const char *text;
         uint64_t bytes;
     } good[] = {
-        {"0", 0}, {"1", 1}, {"1k", 1024}, {"1K", 1024}, {"1KiB", 1024}, {"2M", 2 << 20}, {"1.5G", 3ull << 29}, {"1T", 1ull << 40}, {"4 G", 4ull << 30},
-        {"18446744073709551615", UINT64_MAX}, {"7B", 7}, {"0.5k", 512}, {"9007199254740993", 9007199254740993},
+        {"0", 0},
+        {"1", 1},
+        {"1k", 1024},
+        {"1K", 1024},
+        {"1KiB", 1024},
+        {"2M", 2 << 20},
+        {"1.5G", 3ull << 29},
+        {"1T", 1ull << 40},
+        {"4 G", 4ull << 30},
+        {"18446744073709551615", UINT64_MAX},
+        {"7B", 7},
+        {"0.5k", 512},
+        {"9007199254740993", 9007199254740993},
     };
-    static const char *const bad[] = {"", "-1", "+1", "1X", "1.5", "0x10", "inf", "nan", "1e3", "18446744073709551616", "16777216T", "1KK", "1.G", ".5G", " 1", "G", "1K "};
+    static const char *const bad[] = {
+        "",          "-1",  "+1",  "1X",  "1.5", "0x10", "inf", "nan", "1e3", "18446744073709551616",
+        "16777216T", "1KK", "1.G", ".5G", " 1",  "G",    "1K "};
     uint64_t v;
     for (size_t i = 0; i < ARRAY_LEN(good); i++) {
         assert_true(options_parse_size(good[i].text, &v));

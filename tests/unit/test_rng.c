@@ -1,4 +1,5 @@
-/* rng.h. The Philox vectors are those published with the authors' own library Random123 (kat_vectors, philox 4x32 10). */
+/* rng.h. The Philox vectors are those published with the authors' own library Random123 (kat_vectors, philox 4x32 10).
+ */
 #include "base/rng.h"
 
 #include <math.h>
@@ -36,7 +37,9 @@ static void uniform_over(uint64_t seed, int what)
     static unsigned count[CELLS];
     memset(count, 0, sizeof count);
     for (uint32_t i = 0; i < N; i++) {
-        double u = what == 0 ? rng_uniform(seed, 0, i) : what == 1 ? rng_uniform(seed, i, 0) : rng_uniform(seed + i, 1, 5);
+        double u = what == 0   ? rng_uniform(seed, 0, i)
+                   : what == 1 ? rng_uniform(seed, i, 0)
+                               : rng_uniform(seed + i, 1, 5);
         assert_true(u >= 0 && u < 1);
         count[(int)(u * CELLS)]++;
     }
