@@ -362,8 +362,10 @@ static struct template_list *filtered(struct template_run *r, const struct templ
     return r->failed ? NULL : kept.list;
 }
 
+/* jinja2 runs `else` unless the body came to its end at least once: break and continue do not count. */
 static enum flow for_loop(struct template_run *r, const struct template_node *n, struct template_val over, uint32_t depth0)
 {
+    bool whole = false;
     struct template_list *items = template_iterate(r, over);
     if (items != NULL && n->d != NULL)
         items = filtered(r, n, items);
@@ -377,11 +379,13 @@ static enum flow for_loop(struct template_run *r, const struct template_node *n,
             break;
         bind(r, "loop", (struct template_val){.kind = TV_LOOP, .loop = l});
         assign(r, n->a, items->v[l->idx]);
-        if (run_body(r, n->body) == FLOW_BREAK)
+        enum flow f = run_body(r, n->body);
+        whole = whole || f == FLOW_NEXT;
+        if (f == FLOW_BREAK)
             break;
     }
     r->scope = was;
-    return items->n == 0 ? run_body(r, n->c) : FLOW_NEXT;
+    return !whole ? run_body(r, n->c) : FLOW_NEXT;
 }
 
 /* ---- expressions ---- */
@@ -425,6 +429,7 @@ static struct template_val container(struct template_run *r, const struct templa
     return l;
 }
 
+/* Plain text even of what is marked safe: escaping is off, as with every chat template. */
 static struct template_val concat(struct template_run *r, const struct template_node *n)
 {
     struct template_text t = {.r = r};
@@ -454,6 +459,8 @@ static struct template_val apply(struct template_run *r, const struct template_n
     struct template_args a = {0};
     if (r->failed || (n->b != NULL && !eval_args(r, n->b, &a, 0)))
         return template_undefined(NULL, 0);
+    if (n->fn == NULL)
+        return template_fail(r, ERR_INVALID, "there is no %s '%s'", n->kind == TN_TEST ? "test" : "filter", n->name);
     return n->fn(r, v, &a);
 }
 

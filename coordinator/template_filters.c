@@ -75,20 +75,25 @@ FILTER(f_string)
     return template_to_str(r, v);
 }
 
+FILTER(f_safe)
+{
+    (void)a;
+    struct template_val s = template_to_str(r, v);
+    s.flavour = TV_MARKUP;
+    return s;
+}
+
 FILTER(f_escape)
 {
     (void)a;
     struct template_val s = template_to_str(r, v);
     struct template_text t = {.r = r};
-    for (size_t i = 0; i < s.len && template_step(r, 1); i++) {
-        char c = s.s[i];
-        const char *e = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '"' ? "&#34;" : c == '\'' ? "&#39;" : NULL;
-        if (e != NULL)
-            template_text_puts(&t, e);
-        else
-            template_text_add(&t, &c, 1);
-    }
-    return template_text_val(&t);
+    if (s.flavour == TV_MARKUP)
+        return s;
+    template_text_escape(&t, s);
+    s = template_text_val(&t);
+    s.flavour = TV_MARKUP;
+    return s;
 }
 
 FILTER(f_replace)
@@ -563,8 +568,16 @@ static struct template_args rest(const struct template_args *a, uint32_t from)
     return x;
 }
 
+/* jinja2 looks at nothing else when the sequence is false: none | selectattr(...) is empty. */
+static bool nothing_there(struct template_val v)
+{
+    return v.kind != TV_LIST && !template_truth(v);
+}
+
 FILTER(f_map)
 {
+    if (nothing_there(v))
+        return template_list(r, TV_GENERATOR, 0);
     struct template_list *l = template_iterate(r, v);
     struct template_val out = template_list(r, TV_GENERATOR, l == NULL ? 0 : l->n), attr = template_arg(a, UINT32_MAX, "attribute");
     struct template_val name = template_arg(a, 0, NULL), def = template_arg(a, UINT32_MAX, "default");
@@ -582,6 +595,8 @@ FILTER(f_map)
 
 static struct template_val choose(struct template_run *r, struct template_val v, const struct template_args *a, bool by_attr, bool want)
 {
+    if (nothing_there(v))
+        return template_list(r, TV_GENERATOR, 0);
     struct template_list *l = template_iterate(r, v);
     struct template_val out = template_list(r, TV_GENERATOR, 0), attr = template_arg(a, 0, NULL), name = template_arg(a, by_attr, NULL);
     struct template_args args = rest(a, by_attr ? 2 : 1);
@@ -752,7 +767,7 @@ template_fn *template_filter_find(const char *name, size_t len)
         {"format", f_format}, {"groupby", f_groupby}, {"indent", f_indent}, {"int", f_int}, {"items", f_items}, {"join", f_join},
         {"last", f_last}, {"length", f_length}, {"list", f_list}, {"lower", f_lower}, {"map", f_map}, {"max", f_max}, {"min", f_min},
         {"reject", f_reject}, {"rejectattr", f_rejectattr}, {"replace", f_replace}, {"reverse", f_reverse}, {"round", f_round},
-        {"safe", f_string}, {"select", f_select}, {"selectattr", f_selectattr}, {"sort", f_sort}, {"string", f_string}, {"sum", f_sum},
+        {"safe", f_safe}, {"select", f_select}, {"selectattr", f_selectattr}, {"sort", f_sort}, {"string", f_string}, {"sum", f_sum},
         {"title", f_title}, {"tojson", f_tojson}, {"trim", f_trim}, {"unique", f_unique}, {"upper", f_upper}, {"wordcount", f_wordcount},
     };
     return find(filters, ARRAY_LEN(filters), name, len);

@@ -109,9 +109,18 @@ static struct template_val join(struct template_run *r, struct template_val a, s
 {
     if (a.kind == TV_STR) {
         struct template_text t = {.r = r};
-        template_text_add(&t, a.s, a.len);
-        template_text_add(&t, b.s, b.len);
-        return template_text_val(&t);
+        bool markup = a.flavour == TV_MARKUP || b.flavour == TV_MARKUP;
+        if (markup && a.flavour != TV_MARKUP)
+            template_text_escape(&t, a);
+        else
+            template_text_add(&t, a.s, a.len);
+        if (markup && b.flavour != TV_MARKUP)
+            template_text_escape(&t, b);
+        else
+            template_text_add(&t, b.s, b.len);
+        struct template_val v = template_text_val(&t);
+        v.flavour = markup ? TV_MARKUP : TV_PLAIN;
+        return v;
     }
     struct template_val l = template_list(r, a.flavour, 0);
     for (uint32_t i = 0; i < a.list->n + b.list->n && !r->failed; i++)

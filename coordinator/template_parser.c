@@ -1,5 +1,6 @@
 /* Tokens to nodes: recursive descent with the precedences of jinja2. Names are interned so that scopes compare pointers; filters and tests are
- * looked up here, so that a template that names an unknown one is refused when the model is loaded and not when somebody chats. */
+ * looked up here, so that a template that names an unknown one is refused when the model is loaded and not when somebody chats; as in jinja2 it
+ * is only refused when it gets there where it stands in a branch of `if`. */
 #include "base/check.h"
 #include "coordinator/template_ast.h"
 
@@ -355,13 +356,8 @@ static struct template_node *postfix(struct parser *p, struct template_node *v)
 static struct template_node *filter(struct parser *p, struct template_node *v)
 {
     struct template_node *n = node(p, TN_FILTER);
-    const struct template_token *at = p->t;
     const char *name = take_name(p, "a filter's name is expected");
     template_fn *fn = template_filter_find(name, strlen(name));
-    if (fn == NULL) {
-        p->t = at;
-        fail(p, "there is no such filter");
-    }
     struct template_node *args = take_op(p, '(') ? arguments(p) : NULL;
     if (p->err == ERR_OK) {
         n->name = name;
@@ -386,13 +382,8 @@ static struct template_node *test(struct parser *p, struct template_node *v)
 {
     bool negate = take_word(p, "not");
     struct template_node *n = node(p, TN_TEST), *args = NULL;
-    const struct template_token *at = p->t;
     const char *name = take_name(p, "a test's name is expected");
     template_fn *fn = template_test_find(name, strlen(name));
-    if (fn == NULL) {
-        p->t = at;
-        fail(p, "there is no such test");
-    }
     if (take_op(p, '('))
         args = arguments(p);
     else if (starts_operand(p))
@@ -909,9 +900,28 @@ static struct template_node *body(struct parser *p, const char *const *ends)
     return first;
 }
 
+/* Unknown filters and tests outside of branches. Past NESTING_MAX levels it is left to the run. */
+static enum err check_names(const struct template_node *n, bool branch, int depth)
+{
+    if (depth > NESTING_MAX * 2)
+        return ERR_OK;
+    for (; n != NULL; n = n->next) {
+        bool inside = n->kind == TN_FOR || n->kind == TN_MACRO || n->kind == TN_CALLBLOCK || n->kind == TN_SETBLOCK || n->kind == TN_WITH ||
+                              n->kind == TN_FILTERBLOCK || n->kind == TN_SCOPE
+                          ? false
+                          : branch || n->kind == TN_IF || n->kind == TN_COND;
+        if ((n->kind == TN_FILTER || n->kind == TN_TEST) && n->fn == NULL && !branch)
+            return err_set(ERR_INVALID, "chat template, line %u: there is no %s '%s'", n->line, n->kind == TN_FILTER ? "filter" : "test", n->name);
+        const struct template_node *const parts[] = {n->a, n->b, n->c, n->d, n->body};
+        for (size_t i = 0; i < ARRAY_LEN(parts); i++)
+            TRY(check_names(parts[i], inside, depth + 1));
+    }
+    return ERR_OK;
+}
+
 enum err template_parser_run(struct arena *a, const struct template_token *tok, size_t n, struct template_node **out)
 {
     struct parser p = {.arena = a, .t = tok, .end = tok + n - 1};
     *out = body(&p, NULL);
-    return p.err;
+    return p.err != ERR_OK ? p.err : check_names(*out, false, 0);
 }

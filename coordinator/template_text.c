@@ -1,6 +1,6 @@
 /* Values as text: str, repr, JSON, and the character functions behind the string methods. Case mapping is the C library's for Unicode (simple
- * mapping, in the C.UTF-8 locale that glibc carries) with the few letters that grow; what repr shows as it is follows PCRE2-independent rules:
- * control, separator and unassigned characters are escaped as Python does. */
+ * mapping, in the C.UTF-8 locale that glibc carries) with the few letters that grow; repr escapes control, separator and unassigned characters, as
+ * Python does. */
 #include "base/check.h"
 #include "coordinator/template_value.h"
 #include "coordinator/utf8.h"
@@ -88,6 +88,18 @@ struct template_val template_to_str(struct template_run *r, struct template_val 
     struct template_text t = {.r = r};
     template_text_str(&t, v);
     return template_text_val(&t);
+}
+
+void template_text_escape(struct template_text *t, struct template_val s)
+{
+    for (size_t i = 0; i < s.len && template_step(t->r, 1); i++) {
+        char c = s.s[i];
+        const char *e = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '"' ? "&#34;" : c == '\'' ? "&#39;" : NULL;
+        if (e != NULL)
+            template_text_puts(t, e);
+        else
+            template_text_add(t, &c, 1);
+    }
 }
 
 /* ---- characters ---- */
@@ -195,7 +207,7 @@ struct template_val template_case(struct template_run *r, struct template_val s,
     for (size_t i = 0; i < s.len && template_step(r, 1);) {
         size_t n;
         uint32_t cp = template_char_at(s, i, &n);
-        bool up = how == 'u' || (how == 't' && !word) || (how == 'c' && i == 0) || (how == 's' && template_lower_char(cp) != cp && false);
+        bool up = how == 'u' || (how == 't' && !word) || (how == 'c' && i == 0);
         if (how == 's')
             up = template_lower_char(cp) == cp;
         i += n;

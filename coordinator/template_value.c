@@ -395,7 +395,7 @@ static int cmp_at(struct template_run *r, struct template_val a, struct template
         return 0;
     if (a.kind == TV_STR && b.kind == TV_STR) {
         int c = memcmp(a.s, b.s, MIN(a.len, b.len)); /* UTF-8 sorts as its code points do */
-        return c != 0 ? c : (a.len > b.len) - (a.len < b.len);
+        return c != 0 ? (c > 0) - (c < 0) : (a.len > b.len) - (a.len < b.len);
     }
     if (as_int(a, &x) && as_int(b, &y))
         return (x > y) - (x < y);

@@ -28,6 +28,7 @@ enum template_kind {
     TV_LOOP,
 };
 enum template_flavour { TV_PLAIN, TV_TUPLE, TV_RANGE, TV_KEYS, TV_VALUES, TV_ITEMS, TV_GENERATOR };
+enum { TV_MARKUP = 1 }; /* flavour of strings: came out of `safe` or `escape`; what is added to it by + is escaped */
 
 struct template_run;
 struct template_args;
@@ -147,7 +148,7 @@ struct template_val template_from_json(struct template_run *r, const json_t *j, 
 /* ---- Python's idea of values ---- */
 bool template_truth(struct template_val v);
 bool template_eq(struct template_run *r, struct template_val a, struct template_val b);
-/* <0, 0, >0; fails for values without an order, `op` named in the message. */
+/* -1, 0, 1; 2 when one of them is NaN; fails for values without an order, `op` named in the message. */
 int template_cmp(struct template_run *r, struct template_val a, struct template_val b, const char *op);
 bool template_contains(struct template_run *r, struct template_val item, struct template_val in);
 /* Any iterable as a list (a copy of a string's characters, a dict's keys ...); a generator is empty afterwards. NULL after a failure. */
@@ -170,6 +171,7 @@ struct template_val template_text_val(const struct template_text *t);
 void template_text_str(struct template_text *t, struct template_val v);                  /* str(v) */
 void template_text_repr(struct template_text *t, struct template_val v, uint32_t depth); /* repr(v) */
 struct template_val template_to_str(struct template_run *r, struct template_val v);
+void template_text_escape(struct template_text *t, struct template_val s); /* HTML, as markupsafe does */
 size_t template_format_float(double f, char *out, size_t cap); /* repr of a float; cap at least 40 */
 struct template_json_opts {
     struct template_val item_sep, key_sep;
