@@ -316,7 +316,7 @@ static void check_nodes(struct cluster *c)
         struct node *n = &c->members.nodes[i];
         if (n->joined && slept)
             n->heard_ns = c->now_ns;
-        if (n->joined && c->now_ns - n->heard_ns > limit_ns) {
+        if (n->joined && c->now_ns - n->heard_ns + c->tick_ns > limit_ns) {
             char text[64];
             snprintf(text, sizeof text, "was silent for %llu ms", (unsigned long long)((c->now_ns - n->heard_ns) / NS_PER_MS));
             node_lost(c, i, text);
@@ -447,7 +447,7 @@ enum err cluster_create(const struct cluster_config *cfg, struct cluster **out)
     c->cfg = *cfg;
     c->stop_fd = -1;
     c->started_ns = c->now_ns = c->last_tick_ns = clock_ns();
-    c->tick_ns = MAX(10u, MIN(cfg->opts->heartbeat_timeout_ms / 4, 500u)) * NS_PER_MS;
+    c->tick_ns = MAX(10u, MIN(cfg->opts->heartbeat_timeout_ms / 8, 250u)) * NS_PER_MS;
     c->model_bytes = cfg->gguf->files[0].size;
     arena_init(&c->arena, 256u << 20);
     pthread_mutex_init(&c->lock, NULL);

@@ -497,8 +497,8 @@ const char *engine_endpoint_tcp(const struct engine *e)
 
 static enum err open_timer(struct engine *e)
 {
-    uint32_t ms = MIN(e->opts->heartbeat_timeout_ms, e->opts->step_timeout_ms) / 4;
-    ms = MAX(10u, MIN(ms, 500u));
+    uint32_t ms = MIN(e->opts->heartbeat_timeout_ms, e->opts->step_timeout_ms) / 8;
+    ms = MAX(10u, MIN(ms, 250u));
     e->tick_ns = ms * NS_PER_MS;
     e->last_tick_ns = clock_ns();
     e->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);

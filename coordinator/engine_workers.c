@@ -346,8 +346,8 @@ static void check_rank(struct engine *e, struct rank *r)
         if (r->state != RANK_RESETTING)
             return;
     }
-    /* A worker that loads may be busy with one large read. */
-    if (silent > (r->state == RANK_LOADING ? MAX(step_ns, beat_ns) : beat_ns)) {
+    /* A worker that loads may be busy with one large read. One tick early, so that the limit is kept and not passed. */
+    if (silent + e->tick_ns > (r->state == RANK_LOADING ? MAX(step_ns, beat_ns) : beat_ns)) {
         snprintf(text, sizeof text, "worker %u was silent for %llu ms", rank_idx(e, r), (unsigned long long)(silent / NS_PER_MS));
         engine_workers_fail_rank(e, r, text);
     }

@@ -413,7 +413,6 @@ static bool is_stop(const struct seq *q, uint32_t token)
 static void take_sample(struct scheduler *s, struct seq *q, uint32_t token, struct seq_outcome *o)
 {
     q->n_pending--;
-    q->n_failures = 0;
     if (is_stop(q, token) && !MUTANT(5)) {
         o->finish = FINISH_STOP;
         o->stop_id = token;
@@ -445,6 +444,10 @@ static bool apply_run(struct scheduler *s, const struct plan_run *r, uint32_t to
         return false;
     *o = (struct seq_outcome){.seq = q};
     uint32_t end = r->start + r->n_tokens;
+    if (end > q->n_best) {
+        q->n_best = end;
+        q->n_failures = 0;
+    }
     if (r->want & RUN_WANT_SAMPLE)
         take_sample(s, q, token, o);
     else if (end < q->n_tokens)
@@ -498,8 +501,8 @@ enum err scheduler_reset(struct scheduler *s, uint32_t n_blocks, uint32_t ctx)
     s->n_in_flight = 0;
     for (struct seq *q; (q = s->active.last);) { /* youngest first, so that the queue's head ends up the oldest */
         struct slot *slot = &s->slots[q->slot];
+        q->n_failures += slot->n_in_flight > 0;
         slot->n_in_flight = 0;
-        q->n_failures++;
         seq_detach(s, q);
         seq_requeue(s, q);
     }

@@ -22,7 +22,8 @@
 
 #include <stddef.h>
 
-enum { SCHEDULER_FAILURES_MAX = 5 }; /* a sequence under which a replica failed so often in a row ends: it may be the cause */
+/* A sequence ends with an error when the replica failed so often while a step of it ran, without its getting any further in between: it may be the cause. */
+enum { SCHEDULER_FAILURES_MAX = 8 };
 
 struct scheduler_config {
     uint32_t max_seqs, queue_max, pp;

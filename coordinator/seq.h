@@ -33,7 +33,8 @@ struct seq {
     uint32_t n_pending;      /* samples on their way */
     uint32_t slot;           /* while active */
     uint64_t last_step;      /* id of the newest step it takes part in */
-    uint32_t n_failures;     /* times a replica failed under it without a token in between */
+    uint32_t n_best;         /* the furthest that it was ever computed */
+    uint32_t n_failures;     /* times a replica failed under it since it last got further */
 };
 
 /* Takes the request over on success. ctx: the longest that a sequence may ever become. NULL: out of memory. */

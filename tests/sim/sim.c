@@ -121,7 +121,7 @@ static void sim_init(struct sim *s, uint64_t seed)
     cfg.max_step_tokens = cfg.max_seqs + rnd(s, 0, 80);
     s->ctx = rnd(s, 2, 200);
     s->n_blocks = rnd(s, 1, chance(s, 50) ? 12 : 40);
-    s->n_failures_left = chance(s, 50) ? rnd(s, 1, 6) : 0;
+    s->n_failures_left = chance(s, 50) ? rnd(s, 1, chance(s, 20) ? 20 : 6) : 0;
     s->n_clients = rnd(s, 1, REQUESTS_MAX);
     REQUIRE(s, scheduler_init(&s->sched, &cfg) == ERR_OK);
     for (uint32_t i = 0; i < s->n_clients; i++)
