@@ -17,10 +17,6 @@ CPU_INLINE __m512i load(const uint8_t *p)
 {
     return _mm512_loadu_si512((const void *)p);
 }
-CPU_INLINE __m128i load128(const uint8_t *p)
-{
-    return _mm_loadu_si128((const __m128i *)(const void *)p);
-}
 CPU_INLINE __m512 scale16(const uint8_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));

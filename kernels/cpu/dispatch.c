@@ -6,9 +6,16 @@
 #include <string.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
+static bool have_f16c(void) /* clang 14 does not know it by name */
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 static bool have_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && have_f16c();
 }
 static bool have_avx512(void)
 {
