@@ -13,6 +13,11 @@ json_t *api_body(struct http_exchange *x, struct api_error *e)
 {
     size_t len;
     const char *body = http_body(x, &len);
+    return api_parse_body(body, len, e);
+}
+
+json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
+{
     size_t depth = 0, deepest = 0; /* jansson's own limit is 2,048 levels: a shallower one keeps recursion elsewhere small */
     bool in_str = false;
     for (size_t i = 0; i < len; i++) {

@@ -401,7 +401,7 @@ static void *engine_main(void *arg)
         if (tick)
             engine_workers_deadlines(e);
         flush_held(e);
-        while (take_messages(e) | plan_and_send(e))
+        while ((int)take_messages(e) | (int)plan_and_send(e)) /* both, each time */
             ;
         check_drain(e);
         publish(e);
