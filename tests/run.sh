@@ -58,10 +58,10 @@ counts() {
         END { print p + 0, f + 0, s + 0 }' "$1"
 }
 
-configure_and_build() { # DIR CMAKE_OPTIONS...
-    local dir=$1
-    shift
-    cmake -S "$top" -B "$dir" -G Ninja "$@" && ninja -C "$dir"
+configure_and_build() { # DIR NINJA_TARGET CMAKE_OPTIONS...
+    local dir=$1 target=$2
+    shift 2
+    cmake -S "$top" -B "$dir" -G Ninja "$@" && ninja -C "$dir" "$target"
 }
 
 python_env() {
@@ -76,7 +76,7 @@ label() { # BUILD_DIR LABEL
 # shellcheck disable=SC2086
 install_packages $PACKAGES_BUILD $PACKAGES_TEST || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 
-suite build 150 configure_and_build "$build" -DCMAKE_BUILD_TYPE=Release
+suite build 150 configure_and_build "$build" all -DCMAKE_BUILD_TYPE=Release
 suite python 60 python_env
 export PATH="$build/venv/bin:$PATH"
 suite unit 60 label "$build" unit
@@ -86,13 +86,13 @@ suite oracle $((full ? 600 : 180)) python -m pytest -q -p no:cacheprovider tests
 suite e2e $((full ? 600 : 240)) python -m pytest -q -p no:cacheprovider tests/e2e
 
 if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
-    suite asan:build 150 configure_and_build "$build/asan" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
+    suite asan:build 150 configure_and_build "$build/asan" all -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
     suite asan 120 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' --output-on-failure --no-tests=error
     suite asan:e2e 120 env RACKLM_BUILD="$build/asan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
-    suite tsan:build 150 configure_and_build "$build/tsan" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
+    suite tsan:build 150 configure_and_build "$build/tsan" all -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
     suite tsan 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' --output-on-failure --no-tests=error
     suite tsan:e2e 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_BUILD="$build/tsan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
-    suite fuzz:build 150 configure_and_build "$build/fuzz" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
+    suite fuzz:build 150 configure_and_build "$build/fuzz" racklm_fuzz -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
     suite fuzz $((full ? 400 : 90)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
 fi
 
