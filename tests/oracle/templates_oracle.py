@@ -37,7 +37,7 @@ class Generation(jinja2.ext.Extension):
         return caller()
 
 
-def environment():
+def environment(**broken):
     def raise_exception(message):
         raise jinja2.exceptions.TemplateError(message)
 
@@ -47,7 +47,7 @@ def environment():
     def strftime_now(fmt):
         return datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc).strftime(fmt)
 
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    env = ImmutableSandboxedEnvironment(**{"trim_blocks": True, "lstrip_blocks": True, **broken}, extensions=[Generation, jinja2.ext.loopcontrols])
     env.filters["tojson"] = tojson
     env.globals["raise_exception"] = raise_exception
     env.globals["strftime_now"] = strftime_now
@@ -101,8 +101,8 @@ def contexts():
         yield f"{name}{' +gen' if gen else ''}{' +tools' if tools else ''}{' nothink' if extra else ''}", ctx
 
 
-def run(render, path, source, ctxs, verbose):
-    env = environment()
+def run(render, path, source, ctxs, verbose, **broken):
+    env = environment(**broken)
     lines = "".join(json.dumps(c, ensure_ascii=False) + "\n" for _, c in ctxs)
     p = subprocess.run([render, path, "--now", str(NOW)], input=lines.encode(), capture_output=True, env={**os.environ, "TZ": "UTC"})
     try:
@@ -148,6 +148,10 @@ def main():
             good, bad, first = run(args[0], path, source, ctxs, verbose)
             must = everything or any(r.lower() in name.lower() for r in required)
             passed += bad == 0
+            for broken in ({"trim_blocks": False}, {"lstrip_blocks": False}):
+                if name == "blocks.jinja" and run(args[0], path, source, ctxs, False, **broken)[1] == 0:
+                    print(f"FAIL {name}: {broken} is not told apart")  # the comparison can fail
+                    failed += 1
             failed += bad > 0 and must
             if bad or verbose:
                 print(f"{'FAIL' if must and bad else 'diff' if bad else 'ok'} {name}: {good} equal, {bad} different")

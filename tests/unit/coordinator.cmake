@@ -9,3 +9,12 @@ foreach(t tokenizer detokenizer chat_template)
     racklm_test(test_${t} LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_${t}.c LIBS racklm_coordinator)
 endforeach()
 racklm_test(test_cluster LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_cluster.c LIBS racklm_coordinator)
+# The same against other implementations; each skips itself (77) where its PyPI packages are missing. RACKLM_PYTHON: an interpreter that has them.
+if(RACKLM_TESTS AND NOT RACKLM_FUZZ)
+    set(RACKLM_PYTHON python3 CACHE STRING "Python for the oracles (numpy, gguf, tokenizers, jinja2)")
+    set(oracle ${CMAKE_SOURCE_DIR}/tests/oracle)
+    add_test(NAME oracle_tokenizers COMMAND ${RACKLM_PYTHON} ${oracle}/tokenizers_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-tokenize)
+    add_test(NAME oracle_templates COMMAND ${RACKLM_PYTHON} ${oracle}/templates_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-render
+        ${CMAKE_SOURCE_DIR}/tests/data/templates ${CMAKE_SOURCE_DIR}/../shared/data/templates --all)
+    set_tests_properties(oracle_tokenizers oracle_templates PROPERTIES LABELS unit TIMEOUT 300 SKIP_RETURN_CODE 77)
+endif()
