@@ -26,30 +26,27 @@ static const struct gguf_tensor *layer_tensor(const struct gguf *g, uint32_t lay
 }
 
 /* Appends the rank's rows of a tensor to the plan; nothing when it is absent or the rank has no rows of it. */
-static enum err plan_part(struct weights *w, const struct gguf_tensor *t, const struct hparams *hp, const struct shard_split *split,
-                          uint32_t tp_rank, uint32_t stage, const struct kernels *k)
+static void plan_part(struct weights *w, const struct gguf_tensor *t, const struct hparams *hp, const struct shard_split *split,
+                      uint32_t tp_rank, uint32_t stage, const struct kernels *k)
 {
     if (!t)
-        return ERR_OK;
+        return;
     struct shard_range rows;
     shard_tensor_rows(hp, split, t, tp_rank, stage, &rows);
     if (rows.n == 0)
-        return ERR_OK;
+        return;
     struct weights_part *p = &w->parts[w->n_parts++];
     *p = (struct weights_part){.t = t, .rows = rows, .vector = t->n_dims == 1, .offset = w->planned_bytes};
     snprintf(p->label, sizeof(p->label), "%s", t->name);
     if (p->vector) {
-        if (quant_traits[t->type].block_elems != 1)
-            return err_set(ERR_UNSUPPORTED, "tensor %s: a vector of type %s is not supported", t->name, quant_traits[t->type].name);
-        p->bytes = (uint64_t)rows.n * sizeof(float);
-        p->src_bytes = quant_row_bytes(t->type, rows.n);
+        ASSERT(t->type == QUANT_F32); /* hparams_load accepts no other */
+        p->bytes = p->src_bytes = (uint64_t)rows.n * sizeof(float);
     } else {
         p->bytes = k->weight_bytes(t->type, rows.n, (uint32_t)t->ne[0]);
         p->src_bytes = quant_row_bytes(t->type, t->ne[0]) * rows.n;
     }
     w->planned_bytes = ROUND_UP(p->offset + p->bytes, (uint64_t)KERNELS_ALIGN);
     w->file_bytes += p->src_bytes;
-    return ERR_OK;
 }
 
 enum err weights_plan(const struct gguf *g, const struct hparams *hp, const struct shard_split *split, uint32_t tp_rank, uint32_t stage,
@@ -63,19 +60,19 @@ enum err weights_plan(const struct gguf *g, const struct hparams *hp, const stru
     if (!w->parts || !w->layers)
         return err_set(ERR_NOMEM, "out of memory for the plan of the weights");
     /* In the order in which a step reads them. */
-    TRY(plan_part(w, gguf_tensor(g, "token_embd.weight"), hp, split, tp_rank, stage, k));
+    plan_part(w, gguf_tensor(g, "token_embd.weight"), hp, split, tp_rank, stage, k);
     for (uint32_t l = first; l < end; l++) {
-#define PLAN_WEIGHT(stem, field) TRY(plan_part(w, layer_tensor(g, l, stem, "weight"), hp, split, tp_rank, stage, k));
-#define PLAN_BIAS(stem, field) TRY(plan_part(w, layer_tensor(g, l, stem, "bias"), hp, split, tp_rank, stage, k));
+#define PLAN_WEIGHT(stem, field) plan_part(w, layer_tensor(g, l, stem, "weight"), hp, split, tp_rank, stage, k);
+#define PLAN_BIAS(stem, field) plan_part(w, layer_tensor(g, l, stem, "bias"), hp, split, tp_rank, stage, k);
         LAYER_NORMS(PLAN_WEIGHT)
         LAYER_BIASES(PLAN_BIAS)
         LAYER_MATRICES(PLAN_WEIGHT)
 #undef PLAN_WEIGHT
 #undef PLAN_BIAS
     }
-    TRY(plan_part(w, gguf_tensor(g, "output_norm.weight"), hp, split, tp_rank, stage, k));
+    plan_part(w, gguf_tensor(g, "output_norm.weight"), hp, split, tp_rank, stage, k);
     if (!hp->tied_embeddings)
-        TRY(plan_part(w, gguf_tensor(g, "output.weight"), hp, split, tp_rank, stage, k));
+        plan_part(w, gguf_tensor(g, "output.weight"), hp, split, tp_rank, stage, k);
     return ERR_OK;
 }
 
@@ -132,30 +129,7 @@ static void drop_pages(const uint8_t *p, uint64_t len)
 
 static void load_vector(const struct load *ld, const struct weights_part *p)
 {
-    const uint8_t *src = p->t->data + quant_row_bytes(p->t->type, p->rows.first);
-    float *dst = (float *)(ld->w->base + p->offset);
-    if (p->t->type == QUANT_F32) {
-        memcpy(dst, src, p->src_bytes);
-        return;
-    }
-    for (uint32_t i = 0; i < p->rows.n; i++) { /* bf16 and f16 widen exactly; a vector is short */
-        uint16_t h;
-        memcpy(&h, src + 2 * (size_t)i, 2);
-        uint32_t bits;
-        if (p->t->type == QUANT_BF16) {
-            bits = (uint32_t)h << 16;
-        } else {
-            uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = h >> 10 & 31, frac = h & 1023;
-            if (exp == 0) { /* zero and subnormals: frac * 2^-24, exact in fp32 */
-                float v = (float)frac * 0x1p-24f;
-                memcpy(&bits, &v, 4);
-                bits |= sign;
-            } else {
-                bits = sign | (exp == 31 ? 255u : exp + 112) << 23 | frac << 13;
-            }
-        }
-        memcpy(&dst[i], &bits, 4);
-    }
+    memcpy(ld->w->base + p->offset, p->t->data + (uint64_t)p->rows.first * sizeof(float), p->src_bytes);
 }
 
 static void load_chunk(struct load *ld, const struct weights_part *p, uint32_t chunk)

@@ -2,7 +2,7 @@
  *
  * Design: first a plan (labelled parts with offsets, a pure function of file header, split and backend), then one allocation of the planned
  * size, then the filling by all threads. Nothing but the plan decides where a part lies, so that the mapping can be any memory of that size,
- * also one that outlives the process. Matrices are packed; norms and biases become fp32. Tied embeddings are one part that serves
+ * also one that outlives the process. Matrices are packed; norms and biases are fp32. Tied embeddings are one part that serves
  * the look-up and the head. The file's pages are dropped as soon as they have been read.
  *
  * Threading: planned and loaded by one caller (and its pool), read-only afterwards. */
@@ -44,7 +44,7 @@ struct weights {
 /* done, total: bytes read from the file. False stops the load. Called on the caller's thread. */
 typedef bool weights_progress_fn(void *arg, uint64_t done, uint64_t total);
 
-/* Lays the parts out; allocates only the plan. ERR_NOMEM, ERR_UNSUPPORTED (a quantised norm). */
+/* Lays the parts out; allocates only the plan. ERR_NOMEM. */
 enum err weights_plan(const struct gguf *g, const struct hparams *hp, const struct shard_split *split, uint32_t tp_rank, uint32_t stage,
                       const struct kernels *k, struct weights *w);
 /* Allocates and fills. ERR_NOMEM, ERR_ABORTED (progress said no). */
