@@ -58,9 +58,11 @@ def write(path, arch="llama", kind="Q8_0", seed=1, layers=2, dim=256, heads=8, k
         w.add_rope_scaling_orig_ctx_len(scaling[2])
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("llama-bpe")
-    w.add_token_list([chr(0x100 + i) if i < 256 else f"t{i}" for i in range(vocab)])
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's alphabet of bytes: the others stand from U+0100 on
+    alphabet = [chr(b) for b in visible] + [chr(0x100 + i) for i in range(256 - len(visible))]
+    w.add_token_list([*alphabet, alphabet[0] + alphabet[1], *(f"t{i}" for i in range(257, vocab))])
     w.add_token_types([1] * vocab)
-    w.add_token_merges([])
+    w.add_token_merges([f"{alphabet[0]} {alphabet[1]}"])
     w.add_bos_token_id(0)
     w.add_eos_token_id(1)
 
