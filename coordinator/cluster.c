@@ -228,6 +228,8 @@ static void on_message(struct cluster *c, unsigned server, const struct link_pee
         return;
     }
     c->members.nodes[node].heard_ns = c->now_ns;
+    if (m->type == MSG_HEARTBEAT) /* back to the agent: silence then means a lost link */
+        link_server_send(c->servers[server], from, m);
     if (m->type != MSG_WORKER_EXITED)
         return;
     struct worker *w = members_worker(&c->members, m->worker_exited.worker_id);

@@ -293,6 +293,7 @@ struct rank *engine_workers_message(struct engine *e, const struct link_peer *fr
     switch (m->type) {
     case MSG_HEARTBEAT:
         r->progress = m->heartbeat.progress;
+        send_rank(e, r, m); /* back to the worker: silence then means a lost link, not an idle engine */
         break;
     case MSG_LOAD_PROGRESS:
         r->load_done = m->load_progress.bytes_done;
