@@ -46,7 +46,7 @@ struct runner {
 
     uint32_t *tokens;             /* [max_step_tokens] of the step, sampled ones resolved */
     uint32_t *sampled;            /* [max_seqs] ids that travel between stages */
-    bool *awaiting;               /* [max_seqs] stage 0: what the slot sampled is still on its way */
+    uint16_t *awaiting;           /* [max_seqs] stage 0: how many samples of the slot are still on their way; steps whose input ids were known leave theirs */
     struct handover *handovers;   /* ring of pp + 2 */
     uint32_t handover_first, n_handovers;
 
@@ -297,10 +297,9 @@ static enum err take_oldest(struct runner *r)
         struct slot *sl = &r->slots.slot[h->slot[i]];
         if (r->sampled[i] >= r->hp.vocab)
             return err_set(ERR_PROTOCOL, "the last stage says that slot %u sampled token %u of %u", h->slot[i], r->sampled[i], r->hp.vocab);
-        if (sl->live && sl->gen == h->gen[i]) {
+        r->awaiting[h->slot[i]]--;
+        if (sl->live && sl->gen == h->gen[i])
             sl->sampled = r->sampled[i];
-            r->awaiting[h->slot[i]] = false;
-        }
     }
     r->handover_first = (r->handover_first + 1) % (r->cfg.pp + 2);
     r->n_handovers--;
@@ -316,7 +315,7 @@ static void expect_sampled(struct runner *r, const struct step *s)
             continue;
         h->slot[h->n] = s->slot[i];
         h->gen[h->n++] = s->gen[i];
-        r->awaiting[s->slot[i]] = true;
+        r->awaiting[s->slot[i]]++;
     }
     if (h->n)
         r->n_handovers++;
