@@ -1,5 +1,6 @@
-/* See chat_template.h. source -template_lexer-> tokens -template_parser-> nodes -template_eval-> text. The nodes live in the template's arena and
- * never change; a run has an arena of its own, so that any number of threads render at once. */
+/* See chat_template.h. source -template_lexer-> tokens -template_parser-> nodes -template_eval-> text. The nodes live
+ * in the template's arena and never change; a run has an arena of its own, so that any number of threads render at
+ * once. */
 #include "coordinator/chat_template.h"
 
 #include "base/check.h"
@@ -56,6 +57,8 @@ enum err chat_template_render_at(const struct chat_template *t, const json_t *co
     struct template_val ctx = template_from_json(&r, context, 0);
     if (!r.failed) {
         r.context = ctx.dict;
+        r.steps = r.cpu_deadline_ns =
+            0; /* the budgets are the template's; taking over a long conversation does not count */
         template_run_body(&r, t->body);
     }
     arena_deinit(&r.arena);

@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-void detokenizer_init(struct detokenizer *d, const struct tokenizer *t, const char *const *stops, uint32_t n_stops, bool special)
+void detokenizer_init(struct detokenizer *d, const struct tokenizer *t, const char *const *stops, uint32_t n_stops,
+                      bool special)
 {
     const struct vocab *v = tokenizer_vocab(t);
     *d = (struct detokenizer){.tok = t, .stops = stops, .n_stops = n_stops, .special = special, .stop_idx = -1};

@@ -1,6 +1,7 @@
-/* See pretokenizer.h. PCRE2 with JIT, UTF and UCP. PCRE2's \s is White_Space and U+180E, which newer Unicode took out of it: the class is
- * written out when a pattern is compiled. A subject is one stretch of valid UTF-8, so that PCRE2 need not check it at every match, and each
- * further pattern sees a piece as if it stood alone (`$` and lookaheads end with it). */
+/* See pretokenizer.h. PCRE2 with JIT, UTF and UCP. PCRE2's \s is White_Space and U+180E, which newer Unicode took out
+ * of it: the class is written out when a pattern is compiled. A subject is one stretch of valid UTF-8, so that PCRE2
+ * need not check it at every match, and each further pattern sees a piece as if it stood alone (`$` and lookaheads end
+ * with it). */
 #include "coordinator/pretokenizer.h"
 
 #include "base/buf.h"
@@ -50,7 +51,8 @@ struct pretokenizer {
     pcre2_match_context *limits;
 };
 
-#define WHITE_SPACE "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
+#define WHITE_SPACE                                                                                                    \
+    "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
 
 /* \s and \S as explicit classes. Inside a class only \s occurs in the table. */
 static void expand_spaces(const char *p, struct buf *out)
@@ -87,10 +89,12 @@ static enum err compile(struct pretokenizer *p, const char *pattern)
     }
     int code = 0;
     PCRE2_SIZE at = 0;
-    pcre2_code *c = pcre2_compile((PCRE2_SPTR)full.data, full.len, PCRE2_UTF | PCRE2_UCP | PCRE2_DOLLAR_ENDONLY, &code, &at, NULL);
+    pcre2_code *c =
+        pcre2_compile((PCRE2_SPTR)full.data, full.len, PCRE2_UTF | PCRE2_UCP | PCRE2_DOLLAR_ENDONLY, &code, &at, NULL);
     buf_deinit(&full);
     if (c == NULL)
-        return err_set(ERR_INTERNAL, "pre-tokeniser pattern refused by PCRE2: error %d at offset %zu", code, (size_t)at);
+        return err_set(ERR_INTERNAL, "pre-tokeniser pattern refused by PCRE2: error %d at offset %zu", code,
+                       (size_t)at);
     p->codes[p->n] = c;
     p->jit[p->n] = pcre2_jit_compile(c, PCRE2_JIT_COMPLETE) == 0;
     p->n++;
@@ -113,8 +117,8 @@ static enum err unknown_name(const char *name, size_t len)
     buf_init(&known);
     for (size_t i = 0; i < ARRAY_LEN(names); i++)
         buf_printf(&known, "%s%s", i == 0 ? "" : " ", names[i].name);
-    enum err e = err_set(ERR_UNSUPPORTED, "tokenizer.ggml.pre \"%.*s\" is not known; known: %s", (int)MIN(len, 64u), name,
-                         known.data == NULL ? "" : known.data);
+    enum err e = err_set(ERR_UNSUPPORTED, "tokenizer.ggml.pre \"%.*s\" is not known; known: %s", (int)MIN(len, 64u),
+                         name, known.data == NULL ? "" : known.data);
     buf_deinit(&known);
     return e;
 }
@@ -196,8 +200,8 @@ static int match(const struct pretokenizer *p, size_t i, const char *s, size_t l
 }
 
 /* One pattern over one piece text[from, to). */
-static enum err split_piece(const struct pretokenizer *p, size_t i, const char *text, size_t from, size_t to, pcre2_match_data *md,
-                            struct pretokenizer_pieces *w)
+static enum err split_piece(const struct pretokenizer *p, size_t i, const char *text, size_t from, size_t to,
+                            pcre2_match_data *md, struct pretokenizer_pieces *w)
 {
     const char *s = text + from;
     size_t len = to - from, done = 0, at = 0;

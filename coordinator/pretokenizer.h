@@ -1,5 +1,5 @@
-/* Cuts text into the words inside which byte-level BPE merges, by the patterns of pretokenizers.def. A compiled pre-tokeniser is immutable and
- * may be used by any thread; the scratch memory of a call belongs to the caller. */
+/* Cuts text into the words inside which byte-level BPE merges, by the patterns of pretokenizers.def. A compiled
+ * pre-tokeniser is immutable and may be used by any thread; the scratch memory of a call belongs to the caller. */
 #ifndef COORDINATOR_PRETOKENIZER_H
 #define COORDINATOR_PRETOKENIZER_H
 
@@ -27,7 +27,8 @@ struct pretokenizer_pieces {
     size_t spare_cap;
 };
 void pretokenizer_pieces_deinit(struct pretokenizer_pieces *w);
-/* len is below 4 GiB. Bytes that are no UTF-8 are pieces of their own, outside of every match. ERR_NOMEM; ERR_TOO_BIG past a match limit. */
+/* len is below 4 GiB. Bytes that are no UTF-8 are pieces of their own, outside of every match. ERR_NOMEM; ERR_TOO_BIG
+ * past a match limit. */
 enum err pretokenizer_split(const struct pretokenizer *p, const char *text, size_t len, struct pretokenizer_pieces *w);
 
 #endif

@@ -1,5 +1,5 @@
-/* Runs the nodes: statements write to run->out, expressions give values. Scopes are jinja2's: a for body, a macro and a block have one of their
- * own, `if` has none; a macro sees the scope in which it was defined. */
+/* Runs the nodes: statements write to run->out, expressions give values. Scopes are jinja2's: a for body, a macro and a
+ * block have one of their own, `if` has none; a macro sees the scope in which it was defined. */
 #include "base/check.h"
 #include "coordinator/template_ast.h"
 
@@ -30,7 +30,8 @@ enum flow { FLOW_NEXT, FLOW_BREAK, FLOW_CONTINUE };
 
 static struct template_val eval(struct template_run *r, const struct template_node *n);
 static enum flow run_body(struct template_run *r, const struct template_node *n);
-static enum flow for_loop(struct template_run *r, const struct template_node *n, struct template_val over, uint32_t depth0);
+static enum flow for_loop(struct template_run *r, const struct template_node *n, struct template_val over,
+                          uint32_t depth0);
 
 /* ---- scopes ---- */
 
@@ -95,7 +96,9 @@ static void assign(struct template_run *r, const struct template_node *target, s
     if (l == NULL)
         return;
     if (l->n != n) {
-        template_fail(r, ERR_INVALID, l->n > n ? "too many values to unpack (expected %u)" : "not enough values to unpack (expected %u, got %u)",
+        template_fail(r, ERR_INVALID,
+                      l->n > n ? "too many values to unpack (expected %u)"
+                               : "not enough values to unpack (expected %u, got %u)",
                       n, l->n);
         return;
     }
@@ -106,7 +109,8 @@ static void assign(struct template_run *r, const struct template_node *target, s
 
 /* ---- calls ---- */
 
-static bool add_kw(struct template_run *r, struct template_args *a, uint32_t cap, const char *name, struct template_val v)
+static bool add_kw(struct template_run *r, struct template_args *a, uint32_t cap, const char *name,
+                   struct template_val v)
 {
     ASSERT(a->n_kw < cap);
     if (r->failed)
@@ -195,7 +199,8 @@ static const struct template_kw *keyword(const struct template_args *a, const ch
     return NULL;
 }
 
-static void macro_rest(struct template_run *r, const struct template_macro *m, const struct template_args *a, uint32_t n_params)
+static void macro_rest(struct template_run *r, const struct template_macro *m, const struct template_args *a,
+                       uint32_t n_params)
 {
     int uses = m->def->kind == TN_MACRO ? m->def->op : 0;
     if (a->n > n_params && !(uses & TN_USES_VARARGS))
@@ -226,7 +231,8 @@ static void macro_rest(struct template_run *r, const struct template_macro *m, c
         bind(r, "caller", template_undefined("caller", 6));
 }
 
-static struct template_val call_macro(struct template_run *r, const struct template_macro *m, const struct template_args *a)
+static struct template_val call_macro(struct template_run *r, const struct template_macro *m,
+                                      const struct template_args *a)
 {
     struct template_scope *was = r->scope;
     struct template_val v = template_undefined(NULL, 0);
@@ -237,7 +243,11 @@ static struct template_val call_macro(struct template_run *r, const struct templ
         const struct template_kw *k = keyword(a, p->name);
         if (k != NULL && i < a->n)
             template_fail(r, ERR_INVALID, "macro '%s' got several values for '%s'", m->def->name, p->name);
-        bind(r, p->name, i < a->n ? a->pos[i] : k != NULL ? k->v : p->a != NULL ? eval(r, p->a) : template_undefined(p->name, strlen(p->name)));
+        bind(r, p->name,
+             i < a->n       ? a->pos[i]
+             : k != NULL    ? k->v
+             : p->a != NULL ? eval(r, p->a)
+                            : template_undefined(p->name, strlen(p->name)));
     }
     macro_rest(r, m, a, i);
     v = capture(r, m->def->body);
@@ -248,7 +258,8 @@ static struct template_val call_macro(struct template_run *r, const struct templ
 static struct template_val call_loop(struct template_run *r, struct template_loop *l, const struct template_args *a)
 {
     if (!l->def->op || a->n != 1)
-        return template_fail(r, ERR_INVALID, "the loop must have the 'recursive' marker to be called, with one argument");
+        return template_fail(r, ERR_INVALID,
+                             "the loop must have the 'recursive' marker to be called, with one argument");
     struct template_scope *was = r->scope;
     struct buf b, *out = r->out;
     buf_init(&b);
@@ -363,7 +374,8 @@ static struct template_list *filtered(struct template_run *r, const struct templ
 }
 
 /* jinja2 runs `else` unless the body came to its end at least once: break and continue do not count. */
-static enum flow for_loop(struct template_run *r, const struct template_node *n, struct template_val over, uint32_t depth0)
+static enum flow for_loop(struct template_run *r, const struct template_node *n, struct template_val over,
+                          uint32_t depth0)
 {
     bool whole = false;
     struct template_list *items = template_iterate(r, over);
@@ -403,7 +415,11 @@ static struct template_val compare(struct template_run *r, const struct template
         } else if (p->op == TN_IN || p->op == TN_NOT_IN) {
             ok = template_contains(r, left, right) == (p->op == TN_IN);
         } else {
-            int c = template_cmp(r, left, right, p->op == OP_LE ? "<=" : p->op == OP_GE ? ">=" : p->op == '<' ? "<" : ">");
+            int c = template_cmp(r, left, right,
+                                 p->op == OP_LE   ? "<="
+                                 : p->op == OP_GE ? ">="
+                                 : p->op == '<'   ? "<"
+                                                  : ">");
             ok = p->op == '<' ? c < 0 : p->op == '>' ? c > 0 && c != 2 : p->op == OP_LE ? c <= 0 : c >= 0 && c != 2;
         }
         if (!ok)
@@ -446,7 +462,8 @@ static struct template_val sign(struct template_run *r, const struct template_no
     if (v.kind == TV_UNDEFINED)
         return r->failed ? v : template_undefined_used(r, v);
     if (v.kind != TV_INT && v.kind != TV_FLOAT)
-        return template_fail(r, ERR_INVALID, "bad operand type for unary %c: '%s'", n->kind == TN_NEG ? '-' : '+', template_type_name(v));
+        return template_fail(r, ERR_INVALID, "bad operand type for unary %c: '%s'", n->kind == TN_NEG ? '-' : '+',
+                             template_type_name(v));
     if (n->kind == TN_POS)
         return v;
     if (v.kind == TV_INT)
@@ -528,7 +545,9 @@ static struct template_val eval_kind(struct template_run *r, const struct templa
     case TN_COND:
         if (template_truth(eval(r, n->b)))
             return eval(r, n->a);
-        return n->c != NULL ? eval(r, n->c) : template_undefined("the inline if-expression evaluated to false and no else section was defined", 75);
+        return n->c != NULL ? eval(r, n->c)
+                            : template_undefined(
+                                  "the inline if-expression evaluated to false and no else section was defined", 75);
     default:
         ASSERT(!"an expression");
         return template_none();

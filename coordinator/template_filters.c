@@ -1,4 +1,5 @@
-/* Filters and tests, by name. Those that jinja2 makes generators give generators here too, so that what may be done with them is the same. */
+/* Filters and tests, by name. Those that jinja2 makes generators give generators here too, so that what may be done
+ * with them is the same. */
 #include "base/check.h"
 #include "coordinator/template_ast.h"
 
@@ -7,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FILTER(name) \
+#define FILTER(name)                                                                                                   \
     static struct template_val name(struct template_run *r, struct template_val v, const struct template_args *a)
 
 static bool flag(const struct template_args *a, uint32_t idx, const char *name, bool def)
@@ -56,7 +57,8 @@ FILTER(f_title)
     for (size_t i = 0; i < s.len && template_step(r, 1);) {
         size_t from = i, n;
         uint32_t cp = 0;
-        while (i < s.len && (cp = template_char_at(s, i, &n), !(template_is_space(cp) || (cp < 128 && strchr("-({[<", (int)cp) != NULL && cp != 0))))
+        while (i < s.len && (cp = template_char_at(s, i, &n),
+                             !(template_is_space(cp) || (cp < 128 && strchr("-({[<", (int)cp) != NULL && cp != 0))))
             i += n;
         struct template_val w = template_case(r, template_str(s.s + from, i - from), 'c');
         template_text_add(&t, w.s, w.len);
@@ -101,7 +103,8 @@ FILTER(f_replace)
     struct template_val from = template_arg(a, 0, "old"), to = template_arg(a, 1, "new");
     if (!template_given(from) || !template_given(to))
         return template_fail(r, ERR_INVALID, "replace needs what is to be replaced, and by what");
-    return template_replace(r, template_to_str(r, v), template_to_str(r, from), template_to_str(r, to), int_arg(a, 2, "count", -1));
+    return template_replace(r, template_to_str(r, v), template_to_str(r, from), template_to_str(r, to),
+                            int_arg(a, 2, "count", -1));
 }
 
 FILTER(f_indent)
@@ -162,7 +165,8 @@ FILTER(f_format)
 FILTER(f_tojson)
 {
     struct template_val seps = template_arg(a, 2, "separators"), indent = template_arg(a, 1, "indent");
-    struct template_json_opts o = {.indent = -1, .ascii = flag(a, 0, "ensure_ascii", false), .sort_keys = flag(a, 3, "sort_keys", false)};
+    struct template_json_opts o = {
+        .indent = -1, .ascii = flag(a, 0, "ensure_ascii", false), .sort_keys = flag(a, 3, "sort_keys", false)};
     struct template_text t = {.r = r}, pad = {.r = r};
     if (indent.kind == TV_INT || indent.kind == TV_BOOL) {
         o.indent = MAX(int_arg(a, 1, "indent", 0), 0);
@@ -175,7 +179,8 @@ FILTER(f_tojson)
     o.item_sep = template_cstr(lines ? "," : ", ");
     o.key_sep = template_cstr(": ");
     if (template_given(seps) && seps.kind != TV_NONE) {
-        if (seps.kind != TV_LIST || seps.list->n != 2 || seps.list->v[0].kind != TV_STR || seps.list->v[1].kind != TV_STR)
+        if (seps.kind != TV_LIST || seps.list->n != 2 || seps.list->v[0].kind != TV_STR ||
+            seps.list->v[1].kind != TV_STR)
             return template_fail(r, ERR_INVALID, "tojson: separators are two strings");
         o.item_sep = seps.list->v[0];
         o.key_sep = seps.list->v[1];
@@ -293,7 +298,8 @@ FILTER(f_default)
     return v.kind == TV_UNDEFINED || (flag(a, 1, "boolean", false) && !template_truth(v)) ? def : v;
 }
 
-static struct template_val copy_list(struct template_run *r, const struct template_list *l, enum template_flavour flavour)
+static struct template_val copy_list(struct template_run *r, const struct template_list *l,
+                                     enum template_flavour flavour)
 {
     struct template_val out = template_list(r, flavour, l == NULL ? 0 : l->n);
     for (uint32_t i = 0; l != NULL && i < l->n && template_step(r, 1); i++)
@@ -389,7 +395,8 @@ FILTER(f_reverse)
 }
 
 /* What sort, unique, min, max and groupby compare: the attribute, in lower case unless case counts. */
-static struct template_val sort_key(struct template_run *r, struct template_val v, struct template_val attr, bool case_sensitive)
+static struct template_val sort_key(struct template_run *r, struct template_val v, struct template_val attr,
+                                    bool case_sensitive)
 {
     if (template_given(attr) && attr.kind != TV_NONE)
         v = path_of(r, v, attr);
@@ -420,9 +427,11 @@ static void merge_sort(struct template_run *r, struct sorting *s, struct sorting
     memcpy(s, spare, n * sizeof(*s));
 }
 
-static struct sorting *sorted(struct template_run *r, const struct template_list *l, struct template_val attr, bool case_sensitive, bool reverse)
+static struct sorting *sorted(struct template_run *r, const struct template_list *l, struct template_val attr,
+                              bool case_sensitive, bool reverse)
 {
-    struct sorting *s = template_alloc(r, (size_t)l->n + 1, sizeof(*s)), *spare = template_alloc(r, (size_t)l->n + 1, sizeof(*spare));
+    struct sorting *s = template_alloc(r, (size_t)l->n + 1, sizeof(*s)),
+                   *spare = template_alloc(r, (size_t)l->n + 1, sizeof(*spare));
     for (uint32_t i = 0; i < l->n && !r->failed; i++)
         s[i] = (struct sorting){sort_key(r, l->v[i], attr, case_sensitive), l->v[i]};
     if (!r->failed)
@@ -435,7 +444,8 @@ FILTER(f_sort)
     struct template_list *l = template_iterate(r, v);
     if (l == NULL)
         return v;
-    struct sorting *s = sorted(r, l, template_arg(a, 2, "attribute"), flag(a, 1, "case_sensitive", false), flag(a, 0, "reverse", false));
+    struct sorting *s = sorted(r, l, template_arg(a, 2, "attribute"), flag(a, 1, "case_sensitive", false),
+                               flag(a, 0, "reverse", false));
     struct template_val out = template_list(r, TV_PLAIN, l->n);
     for (uint32_t i = 0; s != NULL && i < l->n && !r->failed; i++)
         template_push(r, out, s[i].v);
@@ -453,8 +463,8 @@ FILTER(f_dictsort)
         template_push(r, pairs, template_pair(r, v.dict->e[i].k, v.dict->e[i].v));
     if (r->failed)
         return v;
-    struct sorting *s = sorted(r, pairs.list, template_int(template_is_str(by, "value")), flag(a, 0, "case_sensitive", false),
-                               flag(a, 2, "reverse", false));
+    struct sorting *s = sorted(r, pairs.list, template_int(template_is_str(by, "value")),
+                               flag(a, 0, "case_sensitive", false), flag(a, 2, "reverse", false));
     for (uint32_t i = 0; s != NULL && i < pairs.list->n; i++)
         pairs.list->v[i] = s[i].v;
     return pairs;
@@ -463,7 +473,8 @@ FILTER(f_dictsort)
 FILTER(f_unique)
 {
     struct template_list *l = template_iterate(r, v);
-    struct template_val out = template_list(r, TV_GENERATOR, 0), seen = template_dict(r), attr = template_arg(a, 1, "attribute");
+    struct template_val out = template_list(r, TV_GENERATOR, 0), seen = template_dict(r),
+                        attr = template_arg(a, 1, "attribute");
     bool case_sensitive = flag(a, 0, "case_sensitive", false);
     for (uint32_t i = 0; l != NULL && i < l->n && !r->failed; i++) {
         struct template_val k = sort_key(r, l->v[i], attr, case_sensitive);
@@ -475,10 +486,12 @@ FILTER(f_unique)
     return out;
 }
 
-static struct template_val extreme(struct template_run *r, struct template_val v, const struct template_args *a, int sign)
+static struct template_val extreme(struct template_run *r, struct template_val v, const struct template_args *a,
+                                   int sign)
 {
     struct template_list *l = template_iterate(r, v);
-    struct template_val attr = template_arg(a, 1, "attribute"), best = template_undefined("No aggregated item, sequence was empty.", 39), key = best;
+    struct template_val attr = template_arg(a, 1, "attribute"),
+                        best = template_undefined("No aggregated item, sequence was empty.", 39), key = best;
     bool case_sensitive = flag(a, 0, "case_sensitive", false);
     for (uint32_t i = 0; l != NULL && i < l->n && !r->failed; i++) {
         struct template_val k = sort_key(r, l->v[i], attr, case_sensitive);
@@ -508,7 +521,8 @@ FILTER(f_sum)
     if (!template_given(total))
         total = template_int(0);
     for (uint32_t i = 0; l != NULL && i < l->n && !r->failed; i++)
-        total = template_binary(r, '+', total, template_given(attr) && attr.kind != TV_NONE ? path_of(r, l->v[i], attr) : l->v[i]);
+        total = template_binary(r, '+', total,
+                                template_given(attr) && attr.kind != TV_NONE ? path_of(r, l->v[i], attr) : l->v[i]);
     return total;
 }
 
@@ -533,7 +547,8 @@ FILTER(f_batch)
 {
     struct template_list *l = template_iterate(r, v);
     int64_t size = int_arg(a, 0, "linecount", 0);
-    struct template_val fill = template_arg(a, 1, "fill_with"), out = template_list(r, TV_GENERATOR, 0), row = template_none();
+    struct template_val fill = template_arg(a, 1, "fill_with"), out = template_list(r, TV_GENERATOR, 0),
+                        row = template_none();
     if (size < 1)
         return template_fail(r, ERR_INVALID, "batch needs a size of at least 1");
     for (uint32_t i = 0; l != NULL && i < l->n && !r->failed; i++) {
@@ -543,7 +558,8 @@ FILTER(f_batch)
         }
         template_push(r, row, l->v[i]);
     }
-    while (template_given(fill) && fill.kind != TV_NONE && row.kind == TV_LIST && row.list->n < size && template_push(r, row, fill)) {
+    while (template_given(fill) && fill.kind != TV_NONE && row.kind == TV_LIST && row.list->n < size &&
+           template_push(r, row, fill)) {
     }
     return out;
 }
@@ -579,7 +595,8 @@ FILTER(f_map)
     if (nothing_there(v))
         return template_list(r, TV_GENERATOR, 0);
     struct template_list *l = template_iterate(r, v);
-    struct template_val out = template_list(r, TV_GENERATOR, l == NULL ? 0 : l->n), attr = template_arg(a, UINT32_MAX, "attribute");
+    struct template_val out = template_list(r, TV_GENERATOR, l == NULL ? 0 : l->n),
+                        attr = template_arg(a, UINT32_MAX, "attribute");
     struct template_val name = template_arg(a, 0, NULL), def = template_arg(a, UINT32_MAX, "default");
     struct template_args args = rest(a, 1);
     bool by_attr = a->n == 0 && template_given(attr);
@@ -593,16 +610,20 @@ FILTER(f_map)
     return out;
 }
 
-static struct template_val choose(struct template_run *r, struct template_val v, const struct template_args *a, bool by_attr, bool want)
+static struct template_val choose(struct template_run *r, struct template_val v, const struct template_args *a,
+                                  bool by_attr, bool want)
 {
     if (nothing_there(v))
         return template_list(r, TV_GENERATOR, 0);
     struct template_list *l = template_iterate(r, v);
-    struct template_val out = template_list(r, TV_GENERATOR, 0), attr = template_arg(a, 0, NULL), name = template_arg(a, by_attr, NULL);
+    struct template_val out = template_list(r, TV_GENERATOR, 0), attr = template_arg(a, 0, NULL),
+                        name = template_arg(a, by_attr, NULL);
     struct template_args args = rest(a, by_attr ? 2 : 1);
     template_fn *fn = name.kind == TV_STR ? template_test_find(name.s, name.len) : NULL;
     if ((by_attr && !template_given(attr)) || (template_given(name) && fn == NULL))
-        return template_fail(r, ERR_INVALID, by_attr && !template_given(attr) ? "Missing parameter for attribute name" : "there is no such test");
+        return template_fail(r, ERR_INVALID,
+                             by_attr && !template_given(attr) ? "Missing parameter for attribute name"
+                                                              : "there is no such test");
     for (uint32_t i = 0; l != NULL && i < l->n && template_step(r, 1); i++) {
         struct template_val x = by_attr ? path_of(r, l->v[i], attr) : l->v[i];
         if (template_truth(fn == NULL ? x : fn(r, x, &args)) == want)
@@ -633,19 +654,19 @@ FILTER(f_rejectattr)
 
 /* ---- tests ---- */
 
-#define TEST_IS(name, condition)                  \
-    FILTER(name)                                  \
-    {                                             \
-        (void)r;                                  \
-        (void)a;                                  \
-        (void)v;                                  \
-        return template_bool(condition);          \
+#define TEST_IS(name, condition)                                                                                       \
+    FILTER(name)                                                                                                       \
+    {                                                                                                                  \
+        (void)r;                                                                                                       \
+        (void)a;                                                                                                       \
+        (void)v;                                                                                                       \
+        return template_bool(condition);                                                                               \
     }
-#define TEST_CMP(name, op, condition)                                 \
-    FILTER(name)                                                      \
-    {                                                                 \
-        int c = template_cmp(r, v, template_arg(a, 0, NULL), op);     \
-        return template_bool(c != 2 && (condition));                  \
+#define TEST_CMP(name, op, condition)                                                                                  \
+    FILTER(name)                                                                                                       \
+    {                                                                                                                  \
+        int c = template_cmp(r, v, template_arg(a, 0, NULL), op);                                                      \
+        return template_bool(c != 2 && (condition));                                                                   \
     }
 
 TEST_IS(t_defined, v.kind != TV_UNDEFINED)
@@ -660,7 +681,8 @@ TEST_IS(t_true, v.kind == TV_BOOL && v.b)
 TEST_IS(t_false, v.kind == TV_BOOL && !v.b)
 TEST_IS(t_mapping, v.kind == TV_DICT)
 TEST_IS(t_iterable, v.kind == TV_STR || v.kind == TV_LIST || v.kind == TV_DICT || v.kind == TV_UNDEFINED)
-TEST_IS(t_sequence, v.kind == TV_STR || (v.kind == TV_LIST && v.flavour <= TV_RANGE) || v.kind == TV_DICT || v.kind == TV_UNDEFINED)
+TEST_IS(t_sequence,
+        v.kind == TV_STR || (v.kind == TV_LIST && v.flavour <= TV_RANGE) || v.kind == TV_DICT || v.kind == TV_UNDEFINED)
 TEST_IS(t_callable, v.kind == TV_FUNCTION || v.kind == TV_MACRO)
 TEST_IS(t_escaped, false)
 TEST_IS(t_eq, template_eq(r, v, template_arg(a, 0, NULL)))
@@ -675,13 +697,16 @@ FILTER(t_sameas)
 {
     struct template_val o = template_arg(a, 0, NULL);
     return template_bool(v.kind == o.kind && template_eq(r, v, o) &&
-                         (v.kind == TV_LIST ? v.list == o.list : v.kind == TV_DICT ? v.dict == o.dict : true));
+                         (v.kind == TV_LIST   ? v.list == o.list
+                          : v.kind == TV_DICT ? v.dict == o.dict
+                                              : true));
 }
 
 static bool whole(struct template_run *r, struct template_val v, int64_t *i)
 {
     if (v.kind != TV_INT && v.kind != TV_BOOL) {
-        template_fail(r, ERR_INVALID, "not all arguments converted: an integer is expected, not '%s'", template_type_name(v));
+        template_fail(r, ERR_INVALID, "not all arguments converted: an integer is expected, not '%s'",
+                      template_type_name(v));
         return false;
     }
     *i = v.kind == TV_BOOL ? v.b : v.i;
@@ -762,13 +787,48 @@ static template_fn *find(const struct named_fn *table, size_t n, const char *nam
 template_fn *template_filter_find(const char *name, size_t len)
 {
     static const struct named_fn filters[] = {
-        {"abs", f_abs}, {"attr", f_attr}, {"batch", f_batch}, {"capitalize", f_capitalize}, {"count", f_length}, {"d", f_default},
-        {"default", f_default}, {"dictsort", f_dictsort}, {"e", f_escape}, {"escape", f_escape}, {"first", f_first}, {"float", f_float},
-        {"format", f_format}, {"groupby", f_groupby}, {"indent", f_indent}, {"int", f_int}, {"items", f_items}, {"join", f_join},
-        {"last", f_last}, {"length", f_length}, {"list", f_list}, {"lower", f_lower}, {"map", f_map}, {"max", f_max}, {"min", f_min},
-        {"reject", f_reject}, {"rejectattr", f_rejectattr}, {"replace", f_replace}, {"reverse", f_reverse}, {"round", f_round},
-        {"safe", f_safe}, {"select", f_select}, {"selectattr", f_selectattr}, {"sort", f_sort}, {"string", f_string}, {"sum", f_sum},
-        {"title", f_title}, {"tojson", f_tojson}, {"trim", f_trim}, {"unique", f_unique}, {"upper", f_upper}, {"wordcount", f_wordcount},
+        {"abs", f_abs},
+        {"attr", f_attr},
+        {"batch", f_batch},
+        {"capitalize", f_capitalize},
+        {"count", f_length},
+        {"d", f_default},
+        {"default", f_default},
+        {"dictsort", f_dictsort},
+        {"e", f_escape},
+        {"escape", f_escape},
+        {"first", f_first},
+        {"float", f_float},
+        {"format", f_format},
+        {"groupby", f_groupby},
+        {"indent", f_indent},
+        {"int", f_int},
+        {"items", f_items},
+        {"join", f_join},
+        {"last", f_last},
+        {"length", f_length},
+        {"list", f_list},
+        {"lower", f_lower},
+        {"map", f_map},
+        {"max", f_max},
+        {"min", f_min},
+        {"reject", f_reject},
+        {"rejectattr", f_rejectattr},
+        {"replace", f_replace},
+        {"reverse", f_reverse},
+        {"round", f_round},
+        {"safe", f_safe},
+        {"select", f_select},
+        {"selectattr", f_selectattr},
+        {"sort", f_sort},
+        {"string", f_string},
+        {"sum", f_sum},
+        {"title", f_title},
+        {"tojson", f_tojson},
+        {"trim", f_trim},
+        {"unique", f_unique},
+        {"upper", f_upper},
+        {"wordcount", f_wordcount},
     };
     return find(filters, ARRAY_LEN(filters), name, len);
 }
@@ -776,13 +836,45 @@ template_fn *template_filter_find(const char *name, size_t len)
 template_fn *template_test_find(const char *name, size_t len)
 {
     static const struct named_fn tests[] = {
-        {"boolean", t_boolean}, {"callable", t_callable}, {"defined", t_defined}, {"divisibleby", t_divisibleby}, {"eq", t_eq},
-        {"equalto", t_eq}, {"==", t_eq}, {"escaped", t_escaped}, {"even", t_even}, {"false", t_false}, {"filter", t_filter},
-        {"float", t_float}, {"ge", t_ge}, {">=", t_ge}, {"gt", t_gt}, {"greaterthan", t_gt}, {">", t_gt}, {"in", t_in},
-        {"integer", t_integer}, {"iterable", t_iterable}, {"le", t_le}, {"<=", t_le}, {"lower", t_lower}, {"lt", t_lt}, {"lessthan", t_lt},
-        {"<", t_lt}, {"mapping", t_mapping}, {"ne", t_ne}, {"!=", t_ne}, {"none", t_none}, {"number", t_number}, {"odd", t_odd},
-        {"sameas", t_sameas}, {"sequence", t_sequence}, {"string", t_string}, {"test", t_test}, {"true", t_true},
-        {"undefined", t_undefined}, {"upper", t_upper},
+        {"boolean", t_boolean},
+        {"callable", t_callable},
+        {"defined", t_defined},
+        {"divisibleby", t_divisibleby},
+        {"eq", t_eq},
+        {"equalto", t_eq},
+        {"==", t_eq},
+        {"escaped", t_escaped},
+        {"even", t_even},
+        {"false", t_false},
+        {"filter", t_filter},
+        {"float", t_float},
+        {"ge", t_ge},
+        {">=", t_ge},
+        {"gt", t_gt},
+        {"greaterthan", t_gt},
+        {">", t_gt},
+        {"in", t_in},
+        {"integer", t_integer},
+        {"iterable", t_iterable},
+        {"le", t_le},
+        {"<=", t_le},
+        {"lower", t_lower},
+        {"lt", t_lt},
+        {"lessthan", t_lt},
+        {"<", t_lt},
+        {"mapping", t_mapping},
+        {"ne", t_ne},
+        {"!=", t_ne},
+        {"none", t_none},
+        {"number", t_number},
+        {"odd", t_odd},
+        {"sameas", t_sameas},
+        {"sequence", t_sequence},
+        {"string", t_string},
+        {"test", t_test},
+        {"true", t_true},
+        {"undefined", t_undefined},
+        {"upper", t_upper},
     };
     return find(tests, ARRAY_LEN(tests), name, len);
 }

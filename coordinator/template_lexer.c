@@ -1,5 +1,6 @@
-/* See template_lexer.h. The rules are jinja2's: `-` beside a tag strips all white space there; `+` switches the automatic stripping off; a block tag
- * alone on its line (only blanks before it) loses the blanks; the newline behind a block tag or a comment is dropped. */
+/* See template_lexer.h. The rules are jinja2's: `-` beside a tag strips all white space there; `+` switches the
+ * automatic stripping off; a block tag alone on its line (only blanks before it) loses the blanks; the newline behind a
+ * block tag or a comment is dropped. */
 #include "coordinator/template_lexer.h"
 
 #include "base/check.h"
@@ -35,12 +36,13 @@ static void fail(struct lexer *x, const char *what)
 {
     where(x, x->at);
     if (x->err == ERR_OK)
-        x->err = err_set(ERR_INVALID, "chat template, line %u, column %zu: %s", x->line, x->at - x->line_start + 1, what);
+        x->err =
+            err_set(ERR_INVALID, "chat template, line %u, column %zu: %s", x->line, x->at - x->line_start + 1, what);
 }
 
 static struct template_token *add(struct lexer *x, enum template_token_type type, size_t at)
 {
-    static struct template_token nowhere;
+    static _Thread_local struct template_token nowhere; /* written only once the lexer has failed */
     if (x->n == x->cap) {
         size_t cap = x->cap == 0 ? 256 : x->cap * 2;
         struct template_token *n = arena_array(x->arena, cap, sizeof(*n));
@@ -277,7 +279,8 @@ static void number(struct lexer *x)
     if (end == from + 1 && x->s[from] == '0' && (c == 'x' || c == 'o' || c == 'b')) {
         base = c == 'x' ? 16 : c == 'o' ? 8 : 2;
         from = end + 1;
-        for (end = from; end < x->len && (digit(x, end) || ((x->s[end] | 32) >= 'a' && (x->s[end] | 32) <= 'f') || x->s[end] == '_');)
+        for (end = from; end < x->len &&
+                         (digit(x, end) || ((x->s[end] | 32) >= 'a' && (x->s[end] | 32) <= 'f') || x->s[end] == '_');)
             end++;
     } else {
         if (end < x->len && x->s[end] == '.' && digit(x, end + 1)) {
@@ -408,7 +411,8 @@ static void inside(struct lexer *x, bool block)
 static void next_tag(struct lexer *x)
 {
     size_t from = x->at, i = from;
-    while (i < x->len && !(x->s[i] == '{' && i + 1 < x->len && (x->s[i + 1] == '%' || x->s[i + 1] == '{' || x->s[i + 1] == '#')))
+    while (i < x->len &&
+           !(x->s[i] == '{' && i + 1 < x->len && (x->s[i + 1] == '%' || x->s[i + 1] == '{' || x->s[i + 1] == '#')))
         i++;
     if (i >= x->len) {
         emit_text(x, from, x->len, '+', false);

@@ -1,5 +1,5 @@
-/* Jinja source to tokens, with the white-space control that Hugging Face sets (trim_blocks, lstrip_blocks; one last newline is dropped).
- * Private to the chat template. */
+/* Jinja source to tokens, with the white-space control that Hugging Face sets (trim_blocks, lstrip_blocks; one last
+ * newline is dropped). Private to the chat template. */
 #ifndef COORDINATOR_TEMPLATE_LEXER_H
 #define COORDINATOR_TEMPLATE_LEXER_H
 
@@ -9,9 +9,26 @@
 #include <stdint.h>
 
 enum template_token_type {
-    TT_TEXT, TT_PRINT, TT_PRINT_END, TT_BLOCK, TT_BLOCK_END, TT_NAME, TT_STR, TT_INT, TT_FLOAT, TT_OP, TT_EOF,
+    TT_TEXT,
+    TT_PRINT,
+    TT_PRINT_END,
+    TT_BLOCK,
+    TT_BLOCK_END,
+    TT_NAME,
+    TT_STR,
+    TT_INT,
+    TT_FLOAT,
+    TT_OP,
+    TT_EOF,
 };
-enum { OP_EQ = 128, OP_NE, OP_LE, OP_GE, OP_FLOORDIV, OP_POW }; /* operators of two characters; the others are the character itself */
+enum {
+    OP_EQ = 128,
+    OP_NE,
+    OP_LE,
+    OP_GE,
+    OP_FLOORDIV,
+    OP_POW
+}; /* operators of two characters; the others are the character itself */
 
 struct template_token {
     uint8_t type;

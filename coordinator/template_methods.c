@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define METHOD(name) \
+#define METHOD(name)                                                                                                   \
     static struct template_val name(struct template_run *r, struct template_val self, const struct template_args *a)
 
 static struct template_val need_str(struct template_run *r, struct template_val v, const char *method)
@@ -74,7 +74,8 @@ static bool has_affix(struct template_val s, struct template_val x, bool end)
     return x.kind == TV_STR && x.len <= s.len && memcmp(end ? s.s + s.len - x.len : s.s, x.s, x.len) == 0;
 }
 
-static struct template_val affix(struct template_run *r, struct template_val self, const struct template_args *a, bool end)
+static struct template_val affix(struct template_run *r, struct template_val self, const struct template_args *a,
+                                 bool end)
 {
     struct template_val x = template_arg(a, 0, NULL);
     if (x.kind == TV_LIST && x.flavour == TV_TUPLE) {
@@ -110,7 +111,8 @@ METHOD(s_removesuffix)
 
 METHOD(s_replace)
 {
-    struct template_val from = need_str(r, template_arg(a, 0, "old"), "replace"), to = need_str(r, template_arg(a, 1, "new"), "replace");
+    struct template_val from = need_str(r, template_arg(a, 0, "old"), "replace"),
+                        to = need_str(r, template_arg(a, 1, "new"), "replace");
     return template_replace(r, self, from, to, int_arg(a, 2, "count", -1));
 }
 
@@ -147,7 +149,8 @@ METHOD(s_split)
     if (sep.len == 0)
         return template_fail(r, ERR_INVALID, "empty separator");
     size_t i = 0;
-    for (const char *p; max != 0 && template_step(r, 1) && (p = memmem(self.s + i, self.len - i, sep.s, sep.len)) != NULL; max--) {
+    for (const char *p;
+         max != 0 && template_step(r, 1) && (p = memmem(self.s + i, self.len - i, sep.s, sep.len)) != NULL; max--) {
         template_push(r, out, template_str(self.s + i, (size_t)(p - self.s) - i));
         i = (size_t)(p - self.s) + sep.len;
     }
@@ -166,7 +169,8 @@ static const char *find_last(struct template_val s, size_t len, struct template_
 
 METHOD(s_rsplit)
 {
-    struct template_val sep = template_arg(a, 0, "sep"), back = template_list(r, TV_PLAIN, 0), out = template_list(r, TV_PLAIN, 0);
+    struct template_val sep = template_arg(a, 0, "sep"), back = template_list(r, TV_PLAIN, 0),
+                        out = template_list(r, TV_PLAIN, 0);
     int64_t max = int_arg(a, 1, "maxsplit", -1);
     if (!template_given(sep) || sep.kind == TV_NONE) {
         if (max < 0)
@@ -209,7 +213,8 @@ METHOD(s_splitlines)
     return out;
 }
 
-static struct template_val parts(struct template_run *r, struct template_val x, struct template_val y, struct template_val z)
+static struct template_val parts(struct template_run *r, struct template_val x, struct template_val y,
+                                 struct template_val z)
 {
     struct template_val t = template_list(r, TV_TUPLE, 3);
     template_push(r, t, x);
@@ -218,7 +223,8 @@ static struct template_val parts(struct template_run *r, struct template_val x, 
     return t;
 }
 
-static struct template_val partition(struct template_run *r, struct template_val self, const struct template_args *a, bool last)
+static struct template_val partition(struct template_run *r, struct template_val self, const struct template_args *a,
+                                     bool last)
 {
     struct template_val sep = need_str(r, template_arg(a, 0, NULL), "partition"), empty = template_cstr("");
     if (sep.len == 0)
@@ -282,7 +288,8 @@ METHOD(s_join)
     struct template_text t = {.r = r};
     for (uint32_t i = 0; l != NULL && i < l->n && template_step(r, 1); i++) {
         if (l->v[i].kind != TV_STR)
-            return template_fail(r, ERR_INVALID, "sequence item %u: expected str instance, %s found", i, template_type_name(l->v[i]));
+            return template_fail(r, ERR_INVALID, "sequence item %u: expected str instance, %s found", i,
+                                 template_type_name(l->v[i]));
         if (i > 0)
             template_text_add(&t, self.s, self.len);
         template_text_add(&t, l->v[i].s, l->v[i].len);
@@ -337,7 +344,8 @@ METHOD(s_islower)
     return template_test_find("lower", 5)(r, self, a);
 }
 
-static struct template_val pad(struct template_run *r, struct template_val self, const struct template_args *a, int side)
+static struct template_val pad(struct template_run *r, struct template_val self, const struct template_args *a,
+                               int side)
 {
     int64_t width = int_arg(a, 0, NULL, 0), n = (int64_t)template_char_count(self), room = width > n ? width - n : 0;
     struct template_val fill = template_arg(a, 1, NULL);
@@ -407,7 +415,8 @@ METHOD(s_format)
         char *stop;
         unsigned long idx = len == 0 ? next++ : strtoul(name, &stop, 10);
         bool positional = len == 0 || *stop == 0;
-        struct template_val v = positional ? template_arg(a, idx < a->n ? (uint32_t)idx : UINT32_MAX, NULL) : template_arg(a, UINT32_MAX, name);
+        struct template_val v = positional ? template_arg(a, idx < a->n ? (uint32_t)idx : UINT32_MAX, NULL)
+                                           : template_arg(a, UINT32_MAX, name);
         if (!template_given(v))
             return template_fail(r, ERR_INVALID, "format() has no argument for \"{%s}\"", name);
         template_text_str(&t, v);
@@ -509,18 +518,50 @@ static bool among(const char *const *names, const char *name, size_t len)
 template_fn *template_method_find(struct template_val self, const char *name, size_t len, bool *forbidden)
 {
     static const struct named_fn strs[] = {
-        {"strip", s_strip}, {"lstrip", s_lstrip}, {"rstrip", s_rstrip}, {"upper", s_upper}, {"lower", s_lower}, {"casefold", s_lower},
-        {"title", s_title}, {"capitalize", s_capitalize}, {"swapcase", s_swapcase}, {"startswith", s_startswith}, {"endswith", s_endswith},
-        {"removeprefix", s_removeprefix}, {"removesuffix", s_removesuffix}, {"replace", s_replace}, {"split", s_split},
-        {"rsplit", s_rsplit}, {"splitlines", s_splitlines}, {"partition", s_partition}, {"rpartition", s_rpartition}, {"find", s_find},
-        {"rfind", s_rfind}, {"index", s_index}, {"count", s_count}, {"join", s_join}, {"isdigit", s_isdigit}, {"isdecimal", s_isdigit},
-        {"isnumeric", s_isdigit}, {"isalpha", s_isalpha}, {"isalnum", s_isalnum}, {"isspace", s_isspace}, {"isupper", s_isupper},
-        {"islower", s_islower}, {"ljust", s_ljust}, {"rjust", s_rjust}, {"center", s_center}, {"zfill", s_zfill}, {"format", s_format},
+        {"strip", s_strip},
+        {"lstrip", s_lstrip},
+        {"rstrip", s_rstrip},
+        {"upper", s_upper},
+        {"lower", s_lower},
+        {"casefold", s_lower},
+        {"title", s_title},
+        {"capitalize", s_capitalize},
+        {"swapcase", s_swapcase},
+        {"startswith", s_startswith},
+        {"endswith", s_endswith},
+        {"removeprefix", s_removeprefix},
+        {"removesuffix", s_removesuffix},
+        {"replace", s_replace},
+        {"split", s_split},
+        {"rsplit", s_rsplit},
+        {"splitlines", s_splitlines},
+        {"partition", s_partition},
+        {"rpartition", s_rpartition},
+        {"find", s_find},
+        {"rfind", s_rfind},
+        {"index", s_index},
+        {"count", s_count},
+        {"join", s_join},
+        {"isdigit", s_isdigit},
+        {"isdecimal", s_isdigit},
+        {"isnumeric", s_isdigit},
+        {"isalpha", s_isalpha},
+        {"isalnum", s_isalnum},
+        {"isspace", s_isspace},
+        {"isupper", s_isupper},
+        {"islower", s_islower},
+        {"ljust", s_ljust},
+        {"rjust", s_rjust},
+        {"center", s_center},
+        {"zfill", s_zfill},
+        {"format", s_format},
     };
-    static const struct named_fn dicts[] = {{"items", d_items}, {"keys", d_keys}, {"values", d_values}, {"get", d_get}, {"copy", d_copy}};
+    static const struct named_fn dicts[] = {
+        {"items", d_items}, {"keys", d_keys}, {"values", d_values}, {"get", d_get}, {"copy", d_copy}};
     static const struct named_fn lists[] = {{"count", l_count}, {"index", l_index}, {"copy", l_copy}};
     static const char *const dict_changes[] = {"update", "pop", "popitem", "clear", "setdefault", "fromkeys", NULL};
-    static const char *const list_changes[] = {"append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse", NULL};
+    static const char *const list_changes[] = {"append", "extend", "insert",  "pop", "remove",
+                                               "clear",  "sort",   "reverse", NULL};
     *forbidden = false;
     if (self.kind == TV_STR)
         return find(strs, ARRAY_LEN(strs), name, len);
@@ -545,7 +586,8 @@ METHOD(g_range)
         return template_fail(r, ERR_INVALID, "range expected 1 to 3 arguments, got %u", a->n);
     for (uint32_t i = 0; i < a->n; i++) {
         if (a->pos[i].kind != TV_INT && a->pos[i].kind != TV_BOOL)
-            return template_fail(r, ERR_INVALID, "'%s' object cannot be interpreted as an integer", template_type_name(a->pos[i]));
+            return template_fail(r, ERR_INVALID, "'%s' object cannot be interpreted as an integer",
+                                 template_type_name(a->pos[i]));
         v[a->n == 1 ? 1 : i] = a->pos[i].kind == TV_BOOL ? a->pos[i].b : a->pos[i].i;
     }
     if (v[2] == 0)
@@ -553,7 +595,8 @@ METHOD(g_range)
     struct template_val l = template_list(r, TV_RANGE, 0);
     for (int64_t i = v[0]; (v[2] > 0 ? i < v[1] : i > v[1]) && !r->failed;) {
         if (l.list->n >= TEMPLATE_RANGE_MAX)
-            return template_fail(r, ERR_TOO_BIG, "Range too big. The sandbox blocks ranges larger than %d.", TEMPLATE_RANGE_MAX);
+            return template_fail(r, ERR_TOO_BIG, "Range too big. The sandbox blocks ranges larger than %d.",
+                                 TEMPLATE_RANGE_MAX);
         template_push(r, l, template_int(i));
         if (__builtin_add_overflow(i, v[2], &i))
             break;
@@ -616,7 +659,8 @@ METHOD(g_strftime_now)
 METHOD(joiner_next)
 {
     (void)a;
-    const struct template_val *used = template_get_str(self.dict, "used", 4), *sep = template_get_str(self.dict, "sep", 3);
+    const struct template_val *used = template_get_str(self.dict, "used", 4),
+                              *sep = template_get_str(self.dict, "sep", 3);
     struct template_val v = used != NULL && sep != NULL ? *sep : template_cstr("");
     template_put(r, self.dict, template_cstr("used"), template_bool(true));
     return v;
@@ -638,8 +682,12 @@ METHOD(g_joiner)
 struct template_val template_global_find(const char *name, size_t len)
 {
     static const struct named_fn globals[] = {
-        {"range", g_range}, {"dict", g_dict}, {"namespace", g_namespace}, {"raise_exception", g_raise},
-        {"strftime_now", g_strftime_now}, {"joiner", g_joiner},
+        {"range", g_range},
+        {"dict", g_dict},
+        {"namespace", g_namespace},
+        {"raise_exception", g_raise},
+        {"strftime_now", g_strftime_now},
+        {"joiner", g_joiner},
     };
     template_fn *fn = find(globals, ARRAY_LEN(globals), name, len);
     return fn == NULL ? template_undefined(name, len) : template_function(fn);

@@ -1,4 +1,5 @@
-/* Operators, attributes, items and slices, as Python and jinja2 have them. Integers are 64 bits; past that a template fails rather than being wrong. */
+/* Operators, attributes, items and slices, as Python and jinja2 have them. Integers are 64 bits; past that a template
+ * fails rather than being wrong. */
 #include "base/check.h"
 #include "coordinator/template_ast.h"
 
@@ -6,11 +7,13 @@
 #include <stdio.h>
 #include <string.h>
 
-static struct template_val unsupported(struct template_run *r, const char *op, struct template_val a, struct template_val b)
+static struct template_val unsupported(struct template_run *r, const char *op, struct template_val a,
+                                       struct template_val b)
 {
     if (a.kind == TV_UNDEFINED || b.kind == TV_UNDEFINED)
         return template_undefined_used(r, a.kind == TV_UNDEFINED ? a : b);
-    return template_fail(r, ERR_INVALID, "unsupported operand type(s) for %s: '%s' and '%s'", op, template_type_name(a), template_type_name(b));
+    return template_fail(r, ERR_INVALID, "unsupported operand type(s) for %s: '%s' and '%s'", op, template_type_name(a),
+                         template_type_name(b));
 }
 
 static struct template_val overflow(struct template_run *r)
@@ -27,7 +30,8 @@ static bool small_int(struct template_val v, int64_t *i)
 static struct template_val int_pow(struct template_run *r, int64_t x, int64_t y)
 {
     if (y < 0)
-        return x == 0 ? template_fail(r, ERR_INVALID, "0.0 cannot be raised to a negative power") : template_float(pow((double)x, (double)y));
+        return x == 0 ? template_fail(r, ERR_INVALID, "0.0 cannot be raised to a negative power")
+                      : template_float(pow((double)x, (double)y));
     int64_t v = 1;
     if (x == 0 || x == 1 || x == -1)
         return template_int(y == 0 ? 1 : x == -1 ? (y & 1 ? -1 : 1) : x);
@@ -72,7 +76,8 @@ static struct template_val float_op(struct template_run *r, int op, double x, do
         return template_float(op == '+' ? x + y : op == '-' ? x - y : x * y);
     if (op == OP_POW) {
         double v = pow(x, y);
-        return x == 0 && y < 0 ? template_fail(r, ERR_INVALID, "0.0 cannot be raised to a negative power") : template_float(v);
+        return x == 0 && y < 0 ? template_fail(r, ERR_INVALID, "0.0 cannot be raised to a negative power")
+                               : template_float(v);
     }
     if (y == 0)
         return template_fail(r, ERR_INVALID, op == '%' ? "float modulo" : "float division by zero");
@@ -142,7 +147,8 @@ struct template_val template_binary(struct template_run *r, int op, struct templ
         return repeat(r, a, y);
     if (op == '*' && (b.kind == TV_STR || plain_list(b)) && small_int(a, &x))
         return repeat(r, b, x);
-    if (op == '+' && ((a.kind == TV_STR && b.kind == TV_STR) || (plain_list(a) && plain_list(b) && a.flavour == b.flavour)))
+    if (op == '+' &&
+        ((a.kind == TV_STR && b.kind == TV_STR) || (plain_list(a) && plain_list(b) && a.flavour == b.flavour)))
         return join(r, a, b);
     char name[3] = {(char)op, 0, 0};
     if (op == '+' && a.kind == TV_STR && b.kind != TV_UNDEFINED)
@@ -152,7 +158,8 @@ struct template_val template_binary(struct template_run *r, int op, struct templ
 
 /* ---- attributes and items ---- */
 
-static struct template_val forbidden_call(struct template_run *r, struct template_val self, const struct template_args *a)
+static struct template_val forbidden_call(struct template_run *r, struct template_val self,
+                                          const struct template_args *a)
 {
     (void)self;
     (void)a;
@@ -186,7 +193,8 @@ struct template_val template_attr(struct template_run *r, struct template_val v,
         if (m.kind != TV_UNDEFINED || v.kind != TV_DICT)
             return m;
     }
-    const struct template_val *item = v.kind == TV_DICT || v.kind == TV_NAMESPACE ? template_get_str(v.dict, name, len) : NULL;
+    const struct template_val *item =
+        v.kind == TV_DICT || v.kind == TV_NAMESPACE ? template_get_str(v.dict, name, len) : NULL;
     return item != NULL ? *item : template_undefined(name, len);
 }
 
@@ -220,7 +228,8 @@ struct template_val template_item(struct template_run *r, struct template_val v,
 }
 
 /* Python's slice.indices. */
-static bool slice_bound(struct template_run *r, struct template_val v, int64_t n, int64_t step, int64_t none, int64_t *out)
+static bool slice_bound(struct template_run *r, struct template_val v, int64_t n, int64_t step, int64_t none,
+                        int64_t *out)
 {
     if (v.kind == TV_NONE) {
         *out = none;
@@ -238,8 +247,8 @@ static bool slice_bound(struct template_run *r, struct template_val v, int64_t n
     return true;
 }
 
-struct template_val template_slice(struct template_run *r, struct template_val v, struct template_val from, struct template_val to,
-                                   struct template_val step_val)
+struct template_val template_slice(struct template_run *r, struct template_val v, struct template_val from,
+                                   struct template_val to, struct template_val step_val)
 {
     int64_t step = 1, a, b;
     if (v.kind == TV_UNDEFINED)
@@ -272,7 +281,8 @@ struct template_val template_slice(struct template_run *r, struct template_val v
 
 /* ---- "..." % values ---- */
 
-static void percent_number(struct template_run *r, struct template_text *t, const char *spec, size_t len, char conv, struct template_val v)
+static void percent_number(struct template_run *r, struct template_text *t, const char *spec, size_t len, char conv,
+                           struct template_val v)
 {
     char fmt[32], out[512];
     double f;
@@ -327,7 +337,8 @@ struct template_val template_percent(struct template_run *r, struct template_val
             const char *end = memchr(fmt.s + i, ')', fmt.len - i);
             if (end == NULL || arg.kind != TV_DICT)
                 return template_fail(r, ERR_INVALID, "format requires a mapping");
-            const struct template_val *item = template_get_str(arg.dict, fmt.s + i + 1, (size_t)(end - (fmt.s + i + 1)));
+            const struct template_val *item =
+                template_get_str(arg.dict, fmt.s + i + 1, (size_t)(end - (fmt.s + i + 1)));
             if (item == NULL)
                 return template_fail(r, ERR_INVALID, "a key of the format is missing");
             v = *item;

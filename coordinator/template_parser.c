@@ -1,6 +1,7 @@
-/* Tokens to nodes: recursive descent with the precedences of jinja2. Names are interned so that scopes compare pointers; filters and tests are
- * looked up here, so that a template that names an unknown one is refused when the model is loaded and not when somebody chats; as in jinja2 it
- * is only refused when it gets there where it stands in a branch of `if`. */
+/* Tokens to nodes: recursive descent with the precedences of jinja2. Names are interned so that scopes compare
+ * pointers; filters and tests are looked up here, so that a template that names an unknown one is refused when the
+ * model is loaded and not when somebody chats; as in jinja2 it is only refused when it gets there where it stands in a
+ * branch of `if`. */
 #include "base/check.h"
 #include "coordinator/template_ast.h"
 
@@ -43,7 +44,8 @@ static void advance(struct parser *p)
 
 static struct template_node *node(struct parser *p, enum template_node_kind kind)
 {
-    static const struct template_node spare; /* only the arena's limit leads here; the caller sees p->err before using it */
+    static const struct template_node
+        spare; /* only the arena's limit leads here; the caller sees p->err before using it */
     struct template_node *n = arena_alloc(p->arena, sizeof(*n));
     if (n == NULL) {
         if (p->err == ERR_OK)
@@ -142,14 +144,17 @@ static struct template_node *name_or_constant(struct parser *p)
         const char *name;
         uint8_t kind;
         bool b;
-    } words[] = {{"true", TV_BOOL, true}, {"True", TV_BOOL, true}, {"false", TV_BOOL, false}, {"False", TV_BOOL, false},
-                 {"none", TV_NONE, false}, {"None", TV_NONE, false}};
+    } words[] = {{"true", TV_BOOL, true},   {"True", TV_BOOL, true},  {"false", TV_BOOL, false},
+                 {"False", TV_BOOL, false}, {"none", TV_NONE, false}, {"None", TV_NONE, false}};
     for (size_t i = 0; i < ARRAY_LEN(words); i++)
         if (take_word(p, words[i].name))
             return constant(p, words[i].kind == TV_BOOL ? template_bool(words[i].b) : template_none());
     struct template_node *n = node(p, TN_NAME);
     const char *s = take_name(p, "a name is expected");
-    p->uses |= strcmp(s, "varargs") == 0 ? TN_USES_VARARGS : strcmp(s, "kwargs") == 0 ? TN_USES_KWARGS : strcmp(s, "caller") == 0 ? TN_USES_CALLER : 0;
+    p->uses |= strcmp(s, "varargs") == 0  ? TN_USES_VARARGS
+               : strcmp(s, "kwargs") == 0 ? TN_USES_KWARGS
+               : strcmp(s, "caller") == 0 ? TN_USES_CALLER
+                                          : 0;
     if (p->err == ERR_OK)
         n->name = s;
     return n;
@@ -206,7 +211,8 @@ static struct template_node *tuple(struct parser *p, bool with_cond)
     if (p->err == ERR_OK)
         n->a = first;
     while (p->err == ERR_OK && take_op(p, ',')) {
-        if (op_is(p, ')') || op_is(p, '=') || p->t->type == TT_PRINT_END || p->t->type == TT_BLOCK_END || word_is(p->t, "in"))
+        if (op_is(p, ')') || op_is(p, '=') || p->t->type == TT_PRINT_END || p->t->type == TT_BLOCK_END ||
+            word_is(p->t, "in"))
             break;
         *link = condexpr(p, with_cond);
         if (p->err == ERR_OK)
@@ -374,8 +380,8 @@ static bool starts_operand(const struct parser *p)
         return true;
     if (p->t->type == TT_OP)
         return p->t->op == '(' || p->t->op == '[' || p->t->op == '{';
-    return p->t->type == TT_NAME && !word_is(p->t, "else") && !word_is(p->t, "or") && !word_is(p->t, "and") && !word_is(p->t, "is") &&
-           !word_is(p->t, "if") && !word_is(p->t, "not") && !word_is(p->t, "in");
+    return p->t->type == TT_NAME && !word_is(p->t, "else") && !word_is(p->t, "or") && !word_is(p->t, "and") &&
+           !word_is(p->t, "is") && !word_is(p->t, "if") && !word_is(p->t, "not") && !word_is(p->t, "in");
 }
 
 static struct template_node *test(struct parser *p, struct template_node *v)
@@ -398,8 +404,8 @@ static struct template_node *test(struct parser *p, struct template_node *v)
         return n;
     struct template_node *not = node(p, TN_NOT);
     if (p->err == ERR_OK)
-        not->a = n;
-    return not;
+        not ->a = n;
+    return not ;
 }
 
 static struct template_node *filters_and_tests(struct parser *p, struct template_node *v)
@@ -548,7 +554,8 @@ static struct template_node *logic(struct parser *p, bool or_level)
 {
     struct template_node *n = or_level ? logic(p, false) : not_expr(p);
     while (p->err == ERR_OK && take_word(p, or_level ? "or" : "and")) {
-        struct template_node *right = or_level ? logic(p, false) : not_expr(p), *both = one(p, or_level ? TN_OR : TN_AND, n);
+        struct template_node *right = or_level ? logic(p, false) : not_expr(p),
+                             *both = one(p, or_level ? TN_OR : TN_AND, n);
         if (p->err == ERR_OK)
             both->b = right;
         n = both;
@@ -815,7 +822,8 @@ static struct template_node *with_statement(struct parser *p)
 
 static struct template_node *simple_block(struct parser *p, enum template_node_kind kind, const char *end)
 {
-    struct template_node *n = node(p, kind), *f = kind == TN_FILTERBLOCK ? filter_chain(p) : NULL, *b = inner_to(p, end);
+    struct template_node *n = node(p, kind), *f = kind == TN_FILTERBLOCK ? filter_chain(p) : NULL,
+                         *b = inner_to(p, end);
     if (p->err == ERR_OK) {
         n->b = f;
         n->body = b;
@@ -856,7 +864,8 @@ static struct template_node *statement(struct parser *p)
     return node(p, TN_TEXT);
 }
 
-/* Statements up to a tag that starts with one of `ends` (that name is then current), or to the end of the template when ends is NULL. */
+/* Statements up to a tag that starts with one of `ends` (that name is then current), or to the end of the template when
+ * ends is NULL. */
 static struct template_node *body(struct parser *p, const char *const *ends)
 {
     struct template_node *first = NULL, **link = &first, *n;
@@ -906,12 +915,13 @@ static enum err check_names(const struct template_node *n, bool branch, int dept
     if (depth > NESTING_MAX * 2)
         return ERR_OK;
     for (; n != NULL; n = n->next) {
-        bool inside = n->kind == TN_FOR || n->kind == TN_MACRO || n->kind == TN_CALLBLOCK || n->kind == TN_SETBLOCK || n->kind == TN_WITH ||
-                              n->kind == TN_FILTERBLOCK || n->kind == TN_SCOPE
+        bool inside = n->kind == TN_FOR || n->kind == TN_MACRO || n->kind == TN_CALLBLOCK || n->kind == TN_SETBLOCK ||
+                              n->kind == TN_WITH || n->kind == TN_FILTERBLOCK || n->kind == TN_SCOPE
                           ? false
                           : branch || n->kind == TN_IF || n->kind == TN_COND;
         if ((n->kind == TN_FILTER || n->kind == TN_TEST) && n->fn == NULL && !branch)
-            return err_set(ERR_INVALID, "chat template, line %u: there is no %s '%s'", n->line, n->kind == TN_FILTER ? "filter" : "test", n->name);
+            return err_set(ERR_INVALID, "chat template, line %u: there is no %s '%s'", n->line,
+                           n->kind == TN_FILTER ? "filter" : "test", n->name);
         const struct template_node *const parts[] = {n->a, n->b, n->c, n->d, n->body};
         for (size_t i = 0; i < ARRAY_LEN(parts); i++)
             TRY(check_names(parts[i], inside, depth + 1));

@@ -1,6 +1,6 @@
-/* Values as text: str, repr, JSON, and the character functions behind the string methods. Case mapping is the C library's for Unicode (simple
- * mapping, in the C.UTF-8 locale that glibc carries) with the few letters that grow; repr escapes control, separator and unassigned characters, as
- * Python does. */
+/* Values as text: str, repr, JSON, and the character functions behind the string methods. Case mapping is the C
+ * library's for Unicode (simple mapping, in the C.UTF-8 locale that glibc carries) with the few letters that grow; repr
+ * escapes control, separator and unassigned characters, as Python does. */
 #include "base/check.h"
 #include "coordinator/template_value.h"
 #include "coordinator/utf8.h"
@@ -94,7 +94,12 @@ void template_text_escape(struct template_text *t, struct template_val s)
 {
     for (size_t i = 0; i < s.len && template_step(t->r, 1); i++) {
         char c = s.s[i];
-        const char *e = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '"' ? "&#34;" : c == '\'' ? "&#39;" : NULL;
+        const char *e = c == '&'    ? "&amp;"
+                        : c == '<'  ? "&lt;"
+                        : c == '>'  ? "&gt;"
+                        : c == '"'  ? "&#34;"
+                        : c == '\'' ? "&#39;"
+                                    : NULL;
         if (e != NULL)
             template_text_puts(t, e);
         else
@@ -148,8 +153,9 @@ static bool is_cased(uint32_t cp)
 
 bool template_is_space(uint32_t cp)
 {
-    return (cp >= 9 && cp <= 13) || (cp >= 28 && cp <= 32) || cp == 0x85 || cp == 0xA0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200A) ||
-           cp == 0x2028 || cp == 0x2029 || cp == 0x202F || cp == 0x205F || cp == 0x3000;
+    return (cp >= 9 && cp <= 13) || (cp >= 28 && cp <= 32) || cp == 0x85 || cp == 0xA0 || cp == 0x1680 ||
+           (cp >= 0x2000 && cp <= 0x200A) || cp == 0x2028 || cp == 0x2029 || cp == 0x202F || cp == 0x205F ||
+           cp == 0x3000;
 }
 
 uint32_t template_char_at(struct template_val s, size_t offset, size_t *n)
@@ -195,7 +201,12 @@ static void add_upper(struct template_text *t, uint32_t cp, bool title)
     if (cp == 0xDF) /* the letters in wide use whose capital is two letters */
         template_text_puts(t, title ? "Ss" : "SS");
     else if (cp >= 0xFB00 && cp <= 0xFB02)
-        template_text_puts(t, title ? (cp == 0xFB00 ? "Ff" : cp == 0xFB01 ? "Fi" : "Fl") : (cp == 0xFB00 ? "FF" : cp == 0xFB01 ? "FI" : "FL"));
+        template_text_puts(t, title ? (cp == 0xFB00   ? "Ff"
+                                       : cp == 0xFB01 ? "Fi"
+                                                      : "Fl")
+                                    : (cp == 0xFB00   ? "FF"
+                                       : cp == 0xFB01 ? "FI"
+                                                      : "FL"));
     else
         add_char(t, template_upper_char(cp));
 }
@@ -255,7 +266,8 @@ struct template_val template_strip(struct template_run *r, struct template_val s
     return s;
 }
 
-struct template_val template_replace(struct template_run *r, struct template_val s, struct template_val from, struct template_val to, int64_t max)
+struct template_val template_replace(struct template_run *r, struct template_val s, struct template_val from,
+                                     struct template_val to, int64_t max)
 {
     struct template_text t = {.r = r};
     size_t i = 0;
@@ -292,8 +304,9 @@ static bool printable(uint32_t cp)
         return false;
     if (cp < 0x300)
         return true;
-    if (template_is_space(cp) || (cp >= 0x200B && cp <= 0x200F) || (cp >= 0x202A && cp <= 0x202E) || (cp >= 0x2060 && cp <= 0x206F) ||
-        cp == 0xFEFF || (cp >= 0xFFF0 && cp <= 0xFFFB) || (cp >= 0xE000 && cp <= 0xF8FF) || cp >= 0xE0000)
+    if (template_is_space(cp) || (cp >= 0x200B && cp <= 0x200F) || (cp >= 0x202A && cp <= 0x202E) ||
+        (cp >= 0x2060 && cp <= 0x206F) || cp == 0xFEFF || (cp >= 0xFFF0 && cp <= 0xFFFB) ||
+        (cp >= 0xE000 && cp <= 0xF8FF) || cp >= 0xE0000)
         return cp >= 0xE0100 && cp <= 0xE01EF;
     return iswprint_l((wint_t)cp, unicode_locale()) != 0;
 }
@@ -461,7 +474,8 @@ static void json_key(struct template_text *t, struct template_val k, bool ascii)
     json_str(t, template_text_val(&s), ascii);
 }
 
-static void json_dict(struct template_text *t, const struct template_dict *d, const struct template_json_opts *o, uint32_t depth)
+static void json_dict(struct template_text *t, const struct template_dict *d, const struct template_json_opts *o,
+                      uint32_t depth)
 {
     if (d->n == 0) {
         template_text_puts(t, "{}");
@@ -470,7 +484,8 @@ static void json_dict(struct template_text *t, const struct template_dict *d, co
     uint32_t *order = template_alloc(t->r, d->n, sizeof(*order));
     for (uint32_t i = 0; order != NULL && i < d->n; i++) {
         uint32_t k = i;
-        for (; o->sort_keys && k > 0 && !t->r->failed && template_cmp(t->r, d->e[order[k - 1]].k, d->e[i].k, "<") > 0; k--)
+        for (; o->sort_keys && k > 0 && !t->r->failed && template_cmp(t->r, d->e[order[k - 1]].k, d->e[i].k, "<") > 0;
+             k--)
             order[k] = order[k - 1];
         order[k] = i;
     }
@@ -487,7 +502,8 @@ static void json_dict(struct template_text *t, const struct template_dict *d, co
     template_text_puts(t, "}");
 }
 
-void template_text_json(struct template_text *t, struct template_val v, const struct template_json_opts *o, uint32_t depth)
+void template_text_json(struct template_text *t, struct template_val v, const struct template_json_opts *o,
+                        uint32_t depth)
 {
     if (!template_step(t->r, 1))
         return;

@@ -263,9 +263,11 @@ struct template_val template_from_json(struct template_run *r, const json_t *j, 
 
 const char *template_type_name(struct template_val v)
 {
-    static const char *const names[] = {"Undefined", "NoneType", "bool", "int", "float", "str",
-                                        "list", "dict", "Namespace", "builtin_function_or_method", "Macro", "LoopContext"};
-    static const char *const lists[] = {"list", "tuple", "range", "dict_keys", "dict_values", "dict_items", "generator"};
+    static const char *const names[] = {"Undefined", "NoneType",   "bool", "int",       "float",
+                                        "str",       "list",       "dict", "Namespace", "builtin_function_or_method",
+                                        "Macro",     "LoopContext"};
+    static const char *const lists[] = {"list",        "tuple",      "range",    "dict_keys",
+                                        "dict_values", "dict_items", "generator"};
     return v.kind == TV_LIST ? lists[v.flavour] : names[v.kind];
 }
 
@@ -330,7 +332,8 @@ struct template_val template_undefined_used(struct template_run *r, struct templ
 
 static bool eq_at(struct template_run *r, struct template_val a, struct template_val b, uint32_t depth);
 
-static bool eq_dict(struct template_run *r, const struct template_dict *a, const struct template_dict *b, uint32_t depth)
+static bool eq_dict(struct template_run *r, const struct template_dict *a, const struct template_dict *b,
+                    uint32_t depth)
 {
     if (a->n != b->n)
         return false;
@@ -405,10 +408,10 @@ static int cmp_at(struct template_run *r, struct template_val a, struct template
         template_undefined_used(r, a.kind == TV_UNDEFINED ? a : b);
         return 0;
     }
-    if (a.kind != TV_LIST || b.kind != TV_LIST || a.flavour != b.flavour || (a.flavour != TV_PLAIN && a.flavour != TV_TUPLE) ||
-        depth > TEMPLATE_NESTING_MAX) {
-        template_fail(r, ERR_INVALID, "'%s' not supported between instances of '%s' and '%s'", op, template_type_name(a),
-                      template_type_name(b));
+    if (a.kind != TV_LIST || b.kind != TV_LIST || a.flavour != b.flavour ||
+        (a.flavour != TV_PLAIN && a.flavour != TV_TUPLE) || depth > TEMPLATE_NESTING_MAX) {
+        template_fail(r, ERR_INVALID, "'%s' not supported between instances of '%s' and '%s'", op,
+                      template_type_name(a), template_type_name(b));
         return 0;
     }
     for (uint32_t i = 0; i < a.list->n && i < b.list->n; i++)
@@ -426,7 +429,8 @@ bool template_contains(struct template_run *r, struct template_val item, struct 
 {
     if (in.kind == TV_STR) {
         if (item.kind != TV_STR) {
-            template_fail(r, ERR_INVALID, "'in <string>' requires string as left operand, not %s", template_type_name(item));
+            template_fail(r, ERR_INVALID, "'in <string>' requires string as left operand, not %s",
+                          template_type_name(item));
             return false;
         }
         return template_step(r, in.len / 64) && (item.len == 0 || memmem(in.s, in.len, item.s, item.len) != NULL);

@@ -1,8 +1,9 @@
-/* Values of the template language and the run that owns them. They behave as Python's do where jinja2 would show it: str and repr, truth,
- * equality, order, Undefined. Everything lives in the arena of one run; strings of the context are views into the caller's JSON.
+/* Values of the template language and the run that owns them. They behave as Python's do where jinja2 would show it:
+ * str and repr, truth, equality, order, Undefined. Everything lives in the arena of one run; strings of the context are
+ * views into the caller's JSON.
  *
- * A failure is kept on the run (the first one counts) and every later step does nothing, so that functions return values and not errors; loops
- * look at run->failed. Used by one thread. */
+ * A failure is kept on the run (the first one counts) and every later step does nothing, so that functions return
+ * values and not errors; loops look at run->failed. Used by one thread. */
 #ifndef COORDINATOR_TEMPLATE_VALUE_H
 #define COORDINATOR_TEMPLATE_VALUE_H
 
@@ -20,7 +21,7 @@ enum template_kind {
     TV_INT,
     TV_FLOAT,
     TV_STR,
-    TV_LIST,  /* flavour */
+    TV_LIST, /* flavour */
     TV_DICT,
     TV_NAMESPACE, /* dict; its items can be set */
     TV_FUNCTION,
@@ -35,7 +36,8 @@ struct template_args;
 struct template_macro;
 struct template_loop;
 struct template_val;
-typedef struct template_val template_fn(struct template_run *r, struct template_val self, const struct template_args *a);
+typedef struct template_val template_fn(struct template_run *r, struct template_val self,
+                                        const struct template_args *a);
 
 struct template_val {
     uint8_t kind, flavour;
@@ -94,17 +96,18 @@ struct template_run {
 };
 
 enum {
-    TEMPLATE_DEPTH_MAX = 400,       /* nested evaluations */
-    TEMPLATE_NESTING_MAX = 200,     /* values inside values */
+    TEMPLATE_DEPTH_MAX = 400,   /* nested evaluations */
+    TEMPLATE_NESTING_MAX = 200, /* values inside values */
     TEMPLATE_STEPS_MAX = 20000000,
     TEMPLATE_OUTPUT_MAX = 32 << 20,
     TEMPLATE_MEMORY_MAX = 128 << 20,
-    TEMPLATE_TIME_MS = 50,          /* of this thread's processor time, so that a busy machine fails nobody */
+    TEMPLATE_TIME_MS = 50, /* of this thread's processor time, so that a busy machine fails nobody */
     TEMPLATE_RANGE_MAX = 100000,
 };
 
 /* ---- the run ---- */
-struct template_val template_fail(struct template_run *r, enum err e, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+struct template_val template_fail(struct template_run *r, enum err e, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 /* Counts n steps of work; false once the run has failed or a budget is spent. */
 bool template_step(struct template_run *r, uint64_t n);
 void *template_alloc(struct template_run *r, size_t n, size_t size); /* zeroed; NULL only after a failure */
@@ -139,7 +142,8 @@ struct template_val template_list(struct template_run *r, enum template_flavour 
 bool template_push(struct template_run *r, struct template_val list, struct template_val v);
 struct template_val template_pair(struct template_run *r, struct template_val a, struct template_val b);
 struct template_val template_dict(struct template_run *r);
-bool template_put(struct template_run *r, struct template_dict *d, struct template_val k, struct template_val v); /* fails on an unhashable key */
+bool template_put(struct template_run *r, struct template_dict *d, struct template_val k,
+                  struct template_val v); /* fails on an unhashable key */
 const struct template_val *template_get(struct template_run *r, const struct template_dict *d, struct template_val k);
 const struct template_val *template_get_str(const struct template_dict *d, const char *s, size_t len);
 struct template_val template_function(template_fn *fn);
@@ -151,7 +155,8 @@ bool template_eq(struct template_run *r, struct template_val a, struct template_
 /* -1, 0, 1; 2 when one of them is NaN; fails for values without an order, `op` named in the message. */
 int template_cmp(struct template_run *r, struct template_val a, struct template_val b, const char *op);
 bool template_contains(struct template_run *r, struct template_val item, struct template_val in);
-/* Any iterable as a list (a copy of a string's characters, a dict's keys ...); a generator is empty afterwards. NULL after a failure. */
+/* Any iterable as a list (a copy of a string's characters, a dict's keys ...); a generator is empty afterwards. NULL
+ * after a failure. */
 struct template_list *template_iterate(struct template_run *r, struct template_val v);
 bool template_is_str(struct template_val v, const char *s);
 bool template_number(struct template_val v, double *f); /* bool, int, float */
@@ -172,14 +177,15 @@ void template_text_str(struct template_text *t, struct template_val v);         
 void template_text_repr(struct template_text *t, struct template_val v, uint32_t depth); /* repr(v) */
 struct template_val template_to_str(struct template_run *r, struct template_val v);
 void template_text_escape(struct template_text *t, struct template_val s); /* HTML, as markupsafe does */
-size_t template_format_float(double f, char *out, size_t cap); /* repr of a float; cap at least 40 */
+size_t template_format_float(double f, char *out, size_t cap);             /* repr of a float; cap at least 40 */
 struct template_json_opts {
     struct template_val item_sep, key_sep;
     int64_t indent; /* -1: one line */
     bool sort_keys, ascii;
     const char *indent_str; /* NULL: blanks */
 };
-void template_text_json(struct template_text *t, struct template_val v, const struct template_json_opts *o, uint32_t depth);
+void template_text_json(struct template_text *t, struct template_val v, const struct template_json_opts *o,
+                        uint32_t depth);
 /* Characters: code points, as Python counts. */
 size_t template_char_count(struct template_val s);
 size_t template_char_offset(struct template_val s, size_t idx); /* byte offset of character idx, s.len past the end */
@@ -188,10 +194,12 @@ uint32_t template_upper_char(uint32_t cp);
 uint32_t template_lower_char(uint32_t cp);
 bool template_is_alpha(uint32_t cp);
 uint32_t template_char_at(struct template_val s, size_t offset, size_t *n); /* the character at a byte offset */
-struct template_val template_case(struct template_run *r, struct template_val s, char how); /* u upper, l lower, t title, c capitalize, s swapcase */
+struct template_val template_case(struct template_run *r, struct template_val s,
+                                  char how); /* u upper, l lower, t title, c capitalize, s swapcase */
 /* chars: UNDEFINED or NONE for white space. sides: 1 left, 2 right, 3 both. */
 struct template_val template_strip(struct template_run *r, struct template_val s, struct template_val chars, int sides);
-struct template_val template_replace(struct template_run *r, struct template_val s, struct template_val from, struct template_val to, int64_t max);
+struct template_val template_replace(struct template_run *r, struct template_val s, struct template_val from,
+                                     struct template_val to, int64_t max);
 
 /* ---- arguments ---- */
 /* Argument `idx` or the keyword `name`; UNDEFINED (without name) when not given. name NULL: positional only. */

@@ -1,5 +1,6 @@
-/* See tokenizer.h. Here: the token index, special tokens in the text (a trie, longest match first), BOS and EOS, single pieces, end ids.
- * The merging is in tokenizer_bpe.c and tokenizer_spm.c. Memory per token: 4 to 8 bytes of index beside the vocabulary itself. */
+/* See tokenizer.h. Here: the token index, special tokens in the text (a trie, longest match first), BOS and EOS, single
+ * pieces, end ids. The merging is in tokenizer_bpe.c and tokenizer_spm.c. Memory per token: 4 to 8 bytes of index
+ * beside the vocabulary itself. */
 #include "base/buf.h"
 #include "base/check.h"
 #include "coordinator/tokenizer_impl.h"
@@ -178,7 +179,8 @@ static size_t special_at(const struct tokenizer *t, const char *s, size_t len, b
 }
 
 /* after_special: the stretch starts the text or follows a special token, where SentencePiece puts its space. */
-static enum err encode_stretch(const struct tokenizer *t, const char *s, size_t len, bool after_special, struct tokens *out)
+static enum err encode_stretch(const struct tokenizer *t, const char *s, size_t len, bool after_special,
+                               struct tokens *out)
 {
     if (len == 0)
         return ERR_OK;
@@ -240,10 +242,26 @@ void tokenizer_piece(const struct tokenizer *t, uint32_t id, bool special, struc
 uint32_t tokenizer_end_ids(const struct tokenizer *t, uint32_t *ids, uint32_t cap)
 {
     static const char *const known[] = {
-        "<|im_end|>",   "<|eot_id|>",      "<|eom_id|>",          "<|end_of_text|>",        "<|endoftext|>",
-        "<end_of_turn>", "<turn|>",        "<|end|>",             "<|return|>",             "<|call|>",
-        "<|eot|>",      "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<end_of_utterance>",   "<EOT>",
-        "_<EOT>",       "<|endofturn|>",   "<|role_end|>",        "<｜end▁of▁sentence｜>", "<|user_end|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|eot|>",
+        "<|end_of_turn|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<end_of_utterance>",
+        "<EOT>",
+        "_<EOT>",
+        "<|endofturn|>",
+        "<|role_end|>",
+        "<｜end▁of▁sentence｜>",
+        "<|user_end|>",
     };
     const struct vocab *v = t->v;
     uint32_t n = 0;
@@ -260,7 +278,8 @@ uint32_t tokenizer_end_ids(const struct tokenizer *t, uint32_t *ids, uint32_t ca
             if (channels && strcmp(name, "<|end|>") == 0)
                 continue;
             id = tokenizer_find(t, name, strlen(name));
-            if (id != TOKEN_NONE && (v->types == NULL || (v->types[id] != VOCAB_CONTROL && v->types[id] != VOCAB_USER_DEFINED)))
+            if (id != TOKEN_NONE &&
+                (v->types == NULL || (v->types[id] != VOCAB_CONTROL && v->types[id] != VOCAB_USER_DEFINED)))
                 id = TOKEN_NONE;
         }
         bool have = id == TOKEN_NONE;

@@ -1,6 +1,7 @@
-/* Byte-level BPE (the way of GPT-2): text is cut into words by the pre-tokeniser, each byte of a word is a token, and the adjacent pair of lowest
- * rank is merged until none is left; of equal ranks the leftmost. Merges are kept as ids, so that merging never touches a string. Short words
- * scan for the best pair; long ones keep a heap of candidates over a linked list, O(n log n). A byte that has no token is left out. */
+/* Byte-level BPE (the way of GPT-2): text is cut into words by the pre-tokeniser, each byte of a word is a token, and
+ * the adjacent pair of lowest rank is merged until none is left; of equal ranks the leftmost. Merges are kept as ids,
+ * so that merging never touches a string. Short words scan for the best pair; long ones keep a heap of candidates over
+ * a linked list, O(n log n). A byte that has no token is left out. */
 #include "base/buf.h"
 #include "base/check.h"
 #include "coordinator/tokenizer_impl.h"
@@ -10,7 +11,8 @@
 
 enum { SHORT_MAX = 32, WORD_ENCODED_MAX = 512 };
 
-/* The printable character by which GGUF files write byte b: itself where it is printable Latin-1, else U+0100 and on. */
+/* The printable character by which GGUF files write byte b: itself where it is printable Latin-1, else U+0100 and on.
+ */
 static uint32_t byte_char(unsigned b)
 {
     if ((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174)
@@ -158,7 +160,8 @@ static size_t merge_short(const struct tokenizer *t, uint32_t *ids, size_t n)
     return n;
 }
 
-/* Long words. A candidate is stale when the pair that it was made for is no longer there: then its rank no longer fits. */
+/* Long words. A candidate is stale when the pair that it was made for is no longer there: then its rank no longer fits.
+ */
 struct symbol {
     uint32_t id, prev, next; /* prev, next: indices, TOKEN_NONE at the ends; a dead symbol has id TOKEN_NONE */
 };
@@ -245,7 +248,8 @@ static enum err encode_long(const struct tokenizer *t, const char *s, size_t len
     size_t n = 0;
     for (size_t i = 0; i < len; i++)
         if (t->byte_ids[(unsigned char)s[i]] != TOKEN_NONE) {
-            w.sym[n] = (struct symbol){t->byte_ids[(unsigned char)s[i]], n == 0 ? TOKEN_NONE : (uint32_t)n - 1, (uint32_t)n + 1};
+            w.sym[n] = (struct symbol){t->byte_ids[(unsigned char)s[i]], n == 0 ? TOKEN_NONE : (uint32_t)n - 1,
+                                       (uint32_t)n + 1};
             n++;
         }
     if (n == 0)

@@ -1,4 +1,5 @@
-/* What the parts of the tokenizer share: the token index, the special-token trie, and the two algorithms. Private to tokenizer*.c. */
+/* What the parts of the tokenizer share: the token index, the special-token trie, and the two algorithms. Private to
+ * tokenizer*.c. */
 #ifndef COORDINATOR_TOKENIZER_IMPL_H
 #define COORDINATOR_TOKENIZER_IMPL_H
 
@@ -34,25 +35,25 @@ struct trie_node {
     uint32_t child, sibling; /* 0: none */
     uint32_t id;             /* TOKEN_NONE: no token ends here */
     uint8_t byte;
-    bool always;             /* user-defined: recognised in any text */
+    bool always; /* user-defined: recognised in any text */
 };
 
 struct tokenizer {
     const struct vocab *v;
     struct pretokenizer *pre; /* BPE only */
     bool ignore_merges;
-    bool split_words;         /* SPM: no token has U+2581 after another character, so words can be merged one by one */
+    bool split_words; /* SPM: no token has U+2581 after another character, so words can be merged one by one */
     size_t token_len_max;
-    uint32_t byte_ids[256];   /* the token of a single byte, or TOKEN_NONE */
-    uint32_t *slots;          /* token index: id + 1, 0 is free; open addressing */
+    uint32_t byte_ids[256]; /* the token of a single byte, or TOKEN_NONE */
+    uint32_t *slots;        /* token index: id + 1, 0 is free; open addressing */
     uint32_t slot_mask;
     struct bpe_merge *merges; /* by rank */
     uint32_t n_merges;
-    uint32_t *merge_slots;    /* rank + 1 */
+    uint32_t *merge_slots; /* rank + 1 */
     uint32_t merge_mask;
     struct trie_node *trie;
     uint32_t n_trie, trie_cap;
-    uint32_t trie_root[256];  /* 0: no special token starts with this byte */
+    uint32_t trie_root[256]; /* 0: no special token starts with this byte */
 };
 
 /* The id of a token by its text in the file; TOKEN_NONE. */
@@ -65,7 +66,8 @@ void tokenizer_bpe_bytes(const struct gguf_str *token, struct buf *out);
 
 /* tokenizer_spm.c */
 enum err tokenizer_spm_init(struct tokenizer *t);
-enum err tokenizer_spm_encode(const struct tokenizer *t, const char *text, size_t len, bool space_first, struct tokens *out);
+enum err tokenizer_spm_encode(const struct tokenizer *t, const char *text, size_t len, bool space_first,
+                              struct tokens *out);
 void tokenizer_spm_bytes(const struct tokenizer *t, uint32_t id, struct buf *out);
 
 #endif

@@ -1,9 +1,10 @@
-/* SentencePiece BPE (vocabulary kind `llama`): spaces become U+2581, every character is a symbol, and the adjacent pair whose joined text is the
- * token of the highest score is merged until none is left; of equal scores the leftmost. A symbol that is no token then falls back to byte
- * tokens, or to the unknown token. Joined texts longer than the longest token are not looked up, so a step costs no more than that length.
+/* SentencePiece BPE (vocabulary kind `llama`): spaces become U+2581, every character is a symbol, and the adjacent pair
+ * whose joined text is the token of the highest score is merged until none is left; of equal scores the leftmost. A
+ * symbol that is no token then falls back to byte tokens, or to the unknown token. Joined texts longer than the longest
+ * token are not looked up, so a step costs no more than that length.
  *
- * Where no token has U+2581 behind another character no merge can cross the start of a word: words are then merged one by one, which keeps the
- * working memory small. */
+ * Where no token has U+2581 behind another character no merge can cross the start of a word: words are then merged one
+ * by one, which keeps the working memory small. */
 #include "base/buf.h"
 #include "base/check.h"
 #include "coordinator/tokenizer_impl.h"
@@ -225,7 +226,8 @@ static size_t word_end(const char *s, size_t from, size_t len)
     return len;
 }
 
-enum err tokenizer_spm_encode(const struct tokenizer *t, const char *text, size_t len, bool space_first, struct tokens *out)
+enum err tokenizer_spm_encode(const struct tokenizer *t, const char *text, size_t len, bool space_first,
+                              struct tokens *out)
 {
     struct buf esc;
     struct spm_work w = {0};

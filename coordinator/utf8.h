@@ -12,8 +12,9 @@ static inline size_t utf8_len_valid(unsigned char c)
     return c < 0x80 ? 1 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
 }
 
-/* Decodes the character at s[0..len). Returns its length (1 to 4) and the code point; 0 when it is invalid or cut off, and then *bad is the
- * number of bytes that stand for one U+FFFD (the longest beginning of a valid character, at least 1) and *cut says that s ends inside it. */
+/* Decodes the character at s[0..len). Returns its length (1 to 4) and the code point; 0 when it is invalid or cut off,
+ * and then *bad is the number of bytes that stand for one U+FFFD (the longest beginning of a valid character, at least
+ * 1) and *cut says that s ends inside it. */
 static inline size_t utf8_decode(const char *text, size_t len, uint32_t *cp, size_t *bad, bool *cut)
 {
     const unsigned char *s = (const unsigned char *)text;

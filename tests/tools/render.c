@@ -1,5 +1,5 @@
-/* racklm-render TEMPLATE [--now UNIX] < contexts: renders the template file once for each line of standard input, a JSON object, and prints one JSON
- * line for each: {"text": ...} or {"error": ...}. For comparisons with jinja2. */
+/* racklm-render TEMPLATE [--now UNIX] < contexts: renders the template file once for each line of standard input, a
+ * JSON object, and prints one JSON line for each: {"text": ...} or {"error": ...}. For comparisons with jinja2. */
 #include "base/buf.h"
 #include "coordinator/chat_template.h"
 
@@ -31,7 +31,8 @@ int main(int argc, char **argv)
     }
     buf_init(&src);
     buf_init(&out);
-    if (buf_read_file(&src, argv[1], 1 << 24) != ERR_OK || chat_template_create(src.data == NULL ? "" : src.data, src.len, &t) != ERR_OK) {
+    if (buf_read_file(&src, argv[1], 1 << 24) != ERR_OK ||
+        chat_template_create(src.data == NULL ? "" : src.data, src.len, &t) != ERR_OK) {
         fprintf(stderr, "racklm-render: %s\n", err_detail());
         return 1;
     }

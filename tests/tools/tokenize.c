@@ -1,5 +1,6 @@
-/* racklm-tokenize MODEL.gguf [--special] [--parse] [--lines] < texts: ids of each text, one line a text. Texts are separated by NUL (an empty last one does not count), or
- * are lines with --lines. For comparisons with other tokenizers; --back prints the text of the ids again instead (same separators). */
+/* racklm-tokenize MODEL.gguf [--special] [--parse] [--lines] < texts: ids of each text, one line a text. Texts are
+ * separated by NUL (an empty last one does not count), or are lines with --lines. For comparisons with other
+ * tokenizers; --back prints the text of the ids again instead (same separators). */
 #include "base/buf.h"
 #include "coordinator/detokenizer.h"
 #include "model/gguf.h"

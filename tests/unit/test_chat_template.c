@@ -1,5 +1,5 @@
-/* Chat templates without jinja2 at hand: renderings worked out by hand from the rules of Jinja and Python, errors with their places, and budgets. The wide
- * comparison is tests/oracle/templates_oracle.py. */
+/* Chat templates without jinja2 at hand: renderings worked out by hand from the rules of Jinja and Python, errors with
+ * their places, and budgets. The wide comparison is tests/oracle/templates_oracle.py. */
 #include "base/check.h"
 #include "base/clock.h"
 #include "coordinator/chat_template.h"
@@ -57,11 +57,15 @@ static void the_demo_and_chatml_formats_come_out(void **state)
     buf_init(&src);
     assert_int_equal(buf_read_file(&src, "tests/data/templates/demo.jinja", 1 << 16), ERR_OK);
     expect(src.data,
-           "{\"bos_token\": \"<|begin_of_text|>\", \"add_generation_prompt\": true, \"messages\": [{\"role\": \"user\", \"content\": \" Hi \"}]}",
-           "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n");
+           "{\"bos_token\": \"<|begin_of_text|>\", \"add_generation_prompt\": true, \"messages\": [{\"role\": "
+           "\"user\", \"content\": \" Hi \"}]}",
+           "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_"
+           "header_id|>\n\n");
     buf_clear(&src);
     assert_int_equal(buf_read_file(&src, "tests/data/templates/chatml.jinja", 1 << 16), ERR_OK);
-    expect(src.data, "{\"add_generation_prompt\": false, \"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"\"}]}",
+    expect(src.data,
+           "{\"add_generation_prompt\": false, \"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": "
+           "\"user\", \"content\": \"\"}]}",
            "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n<|im_end|>\n");
     buf_deinit(&src);
 }
@@ -80,8 +84,10 @@ static void white_space_is_trimmed_around_blocks(void **state)
 static void values_print_as_python_prints_them(void **state)
 {
     (void)state;
-    expect("{{ [1, 2.0, 1e16, 1e-5, 'a\\'b', none, true, {'k': (1,)}] }}", "{}", "[1, 2.0, 1e+16, 1e-05, \"a'b\", None, True, {'k': (1,)}]");
-    expect("{{ x | tojson }}", "{\"x\": {\"b\": [1, 2.5, null, \"\\u00e9\\n\\u0001\"], \"a\": {}}}", "{\"b\": [1, 2.5, null, \"\xC3\xA9\\n\\u0001\"], \"a\": {}}");
+    expect("{{ [1, 2.0, 1e16, 1e-5, 'a\\'b', none, true, {'k': (1,)}] }}", "{}",
+           "[1, 2.0, 1e+16, 1e-05, \"a'b\", None, True, {'k': (1,)}]");
+    expect("{{ x | tojson }}", "{\"x\": {\"b\": [1, 2.5, null, \"\\u00e9\\n\\u0001\"], \"a\": {}}}",
+           "{\"b\": [1, 2.5, null, \"\xC3\xA9\\n\\u0001\"], \"a\": {}}");
     expect("{{ -7 // 2 }} {{ -7 % 3 }} {{ 'é€x'[::-1] }} {{ nope }}|{{ 'a' ~ 1 }}", "{}", "-4 2 x€é |a1");
 }
 
@@ -91,7 +97,9 @@ static void scopes_are_those_of_jinja(void **state)
     expect("{% set x = 1 %}{% for i in [1, 2] %}{% set x = x + i %}{{ x }},{% endfor %}{{ x }}", "{}", "2,3,1");
     expect("{% set n = namespace(x=1) %}{% for i in [1, 2] %}{% set n.x = n.x + i %}{% endfor %}{{ n.x }}", "{}", "4");
     expect("{% macro m(a, b=2) %}{{ a + b }}{% endmacro %}{{ m(1) }}{{ m(1, b=5) }}", "{}", "36");
-    expect("{% for a in [] %}x{% else %}none{% endfor %}{% for a in [1, 2, 3] if a != 2 %}{{ loop.index }}{{ a }}{% endfor %}", "{}", "none1123");
+    expect("{% for a in [] %}x{% else %}none{% endfor %}{% for a in [1, 2, 3] if a != 2 %}{{ loop.index }}{{ a }}{% "
+           "endfor %}",
+           "{}", "none1123");
 }
 
 static void faults_are_named_with_their_place(void **state)

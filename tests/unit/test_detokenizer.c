@@ -1,5 +1,5 @@
-/* Detokeniser: pieces as they come against the whole, characters never halved, stop strings across token borders. Expectations by hand, and for the
- * random part by a plain search over the whole text. */
+/* Detokeniser: pieces as they come against the whole, characters never halved, stop strings across token borders.
+ * Expectations by hand, and for the random part by a plain search over the whole text. */
 #include "base/check.h"
 #include "coordinator/detokenizer.h"
 #include "coordinator/utf8.h"
@@ -16,7 +16,9 @@
 
 /* SentencePiece tokens are the easiest to write by hand: 0 to 255 bytes, then words. */
 enum { WORDS = 256 };
-static const char *const words[] = {"\xE2\x96\x81Hello", "\xE2\x96\x81world", "STOP", "ST", "OP", "ab", "abc", "bcd", "\xC3\xA4", "<s>", "\xE2\x96\x81"};
+static const char *const words[] = {
+    "\xE2\x96\x81Hello", "\xE2\x96\x81world", "STOP", "ST", "OP", "ab", "abc", "bcd", "\xC3\xA4", "<s>",
+    "\xE2\x96\x81"};
 static struct gguf_str tokens[WORDS + ARRAY_LEN(words)];
 static float scores[WORDS + ARRAY_LEN(words)];
 static uint8_t types[WORDS + ARRAY_LEN(words)];
@@ -27,8 +29,17 @@ static struct tokenizer *tok;
 static int setup(void **state)
 {
     (void)state;
-    vocab = (struct vocab){.kind = VOCAB_SPM, .n_tokens = ARRAY_LEN(tokens), .tokens = tokens, .scores = scores, .types = types,
-                           .bos = VOCAB_NONE, .eos = VOCAB_NONE, .eot = VOCAB_NONE, .eom = VOCAB_NONE, .unk = VOCAB_NONE, .pad = VOCAB_NONE,
+    vocab = (struct vocab){.kind = VOCAB_SPM,
+                           .n_tokens = ARRAY_LEN(tokens),
+                           .tokens = tokens,
+                           .scores = scores,
+                           .types = types,
+                           .bos = VOCAB_NONE,
+                           .eos = VOCAB_NONE,
+                           .eot = VOCAB_NONE,
+                           .eom = VOCAB_NONE,
+                           .unk = VOCAB_NONE,
+                           .pad = VOCAB_NONE,
                            .add_space_prefix = true};
     for (unsigned i = 0; i < ARRAY_LEN(tokens); i++) {
         if (i < 256)
@@ -84,8 +95,9 @@ static void characters_are_whole(void **state)
     (void)state;
     assert_string_equal(trace(IDS(0xC3, 0xA4), NULL, 0, true), "|\xC3\xA4#");
     assert_string_equal(trace(IDS(0xF0, 0x9F, 0xA6, 0x99, 'x'), NULL, 0, true), "|||\xF0\x9F\xA6\x99|x#");
-    assert_string_equal(trace(IDS(0xF0, 0x9F, 'x'), NULL, 0, true), "||\xEF\xBF\xBDx#");         /* cut short by another character */
-    assert_string_equal(trace(IDS(0xF0, 0x9F), NULL, 0, true), "|#\xEF\xBF\xBD");                /* and by the end */
+    assert_string_equal(trace(IDS(0xF0, 0x9F, 'x'), NULL, 0, true),
+                        "||\xEF\xBF\xBDx#");                                      /* cut short by another character */
+    assert_string_equal(trace(IDS(0xF0, 0x9F), NULL, 0, true), "|#\xEF\xBF\xBD"); /* and by the end */
     assert_string_equal(trace(IDS(0xFF, 'x', 0x80), NULL, 0, true), "\xEF\xBF\xBD|x|\xEF\xBF\xBD#");
     assert_string_equal(trace(IDS(0xE2, 0xE2, 0x82, 0xAC), NULL, 0, true), "|\xEF\xBF\xBD||\xE2\x82\xAC#");
 }
@@ -97,9 +109,11 @@ static void a_stop_string_ends_the_text_wherever_it_is_cut(void **state)
     assert_string_equal(trace(IDS(256, 258, 257), stop, 1, false), "Hello|!|!#");
     assert_string_equal(trace(IDS(256, 259, 260, 257), stop, 1, false), "Hello||!|!#");
     assert_string_equal(trace(IDS('x', 'S', 'T', 'O', 'x'), stop, 1, true), "x||||STOx#");
-    assert_string_equal(trace(IDS('S', 'T', 'S', 'T', 'O', 'P'), stop, 1, true), "||ST|||!#"); /* held back is only what may still be one */
+    assert_string_equal(trace(IDS('S', 'T', 'S', 'T', 'O', 'P'), stop, 1, true),
+                        "||ST|||!#"); /* held back is only what may still be one */
     assert_string_equal(trace(IDS('x', 'S', 'T', 'O'), stop, 1, true), "x|||#STO");
-    assert_string_equal(trace(IDS(261, 'c', 'd'), two, 2, true), "|a!|!#"); /* "bc" is complete first, whatever the tokens */
+    assert_string_equal(trace(IDS(261, 'c', 'd'), two, 2, true),
+                        "|a!|!#"); /* "bc" is complete first, whatever the tokens */
     assert_string_equal(trace(IDS(262, 'd'), two, 2, true), "a!|!#");
     assert_string_equal(trace(IDS('a', 263), nested, 2, true), "|!#"); /* both end together: the longer */
     assert_string_equal(trace(IDS('y', 0xC3, 0xA4, 'x'), uml, 1, true), "y|||!#");

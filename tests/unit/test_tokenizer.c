@@ -1,5 +1,6 @@
-/* Tokenizers: every vocabulary in the shared folder against its vectors (ids made by the models' own tokenizers; new files there are picked up),
- * and small vocabularies whose ids were worked out by hand. The comparison with the PyPI package tokenizers is tests/oracle/tokenizers_oracle.py. */
+/* Tokenizers: every vocabulary in the shared folder against its vectors (ids made by the models' own tokenizers; new
+ * files there are picked up), and small vocabularies whose ids were worked out by hand. The comparison with the PyPI
+ * package tokenizers is tests/oracle/tokenizers_oracle.py. */
 #include "base/buf.h"
 #include "base/check.h"
 #include "coordinator/detokenizer.h"
@@ -38,7 +39,8 @@ static void expect_ids(const char *file, unsigned nth, const struct tokens *got,
         if (end == p)
             break;
         if (n >= got->n || got->ids[n] != id)
-            fail_msg("%s: text %u: token %zu is %d, %lu expected", file, nth, n, n < got->n ? (int)got->ids[n] : -1, id);
+            fail_msg("%s: text %u: token %zu is %d, %lu expected", file, nth, n, n < got->n ? (int)got->ids[n] : -1,
+                     id);
         n++;
         p = end;
     }
@@ -117,7 +119,8 @@ static void every_shared_vector_gives_its_ids_and_comes_back(void **state)
         files++;
     }
     closedir(d);
-    print_message("%u vocabularies, %u texts; %u vectors skipped because their .gguf is missing\n", files, texts, without);
+    print_message("%u vocabularies, %u texts; %u vectors skipped because their .gguf is missing\n", files, texts,
+                  without);
     assert_true(files == 0 || texts > 0);
 }
 
@@ -160,7 +163,8 @@ static void start(struct made *m, enum vocab_kind kind, const char *pre)
     m->v.bos = m->v.eos = m->v.eot = m->v.eom = m->v.unk = m->v.pad = VOCAB_NONE;
 }
 
-/* Ids 0 to 255 are the bytes: printable ones stand for themselves, the others are U+0100 and on in order (the rule of GPT-2). */
+/* Ids 0 to 255 are the bytes: printable ones stand for themselves, the others are U+0100 and on in order (the rule of
+ * GPT-2). */
 static void start_bpe(struct made *m, const char *pre)
 {
     start(m, VOCAB_BPE, pre);
@@ -198,8 +202,13 @@ static void byte_level_merges_go_by_rank_and_then_from_the_left(void **state)
     (void)state;
     static struct made m;
     start_bpe(&m, "gpt-2");
-    uint32_t ab = add(&m, "ab", VOCAB_NORMAL, 0), bc = add(&m, "bc", VOCAB_NORMAL, 0), aa = add(&m, "aa", VOCAB_NORMAL, 0);
-    uint32_t sab = add(&m, "\xC4\xA0""ab", VOCAB_NORMAL, 0), abab = add(&m, "abab", VOCAB_NORMAL, 0);
+    uint32_t ab = add(&m, "ab", VOCAB_NORMAL, 0), bc = add(&m, "bc", VOCAB_NORMAL, 0),
+             aa = add(&m, "aa", VOCAB_NORMAL, 0);
+    uint32_t sab = add(&m,
+                       "\xC4\xA0"
+                       "ab",
+                       VOCAB_NORMAL, 0),
+             abab = add(&m, "abab", VOCAB_NORMAL, 0);
     merge(&m, "b c");
     merge(&m, "a b");
     merge(&m, "a a");
@@ -255,7 +264,8 @@ static void special_tokens_are_longest_first_and_only_when_asked(void **state)
     (void)state;
     static struct made m;
     start_bpe(&m, "qwen2");
-    uint32_t end = add(&m, "<|e|>", VOCAB_CONTROL, 0), longer = add(&m, "<|e|>>", VOCAB_CONTROL, 0), user = add(&m, "<x>", VOCAB_USER_DEFINED, 0);
+    uint32_t end = add(&m, "<|e|>", VOCAB_CONTROL, 0), longer = add(&m, "<|e|>>", VOCAB_CONTROL, 0),
+             user = add(&m, "<x>", VOCAB_USER_DEFINED, 0);
     uint32_t im_end = add(&m, "<|im_end|>", VOCAB_CONTROL, 0);
     m.v.bos = (int32_t)end;
     m.v.eos = (int32_t)longer;
@@ -298,8 +308,10 @@ static void sentencepiece_merges_by_score_and_falls_back_to_bytes(void **state)
         snprintf(m.bytes[b], 8, "<0x%02X>", b);
         add(&m, m.bytes[b], VOCAB_BYTE, 0);
     }
-    uint32_t sp = add(&m, "\xE2\x96\x81", VOCAB_NORMAL, -10), h = add(&m, "h", VOCAB_NORMAL, -11), e = add(&m, "e", VOCAB_NORMAL, -12);
-    uint32_t he = add(&m, "he", VOCAB_NORMAL, -2), sph = add(&m, "\xE2\x96\x81h", VOCAB_NORMAL, -1), sphe = add(&m, "\xE2\x96\x81he", VOCAB_NORMAL, -5);
+    uint32_t sp = add(&m, "\xE2\x96\x81", VOCAB_NORMAL, -10), h = add(&m, "h", VOCAB_NORMAL, -11),
+             e = add(&m, "e", VOCAB_NORMAL, -12);
+    uint32_t he = add(&m, "he", VOCAB_NORMAL, -2), sph = add(&m, "\xE2\x96\x81h", VOCAB_NORMAL, -1),
+             sphe = add(&m, "\xE2\x96\x81he", VOCAB_NORMAL, -5);
     uint32_t eh = add(&m, "eh", VOCAB_NORMAL, -2);
     m.v.bos = 1;
     m.v.eos = 2;

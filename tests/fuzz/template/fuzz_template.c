@@ -1,15 +1,17 @@
-/* Any bytes as a chat template and, behind a line "----", as the JSON of its context (without one, a small conversation). It must render or give
- * an error with a text, within its budgets, twice the same. */
+/* Any bytes as a chat template and, behind a line "----", as the JSON of its context (without one, a small
+ * conversation). It must render or give an error with a text, within its budgets, twice the same. */
 #include "base/check.h"
 #include "coordinator/chat_template.h"
 
 #include <stdint.h>
 #include <string.h>
 
-static const char DEFAULT_CONTEXT[] =
-    "{\"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"H\\u00e4 \\ud83d\\ude42\"}, {\"role\": \"assistant\","
-    "\"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": {\"a\": [1, 2.5, true]}}}]}], \"add_generation_prompt\": true, "
-    "\"bos_token\": \"<s>\", \"eos_token\": \"</s>\", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}]}";
+static const char DEFAULT_CONTEXT[] = "{\"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": "
+                                      "\"user\", \"content\": \"H\\u00e4 \\ud83d\\ude42\"}, {\"role\": \"assistant\","
+                                      "\"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\", "
+                                      "\"arguments\": {\"a\": [1, 2.5, true]}}}]}], \"add_generation_prompt\": true, "
+                                      "\"bos_token\": \"<s>\", \"eos_token\": \"</s>\", \"tools\": [{\"type\": "
+                                      "\"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}]}";
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
