@@ -18,3 +18,7 @@ if(RACKLM_TESTS AND NOT RACKLM_FUZZ)
         ${CMAKE_SOURCE_DIR}/tests/data/templates ${CMAKE_SOURCE_DIR}/../shared/data/templates --all)
     set_tests_properties(oracle_tokenizers oracle_templates PROPERTIES LABELS unit TIMEOUT 300 SKIP_RETURN_CODE 77)
 endif()
+# The libraries of these are not instrumented.
+if(TARGET test_engine AND RACKLM_SANITIZE MATCHES "thread")
+    set_tests_properties(test_engine test_cluster PROPERTIES ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
+endif()
