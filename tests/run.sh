@@ -18,6 +18,7 @@ done
 export RACKLM_FULL=$full
 export RACKLM_SHARED=${RACKLM_SHARED:-$top/../shared}
 build=$top/build
+programs="racklm racklm-coordinator racklm-worker"
 logs=$build/test-logs
 passed=0 failed=0 skipped=0 failures=()
 begin=$SECONDS
@@ -58,10 +59,11 @@ counts() {
         END { print p + 0, f + 0, s + 0 }' "$1"
 }
 
-configure_and_build() { # DIR NINJA_TARGET CMAKE_OPTIONS...
-    local dir=$1 target=$2
+configure_and_build() { # DIR "NINJA TARGETS" CMAKE_OPTIONS...
+    local dir=$1 targets=$2
     shift 2
-    cmake -S "$top" -B "$dir" -G Ninja "$@" && ninja -C "$dir" "$target"
+    # shellcheck disable=SC2086
+    cmake -S "$top" -B "$dir" -G Ninja "$@" && ninja -C "$dir" $targets
 }
 
 python_env() {
@@ -86,10 +88,10 @@ suite oracle $((full ? 600 : 180)) python -m pytest -q -p no:cacheprovider tests
 suite e2e $((full ? 600 : 240)) python -m pytest -q -p no:cacheprovider tests/e2e
 
 if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
-    suite asan:build 150 configure_and_build "$build/asan" all -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
+    suite asan:build 150 configure_and_build "$build/asan" "$programs tests_unit tests_kernels tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
     suite asan 120 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' --output-on-failure --no-tests=error
     suite asan:e2e 120 env RACKLM_BUILD="$build/asan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
-    suite tsan:build 150 configure_and_build "$build/tsan" all -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
+    suite tsan:build 150 configure_and_build "$build/tsan" "$programs tests_unit tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
     suite tsan 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' --output-on-failure --no-tests=error
     suite tsan:e2e 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_BUILD="$build/tsan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
     suite fuzz:build 150 configure_and_build "$build/fuzz" racklm_fuzz -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
