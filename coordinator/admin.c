@@ -1,4 +1,5 @@
-/* The admin protocol: what `racklm status` and `racklm workers` read, and the order to shut down. Runs in the cluster thread. */
+/* The admin protocol: what `racklm status` and `racklm workers` read, and the order to shut down. Runs in the cluster
+ * thread. */
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/cluster_int.h"
@@ -17,11 +18,15 @@ static bool fill_replicas(struct cluster *c, struct msg_admin_reply *r)
     for (uint32_t i = 0; i < r->n_replicas; i++) {
         const struct engine_snapshot *s = engine_snapshot(c->cfg.engines[i]);
         uint64_t done = atomic_load(&s->load_done), total = atomic_load(&s->load_total);
-        r->replicas[i] = (struct msg_replica_info){.replica = i, .state = (char *)engine_state_name((enum engine_state)atomic_load(&s->state)),
-                                                   .epoch = atomic_load(&s->epoch), .running = atomic_load(&s->running),
-                                                   .waiting = atomic_load(&s->waiting), .kv_blocks = atomic_load(&s->kv_blocks),
-                                                   .kv_blocks_used = atomic_load(&s->kv_blocks_used),
-                                                   .load_percent = total ? (uint32_t)(MIN(done, total) * 100 / total) : 0};
+        r->replicas[i] =
+            (struct msg_replica_info){.replica = i,
+                                      .state = (char *)engine_state_name((enum engine_state)atomic_load(&s->state)),
+                                      .epoch = atomic_load(&s->epoch),
+                                      .running = atomic_load(&s->running),
+                                      .waiting = atomic_load(&s->waiting),
+                                      .kv_blocks = atomic_load(&s->kv_blocks),
+                                      .kv_blocks_used = atomic_load(&s->kv_blocks_used),
+                                      .load_percent = total ? (uint32_t)(MIN(done, total) * 100 / total) : 0};
     }
     return true;
 }
@@ -37,8 +42,13 @@ static bool fill_nodes(struct cluster *c, struct msg_admin_reply *r)
         if (!n->joined)
             continue;
         struct msg_hello *h = &r->nodes[r->n_nodes++];
-        *h = (struct msg_hello){.version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX, .role = "agent", .host = n->host,
-                                .peer_id = n->peer_id, .pid = n->pid, .n_devices = n->n_devices};
+        *h = (struct msg_hello){.version_min = PROTO_VERSION_MIN,
+                                .version_max = PROTO_VERSION_MAX,
+                                .role = "agent",
+                                .host = n->host,
+                                .peer_id = n->peer_id,
+                                .pid = n->pid,
+                                .n_devices = n->n_devices};
         h->devices = arena_array(&c->arena, n->n_devices, sizeof *h->devices);
         if (!h->devices)
             return false;
@@ -63,18 +73,31 @@ static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
         struct node *n = w->node == PLACEMENT_NONE ? NULL : &m->nodes[w->node];
         uint32_t stage = w->world_rank / sp->tp;
         r->workers[i] = (struct msg_worker_info){
-            .worker_id = w->id, .host = n ? n->host : "", .device = n ? n->devices[w->device].name : "",
-            .state = (char *)members_worker_state_name(w->state), .backend = w->backend, .pid = w->pid, .replica = w->replica, .stage = stage,
-            .tp_rank = w->world_rank % sp->tp, .layer_first = sp->layer_first[stage], .layer_end = sp->layer_first[stage + 1],
-            .weights_bytes = w->info.weights_bytes, .weights_bytes_planned = c->need_bytes[w->world_rank], .kv_bytes = w->info.kv_bytes,
-            .kv_blocks = w->info.kv_blocks, .load_ms = w->info.load_ms, .restarts = w->n_starts ? w->n_starts - 1 : 0,
+            .worker_id = w->id,
+            .host = n ? n->host : "",
+            .device = n ? n->devices[w->device].name : "",
+            .state = (char *)members_worker_state_name(w->state),
+            .backend = w->backend,
+            .pid = w->pid,
+            .replica = w->replica,
+            .stage = stage,
+            .tp_rank = w->world_rank % sp->tp,
+            .layer_first = sp->layer_first[stage],
+            .layer_end = sp->layer_first[stage + 1],
+            .weights_bytes = w->info.weights_bytes,
+            .weights_bytes_planned = c->need_bytes[w->world_rank],
+            .kv_bytes = w->info.kv_bytes,
+            .kv_blocks = w->info.kv_blocks,
+            .load_ms = w->info.load_ms,
+            .restarts = w->n_starts ? w->n_starts - 1 : 0,
             .steps = atomic_load(&engine_snapshot(c->cfg.engines[w->replica])->steps),
             .heartbeat_age_ms = n ? (uint32_t)((c->now_ns - MIN(n->heard_ns, c->now_ns)) / NS_PER_MS) : 0};
     }
     return true;
 }
 
-static enum err build(struct cluster *c, const struct link_peer *from, const struct msg_admin_request *q, struct msg_admin_reply *r)
+static enum err build(struct cluster *c, const struct link_peer *from, const struct msg_admin_request *q,
+                      struct msg_admin_reply *r)
 {
     switch (q->verb) {
     case ADMIN_STATUS:
@@ -84,8 +107,8 @@ static enum err build(struct cluster *c, const struct link_peer *from, const str
         return ERR_OK;
     case ADMIN_SHUTDOWN:
         if (from->role != KEY_ROLE_ADMIN)
-            return err_set(ERR_FORBIDDEN, "the key '%s' has the role %s; shutting down needs the role %s", from->name, key_role_name(from->role),
-                           key_role_name(KEY_ROLE_ADMIN));
+            return err_set(ERR_FORBIDDEN, "the key '%s' has the role %s; shutting down needs the role %s", from->name,
+                           key_role_name(from->role), key_role_name(KEY_ROLE_ADMIN));
         LOG(INFO, CLUSTER, "shutdown asked", "key=%s", from->name);
         atomic_store(&c->shutdown_asked, true);
         cluster_wake_main(c);

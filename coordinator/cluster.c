@@ -1,7 +1,9 @@
-/* The cluster thread's loop and the life of workers: an agent says hello, its devices are taken for ranks, workers start, exit, start again.
+/* The cluster thread's loop and the life of workers: an agent says hello, its devices are taken for ranks, workers
+ * start, exit, start again.
  *
- * Who notices what: an agent its child's death (WORKER_EXITED), an engine a worker's silence, error or missed step (ENGINE_EVENT_WORKER_FAILED), this thread an
- * agent's silence. Each ends in members_exited or members_leave, and from there placement and start follow in after_change(). */
+ * Who notices what: an agent its child's death (WORKER_EXITED), an engine a worker's silence, error or missed step
+ * (ENGINE_EVENT_WORKER_FAILED), this thread an agent's silence. Each ends in members_exited or members_leave, and from
+ * there placement and start follow in after_change(). */
 #include "coordinator/cluster.h"
 
 #include "base/check.h"
@@ -69,7 +71,8 @@ static bool decide_ctx(struct cluster *c, uint32_t replica)
     if (lowered)
         LOG(WARN, CLUSTER, "context lowered to what fits", "ctx=%u model_ctx=%u", c->ctx, c->cfg.hp->ctx_train);
     else if (c->ctx > c->cfg.hp->ctx_train)
-        LOG(WARN, CLUSTER, "the context is longer than the model was trained for", "ctx=%u model_ctx=%u", c->ctx, c->cfg.hp->ctx_train);
+        LOG(WARN, CLUSTER, "the context is longer than the model was trained for", "ctx=%u model_ctx=%u", c->ctx,
+            c->cfg.hp->ctx_train);
     return true;
 }
 
@@ -83,15 +86,32 @@ static void start_worker(struct cluster *c, struct worker *w)
     tell_engine(c, w, ENGINE_CMD_EXPECT, "");
     struct msg m = {.type = MSG_START_WORKER};
     m.start_worker = (struct msg_start_worker){
-        .worker_id = w->id, .device = n->devices[w->device].name, .model_path = (char *)c->cfg.model_path, .model_bytes = c->model_bytes,
-        .deployment = (char *)c->cfg.model_name, .replica = w->replica, .tp = sp->tp, .pp = sp->pp, .tp_rank = w->world_rank % sp->tp,
-        .stage = w->world_rank / sp->tp, .share = (uint32_t *)sp->share, .n_share = sp->tp, .layer_first = (uint32_t *)sp->layer_first,
-        .n_layer_first = sp->pp + 1, .epoch = atomic_load(&engine_snapshot(e)->epoch), .ctx = c->ctx, .max_seqs = (uint32_t)o->max_seqs,
-        .max_step_tokens = c->cfg.max_step_tokens, .kv_memory_bytes = o->kv_memory, .kv_type = (uint32_t)o->kv_type,
-        .endpoint = (char *)(n->server == CLUSTER_TCP && engine_endpoint_tcp(e) ? engine_endpoint_tcp(e) : engine_endpoint(e)),
-        .heartbeat_ms = o->heartbeat_ms, .step_timeout_ms = o->step_timeout_ms};
-    LOG(INFO, CLUSTER, "worker starts", "worker=%llu replica=%u rank=%u host=%s device=%s", (unsigned long long)w->id, w->replica, w->world_rank, n->host,
-        n->devices[w->device].name);
+        .worker_id = w->id,
+        .device = n->devices[w->device].name,
+        .model_path = (char *)c->cfg.model_path,
+        .model_bytes = c->model_bytes,
+        .deployment = (char *)c->cfg.model_name,
+        .replica = w->replica,
+        .tp = sp->tp,
+        .pp = sp->pp,
+        .tp_rank = w->world_rank % sp->tp,
+        .stage = w->world_rank / sp->tp,
+        .share = (uint32_t *)sp->share,
+        .n_share = sp->tp,
+        .layer_first = (uint32_t *)sp->layer_first,
+        .n_layer_first = sp->pp + 1,
+        .epoch = atomic_load(&engine_snapshot(e)->epoch),
+        .ctx = c->ctx,
+        .max_seqs = (uint32_t)o->max_seqs,
+        .max_step_tokens = c->cfg.max_step_tokens,
+        .kv_memory_bytes = o->kv_memory,
+        .kv_type = (uint32_t)o->kv_type,
+        .endpoint =
+            (char *)(n->server == CLUSTER_TCP && engine_endpoint_tcp(e) ? engine_endpoint_tcp(e) : engine_endpoint(e)),
+        .heartbeat_ms = o->heartbeat_ms,
+        .step_timeout_ms = o->step_timeout_ms};
+    LOG(INFO, CLUSTER, "worker starts", "worker=%llu replica=%u rank=%u host=%s device=%s", (unsigned long long)w->id,
+        w->replica, w->world_rank, n->host, n->devices[w->device].name);
     if (link_server_send(c->servers[n->server], &n->peer, &m) != ERR_OK) {
         /* The agent is gone or hangs; its heartbeat decides. Try again after a while. */
         tell_engine(c, w, ENGINE_CMD_WORKER_LOST, "its node cannot be reached");
@@ -101,7 +121,8 @@ static void start_worker(struct cluster *c, struct worker *w)
     }
 }
 
-/* Places what has no device, starts what is due, and says what is missing. Returns when the next start is due (0: none). */
+/* Places what has no device, starts what is due, and says what is missing. Returns when the next start is due (0:
+ * none). */
 static uint64_t after_change(struct cluster *c)
 {
     const struct shard_split *sp = c->cfg.split;
@@ -124,8 +145,9 @@ static uint64_t after_change(struct cluster *c)
     }
     char text[160] = "";
     if (waits)
-        snprintf(text, sizeof text, "waiting for devices: %u workers need one each, %u have joined (a device must hold its shard)", c->members.n_workers,
-                 members_n_devices(&c->members));
+        snprintf(text, sizeof text,
+                 "waiting for devices: %u workers need one each, %u have joined (a device must hold its shard)",
+                 c->members.n_workers, members_n_devices(&c->members));
     set_text(c, text);
     return due;
 }
@@ -141,10 +163,11 @@ static void worker_gone(struct cluster *c, struct worker *w, const char *why)
         return;
     }
     members_exited(&c->members, w, why, c->now_ns);
-    LOG(WARN, CLUSTER, "worker ended", "replica=%u rank=%u host=%s why=\"%s\" restart_in_ms=%llu", w->replica, w->world_rank, n->host, why,
-        (unsigned long long)((w->start_at_ns - c->now_ns) / NS_PER_MS));
+    LOG(WARN, CLUSTER, "worker ended", "replica=%u rank=%u host=%s why=\"%s\" restart_in_ms=%llu", w->replica,
+        w->world_rank, n->host, why, (unsigned long long)((w->start_at_ns - c->now_ns) / NS_PER_MS));
     if (w->state == WORKER_FATAL) {
-        snprintf(text, sizeof text, "worker %u of replica %u failed to load %d times: %.160s", w->world_rank, w->replica, MEMBERS_LOAD_FAILURES_MAX, why);
+        snprintf(text, sizeof text, "worker %u of replica %u failed to load %d times: %.160s", w->world_rank,
+                 w->replica, MEMBERS_LOAD_FAILURES_MAX, why);
         set_fatal(c, text);
     }
 }
@@ -168,7 +191,8 @@ static void node_lost(struct cluster *c, uint32_t node, const char *why)
 static void refuse(struct cluster *c, unsigned server, const struct link_peer *to, enum err err, const char *text)
 {
     struct msg m = {.type = MSG_REFUSE};
-    m.refuse = (struct msg_refuse){.err = err, .text = (char *)text, .version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX};
+    m.refuse = (struct msg_refuse){
+        .err = err, .text = (char *)text, .version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX};
     link_server_send(c->servers[server], to, &m);
 }
 
@@ -176,14 +200,15 @@ static void on_hello(struct cluster *c, unsigned server, const struct link_peer 
 {
     char text[200];
     if (h->version_max < PROTO_VERSION_MIN || h->version_min > PROTO_VERSION_MAX) {
-        snprintf(text, sizeof text, "no common protocol version: the coordinator speaks %u to %u, the peer %u to %u", PROTO_VERSION_MIN, PROTO_VERSION_MAX,
-                 h->version_min, h->version_max);
+        snprintf(text, sizeof text, "no common protocol version: the coordinator speaks %u to %u, the peer %u to %u",
+                 PROTO_VERSION_MIN, PROTO_VERSION_MAX, h->version_min, h->version_max);
         LOG(WARN, CLUSTER, "peer refused", "key=%s why=\"%s\"", from->name, text);
         refuse(c, server, from, ERR_VERSION, text);
         return;
     }
     struct msg m = {.type = MSG_WELCOME};
-    m.welcome = (struct msg_welcome){.version = MIN(h->version_max, (uint32_t)PROTO_VERSION_MAX), .peer_id = h->peer_id,
+    m.welcome = (struct msg_welcome){.version = MIN(h->version_max, (uint32_t)PROTO_VERSION_MAX),
+                                     .peer_id = h->peer_id,
                                      .heartbeat_ms = c->cfg.opts->heartbeat_ms};
     if (!h->role || strcmp(h->role, "agent") != 0) {
         if (from->role == KEY_ROLE_WORKER)
@@ -205,7 +230,8 @@ static void on_hello(struct cluster *c, unsigned server, const struct link_peer 
         refuse(c, server, from, ERR_TOO_BIG, err_detail());
         return;
     }
-    LOG(INFO, CLUSTER, "node joined", "host=%s devices=%u key=%s", c->members.nodes[node].host, h->n_devices, from->name);
+    LOG(INFO, CLUSTER, "node joined", "host=%s devices=%u key=%s", c->members.nodes[node].host, h->n_devices,
+        from->name);
     link_server_send(c->servers[server], from, &m);
 }
 
@@ -320,7 +346,8 @@ static void check_nodes(struct cluster *c)
             n->heard_ns = c->now_ns;
         if (n->joined && c->now_ns - n->heard_ns + c->tick_ns > limit_ns) {
             char text[64];
-            snprintf(text, sizeof text, "was silent for %llu ms", (unsigned long long)((c->now_ns - n->heard_ns) / NS_PER_MS));
+            snprintf(text, sizeof text, "was silent for %llu ms",
+                     (unsigned long long)((c->now_ns - n->heard_ns) / NS_PER_MS));
             node_lost(c, i, text);
         }
     }

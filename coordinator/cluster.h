@@ -1,7 +1,8 @@
 /* The cluster thread: agents and their devices, placement, starting and restarting workers, the admin protocol.
  *
- * It speaks to agents and admins over one or two ROUTER sockets (ipc in the instance's directory, tcp where `listen` is set) and to the engines by
- * their command queues; engines answer in the queue of engine_events. What others may know is a snapshot under a lock and a few atomics. */
+ * It speaks to agents and admins over one or two ROUTER sockets (ipc in the instance's directory, tcp where `listen` is
+ * set) and to the engines by their command queues; engines answer in the queue of engine_events. What others may know
+ * is a snapshot under a lock and a few atomics. */
 #ifndef COORDINATOR_CLUSTER_H
 #define COORDINATOR_CLUSTER_H
 
@@ -14,10 +15,10 @@ struct cluster_config {
     const struct gguf *gguf;
     const struct hparams *hp;
     const struct shard_split *split;
-    const char *model_path;      /* absolute: workers open it by this name on their host */
+    const char *model_path; /* absolute: workers open it by this name on their host */
     const char *model_name;
-    const char *endpoint;        /* ipc:// */
-    const char *endpoint_tcp;    /* or NULL */
+    const char *endpoint;     /* ipc:// */
+    const char *endpoint_tcp; /* or NULL */
     struct engine *const *engines;
     uint32_t n_engines, max_step_tokens;
     struct link_context *links;
@@ -33,7 +34,7 @@ void cluster_health(struct cluster *c, struct front_health *out);
 void cluster_set_url(struct cluster *c, const char *http_url);
 void cluster_drain(struct cluster *c, uint32_t grace_ms); /* engines drain; workers that end are not started again */
 bool cluster_drained(const struct cluster *c);
-bool cluster_shutdown_asked(const struct cluster *c);     /* an admin sent SHUTDOWN */
+bool cluster_shutdown_asked(const struct cluster *c); /* an admin sent SHUTDOWN */
 bool cluster_fatal(struct cluster *c, char *text, size_t cap);
 
 #endif

@@ -14,17 +14,17 @@ struct cluster {
     struct cluster_config cfg;
     struct link_server *servers[CLUSTER_SERVERS]; /* CLUSTER_TCP may be NULL */
     struct members members;
-    uint64_t *need_bytes;      /* [ranks] weights, by world rank */
+    uint64_t *need_bytes; /* [ranks] weights, by world rank */
     uint64_t model_bytes, started_ns, now_ns, last_tick_ns, tick_ns;
-    uint32_t ctx;              /* decided at the first placement */
-    bool *drained;             /* [n_engines] */
+    uint32_t ctx;  /* decided at the first placement */
+    bool *drained; /* [n_engines] */
     struct arena arena;
     pthread_t thread;
     bool has_thread;
 
     int stop_fd;
     atomic_bool stop, draining, all_drained, shutdown_asked, fatal;
-    pthread_mutex_t lock;      /* text, http_url */
+    pthread_mutex_t lock; /* text, http_url */
     char text[256], http_url[128];
 };
 

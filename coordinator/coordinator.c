@@ -50,7 +50,8 @@ static enum err parse_list(const char *option, const char *text, uint32_t *out, 
         char *end;
         errno = 0;
         unsigned long v = strtoul(p, &end, 10);
-        if (end == p || *p == '-' || *p == '+' || errno || v > UINT32_MAX || v == 0 || (*end && *end != ',') || (*end == ',' && !end[1]))
+        if (end == p || *p == '-' || *p == '+' || errno || v > UINT32_MAX || v == 0 || (*end && *end != ',') ||
+            (*end == ',' && !end[1]))
             return err_set(ERR_CONFIG, "--%s '%s': a list of positive numbers like 3,1 is expected", option, text);
         if (*n == cap)
             return err_set(ERR_CONFIG, "--%s '%s': at most %u numbers", option, text, cap);
@@ -66,7 +67,8 @@ static enum err make_split(struct coordinator *c)
     const struct options *o = c->opts;
     TRY(parse_list("shares", o->shares, shares, SHARD_TP_MAX, &n_shares));
     TRY(parse_list("layers", o->layers, layers, SHARD_PP_MAX, &n_layers));
-    return shard_split_init(&c->hp, (uint32_t)o->tp, (uint32_t)o->pp, n_shares ? shares : NULL, n_shares, n_layers ? layers : NULL, n_layers, &c->split);
+    return shard_split_init(&c->hp, (uint32_t)o->tp, (uint32_t)o->pp, n_shares ? shares : NULL, n_shares,
+                            n_layers ? layers : NULL, n_layers, &c->split);
 }
 
 /* ---- the model ---- */
@@ -96,7 +98,12 @@ static enum err load_model(struct coordinator *c)
     TRY(gguf_open(c->opts->model, &c->gguf));
     if (!realpath(c->opts->model, c->model_path))
         return err_set(ERR_IO, "%s: %s", c->opts->model, strerror(errno));
-    TRY(hparams_load(c->gguf, &c->hp));
+    enum err e = hparams_load(c->gguf, &c->hp);
+    if (e != ERR_OK) {
+        char why[512];
+        snprintf(why, sizeof why, "%s", err_detail());
+        return err_set(e, "%s: %s", c->opts->model, why);
+    }
     name_model(c);
     return make_split(c);
 }
@@ -107,11 +114,16 @@ static enum err check_memory(const struct coordinator *c)
     const struct options *o = c->opts;
     if (!o->kv_memory)
         return ERR_OK;
-    uint64_t asked = o->ctx ? (uint64_t)o->ctx : 2 * SHARD_KV_BLOCK, blocks = (asked + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK, need = 0;
+    uint64_t asked = o->ctx ? (uint64_t)o->ctx : 2 * SHARD_KV_BLOCK,
+             blocks = (asked + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK, need = 0;
     for (uint32_t r = 0; r < c->split.tp * c->split.pp; r++)
-        need = MAX(need, shard_kv_block_bytes(&c->hp, &c->split, (enum kv_type)o->kv_type, r % c->split.tp, r / c->split.tp) * blocks);
+        need = MAX(need,
+                   shard_kv_block_bytes(&c->hp, &c->split, (enum kv_type)o->kv_type, r % c->split.tp, r / c->split.tp) *
+                       blocks);
     if (need > o->kv_memory)
-        return err_set(ERR_NO_FIT, "a context of %llu tokens needs %llu bytes of KV cache in a worker, --kv-memory gives %llu: lower --ctx or raise --kv-memory",
+        return err_set(ERR_NO_FIT,
+                       "a context of %llu tokens needs %llu bytes of KV cache in a worker, --kv-memory gives %llu: "
+                       "lower --ctx or raise --kv-memory",
                        (unsigned long long)asked, (unsigned long long)need, (unsigned long long)o->kv_memory);
     return ERR_OK;
 }
@@ -144,16 +156,25 @@ static enum err make_engines(struct coordinator *c)
     c->metrics = metrics_create(c->model_name, (unsigned)o->replicas);
     if (!c->metrics)
         return err_set(ERR_NOMEM, "metrics");
-    c->max_step_tokens = (uint32_t)MIN((int64_t)MSG_TOKENS_MAX, MAX((int64_t)STEP_TOKENS_MIN, o->prefill_chunk) + o->max_seqs);
+    c->max_step_tokens =
+        (uint32_t)MIN((int64_t)MSG_TOKENS_MAX, MAX((int64_t)STEP_TOKENS_MIN, o->prefill_chunk) + o->max_seqs);
     for (uint32_t i = 0; i < (uint32_t)o->replicas; i++) {
         char name[32], ipc[320], tcp[320];
         snprintf(name, sizeof name, "engine-%u.sock", i);
         TRY(instance_endpoint(&c->instance, name, ipc, sizeof ipc));
         if (o->listen)
             TRY(engine_tcp(o->listen, i, tcp, sizeof tcp));
-        struct engine_config cfg = {.opts = o, .hp = &c->hp, .split = &c->split, .replica = i, .endpoint = ipc,
-                                    .endpoint_tcp = o->listen ? tcp : NULL, .max_step_tokens = c->max_step_tokens, .links = c->links,
-                                    .metrics = c->metrics, .events = c->events, .cluster_events = c->engine_events};
+        struct engine_config cfg = {.opts = o,
+                                    .hp = &c->hp,
+                                    .split = &c->split,
+                                    .replica = i,
+                                    .endpoint = ipc,
+                                    .endpoint_tcp = o->listen ? tcp : NULL,
+                                    .max_step_tokens = c->max_step_tokens,
+                                    .links = c->links,
+                                    .metrics = c->metrics,
+                                    .events = c->events,
+                                    .cluster_events = c->engine_events};
         TRY(engine_create(&cfg, &c->engines[i]));
         c->n_engines++;
     }
@@ -169,17 +190,35 @@ static enum err make_cluster(struct coordinator *c)
 {
     char ipc[320];
     TRY(instance_endpoint(&c->instance, "control.sock", ipc, sizeof ipc));
-    struct cluster_config cfg = {.opts = c->opts, .gguf = c->gguf, .hp = &c->hp, .split = &c->split, .model_path = c->model_path,
-                                 .model_name = c->model_name, .endpoint = ipc, .endpoint_tcp = c->opts->listen, .engines = c->engines,
-                                 .n_engines = c->n_engines, .max_step_tokens = c->max_step_tokens, .links = c->links,
-                                 .engine_events = c->engine_events, .wake_fd = c->wake_fd};
+    struct cluster_config cfg = {.opts = c->opts,
+                                 .gguf = c->gguf,
+                                 .hp = &c->hp,
+                                 .split = &c->split,
+                                 .model_path = c->model_path,
+                                 .model_name = c->model_name,
+                                 .endpoint = ipc,
+                                 .endpoint_tcp = c->opts->listen,
+                                 .engines = c->engines,
+                                 .n_engines = c->n_engines,
+                                 .max_step_tokens = c->max_step_tokens,
+                                 .links = c->links,
+                                 .engine_events = c->engine_events,
+                                 .wake_fd = c->wake_fd};
     return cluster_create(&cfg, &c->cluster);
 }
 
 static enum err make_front(struct coordinator *c)
 {
-    struct front_config cfg = {.opts = c->opts, .gguf = c->gguf, .hp = &c->hp, .model_name = c->model_name, .engines = c->engines,
-                               .n_engines = c->n_engines, .metrics = c->metrics, .events = c->events, .health = health, .health_arg = c->cluster};
+    struct front_config cfg = {.opts = c->opts,
+                               .gguf = c->gguf,
+                               .hp = &c->hp,
+                               .model_name = c->model_name,
+                               .engines = c->engines,
+                               .n_engines = c->n_engines,
+                               .metrics = c->metrics,
+                               .events = c->events,
+                               .health = health,
+                               .health_arg = c->cluster};
     TRY(front_create(&cfg, &c->front));
     cluster_set_url(c->cluster, front_url(c->front));
     return ERR_OK;
@@ -309,9 +348,11 @@ enum err coordinator_run(const struct options *opts)
     c->signal_fd = c->wake_fd = -1;
     enum err e = start(c);
     if (e == ERR_OK) {
-        LOG(INFO, CLUSTER, "coordinator up", "ms=%llu url=%s control=ipc://%s/control.sock tcp=%s model=\"%s\" tp=%u pp=%u replicas=%u",
+        LOG(INFO, CLUSTER, "coordinator up",
+            "ms=%llu url=%s control=ipc://%s/control.sock tcp=%s model=\"%s\" tp=%u pp=%u replicas=%u",
             (unsigned long long)((clock_ns() - begin_ns) / NS_PER_MS), front_url(c->front), c->instance.dir,
-            cluster_endpoint_tcp(c->cluster) ? cluster_endpoint_tcp(c->cluster) : "-", c->model_name, c->split.tp, c->split.pp, c->n_engines);
+            cluster_endpoint_tcp(c->cluster) ? cluster_endpoint_tcp(c->cluster) : "-", c->model_name, c->split.tp,
+            c->split.pp, c->n_engines);
         e = wait_for_end(c);
     }
     char detail[512];

@@ -3,9 +3,10 @@
  * http_request -api-> chat -chat_template-> text -tokenizer-> request -scheduler-> step_plan -step-> step
  * => batch -forward-> logits -sampler-> step_result => token_event -detokenizer-> text_delta -sse-> bytes
  *
- * This file joins the stages from request to step and from step_result to token_event; scheduler.c decides, step.c translates, engine_workers.c keeps the
- * workers. One thread; it shares the three queues, the snapshot and two atomics with the others. It sleeps in poll() until a worker, the front, the cluster
- * or the heartbeat timer has something. The link's descriptor is edge-triggered: it is drained until neither a message comes nor a step goes. */
+ * This file joins the stages from request to step and from step_result to token_event; scheduler.c decides, step.c
+ * translates, engine_workers.c keeps the workers. One thread; it shares the three queues, the snapshot and two atomics
+ * with the others. It sleeps in poll() until a worker, the front, the cluster or the heartbeat timer has something. The
+ * link's descriptor is edge-triggered: it is drained until neither a message comes nor a step goes. */
 #include "coordinator/engine_int.h"
 
 #include "base/check.h"
@@ -21,7 +22,8 @@
 
 const char *engine_state_name(enum engine_state s)
 {
-    static const char *const names[] = {"waiting for workers", "loading", "connecting", "warming up", "ready", "recovering", "stopped"};
+    static const char *const names[] = {"waiting for workers", "loading", "connecting", "warming up", "ready",
+                                        "recovering",          "stopped"};
     return names[s];
 }
 
@@ -43,7 +45,8 @@ static void hold_event(struct engine *e, struct token_event *ev)
     e->held[(e->held_first + e->held_n++) % e->held_cap] = ev;
 }
 
-/* When the front is behind, events wait here and no step is planned: what can still come is bounded by the steps in flight and the open requests. */
+/* When the front is behind, events wait here and no step is planned: what can still come is bounded by the steps in
+ * flight and the open requests. */
 static void push_event(struct engine *e, struct token_event *ev)
 {
     if (e->held_n || queue_push(e->events, ev) != ERR_OK)
@@ -64,7 +67,8 @@ void engine_tell_cluster(struct engine *e, const struct engine_event *ev)
     ASSERT(copy);
     *copy = *ev;
     if (queue_push(e->cluster_events, copy) != ERR_OK) {
-        LOG(ERROR, ENGINE, "the cluster thread is behind: an event was dropped", "replica=%u type=%d", e->replica, ev->type);
+        LOG(ERROR, ENGINE, "the cluster thread is behind: an event was dropped", "replica=%u type=%d", e->replica,
+            ev->type);
         free(copy);
     }
 }
@@ -114,9 +118,11 @@ void engine_end_unfit(struct engine *e)
     char text[160] = "";
     for (struct seq *q; (q = scheduler_take_unfit(&e->sched, &finish, &err));) {
         if (err == ERR_PEER_LOST)
-            snprintf(text, sizeof text, "the model's workers failed %d times in a row while this request ran", SCHEDULER_FAILURES_MAX);
+            snprintf(text, sizeof text, "the model's workers failed %d times in a row while this request ran",
+                     SCHEDULER_FAILURES_MAX);
         else if (err == ERR_NO_FIT)
-            snprintf(text, sizeof text, "the prompt has %u tokens, the workers' memory holds %u", q->req->n_prompt, e->sched.ctx);
+            snprintf(text, sizeof text, "the prompt has %u tokens, the workers' memory holds %u", q->req->n_prompt,
+                     e->sched.ctx);
         engine_end_seq(e, q, finish, err, text);
     }
 }
@@ -138,9 +144,11 @@ static void take_requests(struct engine *e)
 {
     bool any = false;
     for (struct seq *q; (q = queue_pop(e->requests)); any = true) {
-        /* n_open bounds what was let in, so there is room; a request that came while the replica gave up or drained ends at once. */
+        /* n_open bounds what was let in, so there is room; a request that came while the replica gave up or drained
+         * ends at once. */
         if (e->gave_up || e->drained)
-            engine_end_seq(e, q, FINISH_ERROR, ERR_UNAVAILABLE, e->drained ? "the server is shutting down" : e->down_text);
+            engine_end_seq(e, q, FINISH_ERROR, ERR_UNAVAILABLE,
+                           e->drained ? "the server is shutting down" : e->down_text);
         else if (scheduler_submit(&e->sched, q) != ERR_OK)
             engine_end_seq(e, q, FINISH_ERROR, ERR_BUSY, err_detail());
     }
@@ -428,7 +436,8 @@ static enum err check_request(const struct engine *e, const struct request *r)
         if (s->bias_id[i] >= e->vocab)
             return err_set(ERR_INVALID, "logit_bias of token id %u: the vocabulary has %u", s->bias_id[i], e->vocab);
     if (s->n_stop_ids > MSG_STOP_IDS_MAX || s->n_bias > MSG_BIAS_MAX || s->n_logprobs > MSG_LOGPROBS_MAX)
-        return err_set(ERR_INVALID, "at most %d stop ids, %d biases and %d log-probabilities", MSG_STOP_IDS_MAX, MSG_BIAS_MAX, MSG_LOGPROBS_MAX);
+        return err_set(ERR_INVALID, "at most %d stop ids, %d biases and %d log-probabilities", MSG_STOP_IDS_MAX,
+                       MSG_BIAS_MAX, MSG_LOGPROBS_MAX);
     return ERR_OK;
 }
 
@@ -547,15 +556,19 @@ enum err engine_create(const struct engine_config *cfg, struct engine **out)
     arena_init(&e->arena_in, 0);
     arena_init(&e->arena_step, 0);
     buf_init(&e->wire);
-    struct scheduler_config sc = {.max_seqs = e->max_seqs, .queue_max = (uint32_t)cfg->opts->queue_max, .pp = e->pp,
+    struct scheduler_config sc = {.max_seqs = e->max_seqs,
+                                  .queue_max = (uint32_t)cfg->opts->queue_max,
+                                  .pp = e->pp,
                                   .max_step_tokens = MAX(cfg->max_step_tokens, e->max_seqs),
-                                  .prefill_chunk = (uint32_t)cfg->opts->prefill_chunk, .step_target_us = cfg->opts->step_target_ms * 1000};
+                                  .prefill_chunk = (uint32_t)cfg->opts->prefill_chunk,
+                                  .step_target_us = cfg->opts->step_target_ms * 1000};
     err = ERR_NOMEM;
     e->ranks = calloc(e->n_ranks, sizeof *e->ranks);
     e->sent_ns = calloc(e->pp + 1, sizeof *e->sent_ns);
     if (!e->ranks || !e->sent_ns)
         goto fail;
-    if ((err = scheduler_init(&e->sched, &sc)) != ERR_OK || (err = queue_create(e->bound + 16, &e->requests)) != ERR_OK ||
+    if ((err = scheduler_init(&e->sched, &sc)) != ERR_OK ||
+        (err = queue_create(e->bound + 16, &e->requests)) != ERR_OK ||
         (err = queue_create(2 * (size_t)e->bound + 64, &e->cancels)) != ERR_OK ||
         (err = queue_create(4 * (size_t)e->n_ranks + 64, &e->commands)) != ERR_OK || (err = open_timer(e)) != ERR_OK ||
         (err = open_link(e, cfg)) != ERR_OK)

@@ -1,5 +1,5 @@
-/* Inside the engine: shared by engine.c (the loop, requests, steps) and engine_workers.c (bring-up, failure, epochs). Everything but the queues, the
- * snapshot and the two atomics belongs to the engine's thread. */
+/* Inside the engine: shared by engine.c (the loop, requests, steps) and engine_workers.c (bring-up, failure, epochs).
+ * Everything but the queues, the snapshot and the two atomics belongs to the engine's thread. */
 #ifndef COORDINATOR_ENGINE_INT_H
 #define COORDINATOR_ENGINE_INT_H
 
@@ -11,18 +11,19 @@
 #include <pthread.h>
 
 /* A worker as its engine sees it.
- * ABSENT -EXPECT-> EXPECTED -HELLO-> LOADING -WORKER_READY-> LOADED -COMM_READY-> CONNECTED; a failure of the epoch: RESETTING -WORKER_READY-> LOADED. */
+ * ABSENT -EXPECT-> EXPECTED -HELLO-> LOADING -WORKER_READY-> LOADED -COMM_READY-> CONNECTED; a failure of the epoch:
+ * RESETTING -WORKER_READY-> LOADED. */
 enum rank_state { RANK_ABSENT, RANK_EXPECTED, RANK_LOADING, RANK_RESETTING, RANK_LOADED, RANK_CONNECTED };
 struct rank {
     enum rank_state state;
     uint64_t worker_id;
-    struct link_peer peer;      /* from HELLO on */
-    uint64_t heard_ns;          /* last message */
-    uint64_t since_ns;          /* of the state */
-    uint64_t progress;          /* heartbeat counter */
+    struct link_peer peer; /* from HELLO on */
+    uint64_t heard_ns;     /* last message */
+    uint64_t since_ns;     /* of the state */
+    uint64_t progress;     /* heartbeat counter */
     uint64_t load_done, load_total, weights_bytes;
     uint32_t kv_blocks, pid;
-    bool reported;              /* ENGINE_EVENT_WORKER_INFO was sent */
+    bool reported; /* ENGINE_EVENT_WORKER_INFO was sent */
     uint8_t address[MSG_BLOB_MAX];
     uint32_t address_len;
 };
@@ -33,17 +34,17 @@ struct engine {
     /* set at creation */
     const struct options *opts;
     uint32_t replica, n_ranks, pp, tp, vocab, max_seqs, bound; /* bound: open requests */
-    uint32_t ctx_max;           /* room given to a sequence while the context is not known yet */
+    uint32_t ctx_max; /* room given to a sequence while the context is not known yet */
     struct metrics *metrics;
     struct queue *events, *cluster_events;
-    struct queue *requests;     /* struct seq */
-    struct queue *cancels;      /* ids, as pointers */
-    struct queue *commands;     /* struct engine_command */
+    struct queue *requests; /* struct seq */
+    struct queue *cancels;  /* ids, as pointers */
+    struct queue *commands; /* struct engine_command */
     char endpoint[256], endpoint_tcp[256];
     pthread_t thread;
     bool has_thread;
-    atomic_uint n_open;         /* accepted and not ended */
-    atomic_int refuse;          /* enum err that engine_submit answers; ERR_OK: accepts */
+    atomic_uint n_open; /* accepted and not ended */
+    atomic_int refuse;  /* enum err that engine_submit answers; ERR_OK: accepts */
     struct engine_snapshot snap;
 
     /* the thread's */
@@ -63,11 +64,11 @@ struct engine {
     uint64_t drain_until_ns;
     uint64_t warm_step_id, n_steps;
     bool warm_second;
-    uint64_t *sent_ns;          /* [pp + 1] by step id */
+    uint64_t *sent_ns; /* [pp + 1] by step id */
     uint64_t last_result_ns;
     struct arena arena_in, arena_step;
     struct buf wire;
-    struct token_event **held;  /* the front's queue was full: ring */
+    struct token_event **held; /* the front's queue was full: ring */
     uint32_t held_first, held_n, held_cap;
     uint64_t n_preemptions_told;
 };
@@ -81,7 +82,8 @@ void engine_tell_cluster(struct engine *e, const struct engine_event *ev);
 
 /* engine_workers.c */
 void engine_workers_command(struct engine *e, const struct engine_command *c); /* EXPECT, WORKER_LOST */
-/* HELLO, LOAD_PROGRESS, WORKER_READY, COMM_READY, HEARTBEAT, WORKER_ERROR. Returns the rank that sent it, or NULL: refused. */
+/* HELLO, LOAD_PROGRESS, WORKER_READY, COMM_READY, HEARTBEAT, WORKER_ERROR. Returns the rank that sent it, or NULL:
+ * refused. */
 struct rank *engine_workers_message(struct engine *e, const struct link_peer *from, const struct msg *m);
 void engine_workers_bad_message(struct engine *e, const struct link_peer *from);
 void engine_workers_warm_result(struct engine *e, const struct step_result *r);

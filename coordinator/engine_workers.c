@@ -1,9 +1,11 @@
-/* The workers of one replica: how they come up, how an epoch begins, how it fails and how the next one follows (ARCHITECTURE.md, Failure model).
+/* The workers of one replica: how they come up, how an epoch begins, how it fails and how the next one follows
+ * (ARCHITECTURE.md, Failure model).
  *
- * An epoch is one communicator. It begins when every rank has said WORKER_READY for it: all get COMM_PEERS, all answer COMM_READY, two warm-up steps run, then
- * requests do. It is over as soon as any rank is lost, reports an error, is silent for too long or leaves a step unanswered: the number rises, survivors get
- * RESET and answer WORKER_READY with a new address, the lost one is left to the cluster thread, which starts another. Messages of an older epoch
- * are dropped here. */
+ * An epoch is one communicator. It begins when every rank has said WORKER_READY for it: all get COMM_PEERS, all answer
+ * COMM_READY, two warm-up steps run, then requests do. It is over as soon as any rank is lost, reports an error, is
+ * silent for too long or leaves a step unanswered: the number rises, survivors get RESET and answer WORKER_READY with a
+ * new address, the lost one is left to the cluster thread, which starts another. Messages of an older epoch are dropped
+ * here. */
 #include "coordinator/engine_int.h"
 
 #include "base/check.h"
@@ -37,7 +39,8 @@ static bool send_rank(struct engine *e, struct rank *r, const struct msg *m)
 static void refuse(struct engine *e, const struct link_peer *to, enum err err, char *text)
 {
     struct msg m = {.type = MSG_REFUSE};
-    m.refuse = (struct msg_refuse){.err = err, .text = text, .version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX};
+    m.refuse = (struct msg_refuse){
+        .err = err, .text = text, .version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX};
     link_server_send(e->link, to, &m);
 }
 
@@ -64,8 +67,8 @@ void engine_workers_fail_epoch(struct engine *e, const char *why)
     if (e->phase == PHASE_GATHER)
         return; /* no communicator was made yet: the numbers of this epoch are still good */
     e->epoch++;
-    LOG(WARN, ENGINE, "epoch failed", "replica=%u epoch=%llu in_flight=%u running=%u why=\"%s\"", e->replica, (unsigned long long)e->epoch,
-        e->sched.n_in_flight, e->sched.active.n, why);
+    LOG(WARN, ENGINE, "epoch failed", "replica=%u epoch=%llu in_flight=%u running=%u why=\"%s\"", e->replica,
+        (unsigned long long)e->epoch, e->sched.n_in_flight, e->sched.active.n, why);
     set_phase(e, PHASE_GATHER);
     if (scheduler_reset(&e->sched, e->sched.kv.n_blocks, e->ctx) == ERR_OK)
         engine_end_unfit(e);
@@ -82,9 +85,13 @@ void engine_workers_fail_epoch(struct engine *e, const char *why)
 
 void engine_workers_fail_rank(struct engine *e, struct rank *r, const char *why)
 {
-    struct engine_event ev = {.type = ENGINE_EVENT_WORKER_FAILED, .replica = e->replica, .world_rank = rank_idx(e, r), .worker_id = r->worker_id};
+    struct engine_event ev = {.type = ENGINE_EVENT_WORKER_FAILED,
+                              .replica = e->replica,
+                              .world_rank = rank_idx(e, r),
+                              .worker_id = r->worker_id};
     snprintf(ev.text, sizeof ev.text, "%s", why);
-    LOG(WARN, ENGINE, "worker failed", "replica=%u rank=%u worker=%llu why=\"%s\"", e->replica, ev.world_rank, (unsigned long long)r->worker_id, why);
+    LOG(WARN, ENGINE, "worker failed", "replica=%u rank=%u worker=%llu why=\"%s\"", e->replica, ev.world_rank,
+        (unsigned long long)r->worker_id, why);
     set_state(e, r, RANK_ABSENT);
     engine_tell_cluster(e, &ev);
     engine_workers_fail_epoch(e, why);
@@ -132,8 +139,8 @@ static void serve(struct engine *e)
     e->last_result_ns = e->now_ns;
     if (e->was_ready)
         metrics_add(e->metrics, METRIC_RECOVERIES, e->replica, 1);
-    LOG(INFO, ENGINE, "replica ready", "replica=%u epoch=%llu kv_blocks=%u ctx=%u recovered=%d down_ms=%llu", e->replica, (unsigned long long)e->epoch,
-        e->sched.kv.n_blocks, e->sched.ctx, e->was_ready,
+    LOG(INFO, ENGINE, "replica ready", "replica=%u epoch=%llu kv_blocks=%u ctx=%u recovered=%d down_ms=%llu",
+        e->replica, (unsigned long long)e->epoch, e->sched.kv.n_blocks, e->sched.ctx, e->was_ready,
         (unsigned long long)(e->recovering ? (e->now_ns - e->down_since_ns) / NS_PER_MS : 0));
     e->was_ready = true;
     e->recovering = e->gave_up = false;
@@ -192,8 +199,8 @@ static void on_hello(struct engine *e, const struct link_peer *from, const struc
 {
     if (h->version_max < PROTO_VERSION_MIN || h->version_min > PROTO_VERSION_MAX) {
         char text[160];
-        snprintf(text, sizeof text, "no common protocol version: the coordinator speaks %u to %u, the worker %u to %u", PROTO_VERSION_MIN,
-                 PROTO_VERSION_MAX, h->version_min, h->version_max);
+        snprintf(text, sizeof text, "no common protocol version: the coordinator speaks %u to %u, the worker %u to %u",
+                 PROTO_VERSION_MIN, PROTO_VERSION_MAX, h->version_min, h->version_max);
         refuse(e, from, ERR_VERSION, text);
         return;
     }
@@ -210,14 +217,19 @@ static void on_hello(struct engine *e, const struct link_peer *from, const struc
     if (r->state == RANK_EXPECTED)
         set_state(e, r, RANK_LOADING);
     struct msg m = {.type = MSG_WELCOME};
-    m.welcome = (struct msg_welcome){.version = MIN(h->version_max, (uint32_t)PROTO_VERSION_MAX), .peer_id = h->peer_id,
+    m.welcome = (struct msg_welcome){.version = MIN(h->version_max, (uint32_t)PROTO_VERSION_MAX),
+                                     .peer_id = h->peer_id,
                                      .heartbeat_ms = e->opts->heartbeat_ms};
     send_rank(e, r, &m);
 }
 
 static void report(struct engine *e, struct rank *r, const struct msg_worker_ready *w)
 {
-    struct engine_event ev = {.type = ENGINE_EVENT_WORKER_INFO, .replica = e->replica, .world_rank = rank_idx(e, r), .worker_id = r->worker_id, .pid = r->pid};
+    struct engine_event ev = {.type = ENGINE_EVENT_WORKER_INFO,
+                              .replica = e->replica,
+                              .world_rank = rank_idx(e, r),
+                              .worker_id = r->worker_id,
+                              .pid = r->pid};
     ev.info = *w;
     ev.info.backend = NULL;
     ev.info.address = NULL;
@@ -225,8 +237,8 @@ static void report(struct engine *e, struct rank *r, const struct msg_worker_rea
     snprintf(ev.backend, sizeof ev.backend, "%s", w->backend ? w->backend : "");
     engine_tell_cluster(e, &ev);
     r->reported = true;
-    LOG(INFO, ENGINE, "worker loaded", "replica=%u rank=%u backend=%s weights_bytes=%llu kv_blocks=%u load_ms=%u", e->replica, rank_idx(e, r), ev.backend,
-        (unsigned long long)w->weights_bytes, w->kv_blocks, w->load_ms);
+    LOG(INFO, ENGINE, "worker loaded", "replica=%u rank=%u backend=%s weights_bytes=%llu kv_blocks=%u load_ms=%u",
+        e->replica, rank_idx(e, r), ev.backend, (unsigned long long)w->weights_bytes, w->kv_blocks, w->load_ms);
 }
 
 static void on_worker_ready(struct engine *e, struct rank *r, const struct msg_worker_ready *w)
@@ -237,7 +249,8 @@ static void on_worker_ready(struct engine *e, struct rank *r, const struct msg_w
     }
     if (w->kv_blocks < 2) {
         char text[128];
-        snprintf(text, sizeof text, "worker %u has room for %u KV blocks, 2 are needed: give it more memory", rank_idx(e, r), w->kv_blocks);
+        snprintf(text, sizeof text, "worker %u has room for %u KV blocks, 2 are needed: give it more memory",
+                 rank_idx(e, r), w->kv_blocks);
         engine_workers_fail_rank(e, r, text);
         return;
     }
@@ -266,7 +279,8 @@ static void on_worker_ready(struct engine *e, struct rank *r, const struct msg_w
 static void on_worker_error(struct engine *e, struct rank *r, const struct msg_worker_error *w)
 {
     char text[160];
-    snprintf(text, sizeof text, "worker %u: %s", rank_idx(e, r), w->text && w->text[0] ? w->text : err_text(w->err < ERR_COUNT ? w->err : ERR_INTERNAL));
+    snprintf(text, sizeof text, "worker %u: %s", rank_idx(e, r),
+             w->text && w->text[0] ? w->text : err_text(w->err < ERR_COUNT ? w->err : ERR_INTERNAL));
     if (w->fatal)
         engine_workers_fail_rank(e, r, text);
     else if (w->epoch == e->epoch)
@@ -282,7 +296,8 @@ struct rank *engine_workers_message(struct engine *e, const struct link_peer *fr
     struct rank *r = NULL;
     for (uint32_t i = 0; i < e->n_ranks && !r; i++) {
         struct rank *c = &e->ranks[i];
-        if (c->state >= RANK_LOADING && c->peer.id_len == from->id_len && memcmp(c->peer.id, from->id, from->id_len) == 0)
+        if (c->state >= RANK_LOADING && c->peer.id_len == from->id_len &&
+            memcmp(c->peer.id, from->id, from->id_len) == 0)
             r = c;
     }
     if (!r) {
@@ -322,7 +337,8 @@ void engine_workers_bad_message(struct engine *e, const struct link_peer *from)
 {
     for (uint32_t i = 0; i < e->n_ranks; i++) {
         struct rank *r = &e->ranks[i];
-        if (r->state >= RANK_LOADING && r->peer.id_len == from->id_len && memcmp(r->peer.id, from->id, from->id_len) == 0) {
+        if (r->state >= RANK_LOADING && r->peer.id_len == from->id_len &&
+            memcmp(r->peer.id, from->id, from->id_len) == 0) {
             engine_workers_fail_rank(e, r, err_detail());
             return;
         }
@@ -340,8 +356,8 @@ static void check_rank(struct engine *e, struct rank *r)
         return;
     if (r->state == RANK_EXPECTED || r->state == RANK_RESETTING) {
         if (age > MAX(step_ns, beat_ns)) {
-            snprintf(text, sizeof text, "worker %u did not %s within %llu ms", rank_idx(e, r), r->state == RANK_EXPECTED ? "come up" : "answer a reset",
-                     (unsigned long long)(age / NS_PER_MS));
+            snprintf(text, sizeof text, "worker %u did not %s within %llu ms", rank_idx(e, r),
+                     r->state == RANK_EXPECTED ? "come up" : "answer a reset", (unsigned long long)(age / NS_PER_MS));
             engine_workers_fail_rank(e, r, text);
         }
         if (r->state != RANK_RESETTING)
@@ -349,7 +365,8 @@ static void check_rank(struct engine *e, struct rank *r)
     }
     /* A worker that loads may be busy with one large read. One tick early, so that the limit is kept and not passed. */
     if (silent + e->tick_ns > (r->state == RANK_LOADING ? MAX(step_ns, beat_ns) : beat_ns)) {
-        snprintf(text, sizeof text, "worker %u was silent for %llu ms", rank_idx(e, r), (unsigned long long)(silent / NS_PER_MS));
+        snprintf(text, sizeof text, "worker %u was silent for %llu ms", rank_idx(e, r),
+                 (unsigned long long)(silent / NS_PER_MS));
         engine_workers_fail_rank(e, r, text);
     }
 }
@@ -367,7 +384,8 @@ static void check_step(struct engine *e)
     if (e->now_ns - since <= limit)
         return;
     char text[128];
-    snprintf(text, sizeof text, "%s had no answer within %u ms", e->phase == PHASE_CONNECT ? "connecting the workers" : "a step", e->opts->step_timeout_ms);
+    snprintf(text, sizeof text, "%s had no answer within %u ms",
+             e->phase == PHASE_CONNECT ? "connecting the workers" : "a step", e->opts->step_timeout_ms);
     engine_workers_fail_epoch(e, text);
 }
 
@@ -377,8 +395,10 @@ static void check_recovery(struct engine *e)
         return;
     e->gave_up = true;
     char text[160];
-    snprintf(text, sizeof text, "the model lost a worker and did not recover within %u ms (%.90s)", e->opts->recover_timeout_ms, e->down_text);
-    LOG(ERROR, ENGINE, "recovery takes too long", "replica=%u ended=%u why=\"%s\"", e->replica, e->sched.queue.n + e->sched.active.n, e->down_text);
+    snprintf(text, sizeof text, "the model lost a worker and did not recover within %u ms (%.90s)",
+             e->opts->recover_timeout_ms, e->down_text);
+    LOG(ERROR, ENGINE, "recovery takes too long", "replica=%u ended=%u why=\"%s\"", e->replica,
+        e->sched.queue.n + e->sched.active.n, e->down_text);
     atomic_store(&e->refuse, ERR_UNAVAILABLE);
     for (struct seq_list *lists[] = {&e->sched.active, &e->sched.queue}, **l = lists; l < lists + 2; l++)
         for (struct seq *q; (q = (*l)->first);) {

@@ -1,9 +1,9 @@
-/* The front: HTTP, TLS, tokenising, templates, SSE; one thread of its own. It turns HTTP requests into struct request, gives each to the least
- * loaded engine (engine_snapshot) and turns struct token_event into text.
+/* The front: HTTP, TLS, tokenising, templates, SSE; one thread of its own. It turns HTTP requests into struct request,
+ * gives each to the least loaded engine (engine_snapshot) and turns struct token_event into text.
  *
- * Borrowed for its whole life: everything in front_config. The engines stop only after front_destroy, so an engine pointer is always good; an
- * engine that is not ready still queues (engine_submit), up to its bound. The context of a sequence is known once workers have joined: take
- * the smallest engine_snapshot()->ctx that is not 0. */
+ * Borrowed for its whole life: everything in front_config. The engines stop only after front_destroy, so an engine
+ * pointer is always good; an engine that is not ready still queues (engine_submit), up to its bound. The context of a
+ * sequence is known once workers have joined: take the smallest engine_snapshot()->ctx that is not 0. */
 #ifndef COORDINATOR_FRONT_H
 #define COORDINATOR_FRONT_H
 
@@ -21,25 +21,26 @@ struct front_health {
     uint32_t load_percent; /* of the weights, 0..100 */
     uint32_t n_replicas, n_ready;
     uint32_t n_workers, n_workers_ready;
-    char text[256];        /* "loading weights", "waiting for devices: 1 of 2", "replica 0 lost worker 1: killed by signal 9" */
+    char
+        text[256]; /* "loading weights", "waiting for devices: 1 of 2", "replica 0 lost worker 1: killed by signal 9" */
 };
 
 struct front_config {
     const struct options *opts;
-    const struct gguf *gguf;          /* tokenizer and chat template */
+    const struct gguf *gguf; /* tokenizer and chat template */
     const struct hparams *hp;
-    const char *model_name;           /* served_model_name or the file's stem */
+    const char *model_name; /* served_model_name or the file's stem */
     struct engine *const *engines;
     uint32_t n_engines;
     struct metrics *metrics;
-    struct queue *events;             /* struct token_event *, from all engines; the front frees what it pops */
+    struct queue *events; /* struct token_event *, from all engines; the front frees what it pops */
     void (*health)(void *arg, struct front_health *out);
     void *health_arg;
 };
 
 struct front;
-/* Binds opts->host:port and starts the thread. ERR_ADDR_IN_USE, ERR_CONFIG (another address than loopback without a key), ERR_UNSUPPORTED (an
- * unknown tokenizer). */
+/* Binds opts->host:port and starts the thread. ERR_ADDR_IN_USE, ERR_CONFIG (another address than loopback without a
+ * key), ERR_UNSUPPORTED (an unknown tokenizer). */
 enum err front_create(const struct front_config *cfg, struct front **out);
 /* Closes every connection, joins the thread. */
 void front_destroy(struct front **f);

@@ -105,6 +105,7 @@ enum err instance_endpoint(const struct instance *i, const char *name, char *out
     struct sockaddr_un un;
     int n = snprintf(out, cap, "ipc://%s/%s", i->dir, name);
     if (n < 0 || (size_t)n >= cap || (size_t)n - 6 >= sizeof un.sun_path)
-        return err_set(ERR_CONFIG, "the socket path %s/%s is longer than %zu characters: set a shorter --runtime-dir", i->dir, name, sizeof un.sun_path - 1);
+        return err_set(ERR_CONFIG, "the socket path %s/%s is longer than %zu characters: set a shorter --runtime-dir",
+                       i->dir, name, sizeof un.sun_path - 1);
     return ERR_OK;
 }

@@ -1,4 +1,5 @@
-/* Where one coordinator of this user keeps its sockets, so that several on a machine coexist and a client finds the newest.
+/* Where one coordinator of this user keeps its sockets, so that several on a machine coexist and a client finds the
+ * newest.
  *
  *   <runtime_dir>/<pid>/control.sock    agents and admins (ipc)
  *   <runtime_dir>/<pid>/engine-N.sock   workers of replica N

@@ -1,7 +1,9 @@
-/* Who owns a KV block. A block id names the same 16 positions on every rank and stage of a replica; the bytes are the workers'.
+/* Who owns a KV block. A block id names the same 16 positions on every rank and stage of a replica; the bytes are the
+ * workers'.
  *
- * Each sequence (an index 0..n_seqs) has a table: its blocks in order of position. Tables and the free list are threaded through one array of links, so
- * that memory is per block, not per sequence times context, and nothing is allocated after kv_blocks_init. Pure data, not thread-safe. */
+ * Each sequence (an index 0..n_seqs) has a table: its blocks in order of position. Tables and the free list are
+ * threaded through one array of links, so that memory is per block, not per sequence times context, and nothing is
+ * allocated after kv_blocks_init. Pure data, not thread-safe. */
 #ifndef COORDINATOR_KV_BLOCKS_H
 #define COORDINATOR_KV_BLOCKS_H
 
@@ -32,13 +34,14 @@ static inline uint32_t kv_blocks_for(uint32_t n_positions)
 
 enum err kv_blocks_init(struct kv_blocks *k, uint32_t n_blocks, uint32_t n_seqs);
 void kv_blocks_deinit(struct kv_blocks *k);
-/* Appends n free blocks to the table of seq; *first is the first new one (follow kv_blocks_next for the others). False, and nothing taken, when fewer are
- * free. n >= 1. */
+/* Appends n free blocks to the table of seq; *first is the first new one (follow kv_blocks_next for the others). False,
+ * and nothing taken, when fewer are free. n >= 1. */
 bool kv_blocks_take(struct kv_blocks *k, uint32_t seq, uint32_t n, uint32_t *first);
 /* Gives all blocks of seq back. Returns how many. */
 uint32_t kv_blocks_give(struct kv_blocks *k, uint32_t seq);
 uint32_t kv_blocks_next(const struct kv_blocks *k, uint32_t block);
-/* Every block is in exactly one table or in the free list; counts and owners agree. Ends the process when not (a bug). */
+/* Every block is in exactly one table or in the free list; counts and owners agree. Ends the process when not (a bug).
+ */
 void kv_blocks_check(const struct kv_blocks *k);
 
 #endif

@@ -7,7 +7,8 @@
 
 static const char usage[] = "usage: racklm-coordinator --model FILE.gguf [options]\n"
                             "       racklm-coordinator --config racklm.yaml\n\n"
-                            "Serves a model over HTTP with workers that join it (racklm-worker). `racklm serve` starts all of it on one machine.\n\n";
+                            "Serves a model over HTTP with workers that join it (racklm-worker). `racklm serve` starts "
+                            "all of it on one machine.\n\n";
 
 static int help(void)
 {

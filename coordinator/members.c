@@ -11,7 +11,8 @@ enum { QUICK_S = 30, BACKOFF_MS = 250, BACKOFF_MS_MAX = 10000 };
 
 const char *members_worker_state_name(enum worker_state s)
 {
-    static const char *const names[] = {"waiting for a device", "waiting to start", "loading", "ready", "stopping", "failed"};
+    static const char *const names[] = {
+        "waiting for a device", "waiting to start", "loading", "ready", "stopping", "failed"};
     return names[s];
 }
 
@@ -49,7 +50,8 @@ static void copy_str(char *to, size_t cap, const char *from)
     snprintf(to, cap, "%s", from ? from : "");
 }
 
-enum err members_join(struct members *m, unsigned server, const struct link_peer *peer, const struct msg_hello *h, uint64_t now_ns, uint32_t *out)
+enum err members_join(struct members *m, unsigned server, const struct link_peer *peer, const struct msg_hello *h,
+                      uint64_t now_ns, uint32_t *out)
 {
     uint32_t i = 0;
     while (i < m->n_nodes && m->nodes[i].joined)
@@ -70,8 +72,14 @@ enum err members_join(struct members *m, unsigned server, const struct link_peer
     }
     struct node *n = &m->nodes[i];
     free(n->devices);
-    *n = (struct node){.joined = true, .server = server, .peer = *peer, .peer_id = h->peer_id, .heard_ns = now_ns, .pid = h->pid,
-                       .devices = devices, .n_devices = h->n_devices};
+    *n = (struct node){.joined = true,
+                       .server = server,
+                       .peer = *peer,
+                       .peer_id = h->peer_id,
+                       .heard_ns = now_ns,
+                       .pid = h->pid,
+                       .devices = devices,
+                       .n_devices = h->n_devices};
     copy_str(n->host, sizeof n->host, h->host);
     m->n_nodes = MAX(m->n_nodes, i + 1);
     *out = i;
@@ -82,7 +90,8 @@ uint32_t members_find_peer(const struct members *m, unsigned server, const struc
 {
     for (uint32_t i = 0; i < m->n_nodes; i++) {
         const struct node *n = &m->nodes[i];
-        if (n->joined && n->server == server && n->peer.id_len == peer->id_len && memcmp(n->peer.id, peer->id, peer->id_len) == 0)
+        if (n->joined && n->server == server && n->peer.id_len == peer->id_len &&
+            memcmp(n->peer.id, peer->id, peer->id_len) == 0)
             return i;
     }
     return PLACEMENT_NONE;
@@ -126,7 +135,8 @@ uint32_t members_n_devices(const struct members *m)
     return n;
 }
 
-bool members_place(struct members *m, uint32_t replica, uint32_t tp, uint32_t pp, const uint64_t *need_bytes, uint64_t now_ns)
+bool members_place(struct members *m, uint32_t replica, uint32_t tp, uint32_t pp, const uint64_t *need_bytes,
+                   uint64_t now_ns)
 {
     struct worker *ws = &m->workers[(size_t)replica * m->ranks];
     uint32_t n = members_n_devices(m), missing = 0, k = 0;

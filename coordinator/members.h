@@ -1,5 +1,6 @@
-/* Who is in the cluster: nodes (one agent each) with their devices, and the workers, one for every rank of every replica, wherever they are or are not.
- * Plain tables with the rules of a worker's life; no socket, no clock. Owned by the cluster thread. */
+/* Who is in the cluster: nodes (one agent each) with their devices, and the workers, one for every rank of every
+ * replica, wherever they are or are not. Plain tables with the rules of a worker's life; no socket, no clock. Owned by
+ * the cluster thread. */
 #ifndef COORDINATOR_MEMBERS_H
 #define COORDINATOR_MEMBERS_H
 
@@ -16,7 +17,7 @@ struct device {
 };
 struct node {
     bool joined;
-    unsigned server;          /* which control socket it came by: 0 ipc, 1 tcp */
+    unsigned server; /* which control socket it came by: 0 ipc, 1 tcp */
     struct link_peer peer;
     uint64_t peer_id, heard_ns;
     uint32_t pid;
@@ -25,18 +26,19 @@ struct node {
     uint32_t n_devices;
 };
 
-/* UNPLACED -placement-> PLACED -START_WORKER-> STARTING -loaded-> LOADED. An exit leads back to PLACED with a back-off; a worker that the engine gave up is STOPPING
- * until its exit; a node that is lost leaves UNPLACED; too many failed loads in a row lead to FATAL, which only a person ends. */
+/* UNPLACED -placement-> PLACED -START_WORKER-> STARTING -loaded-> LOADED. An exit leads back to PLACED with a back-off;
+ * a worker that the engine gave up is STOPPING until its exit; a node that is lost leaves UNPLACED; too many failed
+ * loads in a row lead to FATAL, which only a person ends. */
 enum worker_state { WORKER_UNPLACED, WORKER_PLACED, WORKER_STARTING, WORKER_LOADED, WORKER_STOPPING, WORKER_FATAL };
 struct worker {
     enum worker_state state;
     uint32_t replica, world_rank;
-    uint64_t id;              /* of the present process; 0: none yet */
-    uint32_t node, device;    /* from PLACED on */
+    uint64_t id;           /* of the present process; 0: none yet */
+    uint32_t node, device; /* from PLACED on */
     uint64_t started_ns, start_at_ns;
     uint32_t n_starts, n_quick, n_load_failures;
-    bool loaded;              /* the present process got so far */
-    char text[160];           /* why the last one ended */
+    bool loaded;    /* the present process got so far */
+    char text[160]; /* why the last one ended */
     struct msg_worker_ready info;
     char backend[32];
     uint32_t pid;
@@ -44,8 +46,8 @@ struct worker {
 
 struct members {
     struct node *nodes;
-    uint32_t n_nodes;         /* entries in use, joined or not */
-    struct worker *workers;   /* [replicas * pp * tp] */
+    uint32_t n_nodes;          /* entries in use, joined or not */
+    struct worker *workers;    /* [replicas * pp * tp] */
     uint32_t n_workers, ranks; /* ranks: of a replica */
     uint64_t next_worker_id;
 };
@@ -53,15 +55,18 @@ struct members {
 enum err members_init(struct members *m, uint32_t n_replicas, uint32_t ranks, uint64_t first_worker_id);
 void members_deinit(struct members *m);
 /* A node says hello; copies the devices. ERR_TOO_BIG, ERR_NOMEM. */
-enum err members_join(struct members *m, unsigned server, const struct link_peer *peer, const struct msg_hello *h, uint64_t now_ns, uint32_t *node);
+enum err members_join(struct members *m, unsigned server, const struct link_peer *peer, const struct msg_hello *h,
+                      uint64_t now_ns, uint32_t *node);
 /* Joined node of that peer or agent id, or PLACEMENT_NONE. */
 uint32_t members_find_peer(const struct members *m, unsigned server, const struct link_peer *peer);
 uint32_t members_find_id(const struct members *m, uint64_t peer_id);
 /* Its workers become UNPLACED (the caller tells the engines before). */
 void members_leave(struct members *m, uint32_t node);
 struct worker *members_worker(struct members *m, uint64_t worker_id);
-/* Places the missing ranks of a replica when all of them find a device. need_bytes: by world rank. True when all are placed now. */
-bool members_place(struct members *m, uint32_t replica, uint32_t tp, uint32_t pp, const uint64_t *need_bytes, uint64_t now_ns);
+/* Places the missing ranks of a replica when all of them find a device. need_bytes: by world rank. True when all are
+ * placed now. */
+bool members_place(struct members *m, uint32_t replica, uint32_t tp, uint32_t pp, const uint64_t *need_bytes,
+                   uint64_t now_ns);
 uint32_t members_n_devices(const struct members *m);
 /* The process of the worker is gone: it will start again at start_at_ns, or not at all (FATAL). */
 void members_exited(struct members *m, struct worker *w, const char *why, uint64_t now_ns);

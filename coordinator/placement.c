@@ -123,7 +123,8 @@ static uint32_t best_node(struct work *w, uint32_t stage, uint32_t *scratch)
     return best;
 }
 
-bool placement_assign(const struct placement_device *d, uint32_t n_devices, uint32_t tp, uint32_t pp, const uint64_t *need_bytes, uint32_t *device)
+bool placement_assign(const struct placement_device *d, uint32_t n_devices, uint32_t tp, uint32_t pp,
+                      const uint64_t *need_bytes, uint32_t *device)
 {
     size_t bytes = (size_t)tp * pp * sizeof(uint32_t);
     uint32_t *scratch = malloc(2 * bytes + 1), *before = scratch + (size_t)tp * pp;
@@ -146,7 +147,8 @@ bool placement_assign(const struct placement_device *d, uint32_t n_devices, uint
     return ok;
 }
 
-uint32_t placement_ctx_fit(uint64_t device_bytes, uint64_t weights_bytes, uint64_t kv_memory_bytes, uint64_t kv_block_bytes)
+uint32_t placement_ctx_fit(uint64_t device_bytes, uint64_t weights_bytes, uint64_t kv_memory_bytes,
+                           uint64_t kv_block_bytes)
 {
     uint64_t budget = kv_memory_bytes;
     if (!budget) {
@@ -164,10 +166,15 @@ enum err placement_ctx(uint32_t asked, uint32_t ctx_train, uint32_t fit, uint32_
 {
     *lowered = false;
     if (fit < 2 * SHARD_KV_BLOCK)
-        return err_set(ERR_NO_FIT, "the KV cache has room for %u tokens, %d are the least: give the workers more memory or set a larger --kv-memory", fit,
-                       2 * SHARD_KV_BLOCK);
+        return err_set(ERR_NO_FIT,
+                       "the KV cache has room for %u tokens, %d are the least: give the workers more memory or set a "
+                       "larger --kv-memory",
+                       fit, 2 * SHARD_KV_BLOCK);
     if (asked > fit)
-        return err_set(ERR_NO_FIT, "a context of %u tokens does not fit, the KV cache has room for %u: lower --ctx, or raise --kv-memory", asked, fit);
+        return err_set(
+            ERR_NO_FIT,
+            "a context of %u tokens does not fit, the KV cache has room for %u: lower --ctx, or raise --kv-memory",
+            asked, fit);
     *ctx = asked ? asked : ctx_train;
     if (*ctx > fit) {
         *ctx = fit >= 1024 ? fit / 256 * 256 : fit;

@@ -32,11 +32,12 @@ void request_destroy(struct request **r)
 }
 
 /* Pointers first, then the 4-byte arrays: everything is aligned without padding. */
-struct token_event *token_event_create(uint32_t n_tokens, bool logprobs, uint32_t n_top_total, uint32_t n_prompt_positions)
+struct token_event *token_event_create(uint32_t n_tokens, bool logprobs, uint32_t n_top_total,
+                                       uint32_t n_prompt_positions)
 {
     size_t n_lp = (logprobs ? (size_t)n_tokens : 0) + n_prompt_positions;
-    size_t bytes = sizeof(struct token_event) + n_lp * sizeof(struct token_logprobs) + (size_t)n_tokens * sizeof(uint32_t) +
-                   (size_t)n_top_total * (sizeof(uint32_t) + sizeof(float));
+    size_t bytes = sizeof(struct token_event) + n_lp * sizeof(struct token_logprobs) +
+                   (size_t)n_tokens * sizeof(uint32_t) + (size_t)n_top_total * (sizeof(uint32_t) + sizeof(float));
     struct token_event *e = calloc(1, bytes);
     if (!e)
         return NULL;

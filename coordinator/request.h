@@ -1,9 +1,10 @@
-/* What passes between front and engine: a request going in, events coming out. Nothing else is shared between the two threads.
+/* What passes between front and engine: a request going in, events coming out. Nothing else is shared between the two
+ * threads.
  *
- * struct request: made by the front (api), owned by the engine from a successful queue_push on, freed by it with request_destroy. Token ids only: text,
- * stop strings, templates and JSON stay in the front. One request is one choice: `n` choices are n requests with the same prompt and choice
- * 0..n-1. struct token_event: made by the engine, owned by the front once pushed.
- * The front cancels by pushing a request with `cancel` set and the same id. */
+ * struct request: made by the front (api), owned by the engine from a successful queue_push on, freed by it with
+ * request_destroy. Token ids only: text, stop strings, templates and JSON stay in the front. One request is one choice:
+ * `n` choices are n requests with the same prompt and choice 0..n-1. struct token_event: made by the engine, owned by
+ * the front once pushed. The front cancels by pushing a request with `cancel` set and the same id. */
 #ifndef COORDINATOR_REQUEST_H
 #define COORDINATOR_REQUEST_H
 
@@ -18,13 +19,13 @@ struct sampling {
     float repetition_penalty, presence_penalty, frequency_penalty;
     uint64_t seed;
     uint32_t choice;
-    uint32_t max_tokens;         /* resolved: >= 0; 0 only with prompt_logprobs */
+    uint32_t max_tokens; /* resolved: >= 0; 0 only with prompt_logprobs */
     uint32_t min_tokens;
     bool ignore_eos;
-    uint32_t n_logprobs;         /* top log-probabilities per token */
-    bool logprobs;               /* of the sampled token too */
-    bool prompt_logprobs;        /* of every prompt token, n_logprobs each */
-    uint32_t *stop_ids;          /* end ids of the model (unless ignore_eos) and stop_token_ids */
+    uint32_t n_logprobs;  /* top log-probabilities per token */
+    bool logprobs;        /* of the sampled token too */
+    bool prompt_logprobs; /* of every prompt token, n_logprobs each */
+    uint32_t *stop_ids;   /* end ids of the model (unless ignore_eos) and stop_token_ids */
     uint32_t n_stop_ids;
     uint32_t *bias_id;
     float *bias;
@@ -32,22 +33,22 @@ struct sampling {
 };
 
 struct request {
-    uint64_t id;                 /* unique in the process, given by the front */
-    bool cancel;                 /* only id counts: drop the request of that id */
-    uint32_t *prompt;            /* token ids, BOS included */
+    uint64_t id;      /* unique in the process, given by the front */
+    bool cancel;      /* only id counts: drop the request of that id */
+    uint32_t *prompt; /* token ids, BOS included */
     uint32_t n_prompt;
     struct sampling sampling;
     uint64_t arrival_ns;
-    struct request *next;        /* for the owner's lists */
+    struct request *next; /* for the owner's lists */
 };
 struct request *request_create(uint32_t n_prompt); /* zeroed, prompt allocated; NULL: out of memory */
 void request_destroy(struct request **r);
 
 enum finish {
-    FINISH_NONE,    /* more to come */
-    FINISH_STOP,    /* an id of stop_ids (in stop_id), which is not part of the tokens */
-    FINISH_LENGTH,  /* max_tokens or the context */
-    FINISH_ERROR,   /* err, text */
+    FINISH_NONE,   /* more to come */
+    FINISH_STOP,   /* an id of stop_ids (in stop_id), which is not part of the tokens */
+    FINISH_LENGTH, /* max_tokens or the context */
+    FINISH_ERROR,  /* err, text */
     FINISH_CANCEL,
 };
 /* Log-probabilities of one position. */
@@ -72,14 +73,15 @@ struct token_event {
     uint32_t stop_id;
     enum err err;
     char text[160];
-    uint64_t queue_ns, prefill_ns;          /* with the first token */
-    uint32_t *top_ids;                      /* room for the arrays of all token_logprobs above, given out by token_event_top */
+    uint64_t queue_ns, prefill_ns; /* with the first token */
+    uint32_t *top_ids;             /* room for the arrays of all token_logprobs above, given out by token_event_top */
     float *top_values;
     uint32_t n_top_left;
 };
-/* One allocation holds the event and its arrays (n_tokens, n_prompt_positions and room for n_top_total top entries): made by token_event_create (NULL:
- * out of memory), freed by token_event_destroy. */
-struct token_event *token_event_create(uint32_t n_tokens, bool logprobs, uint32_t n_top_total, uint32_t n_prompt_positions);
+/* One allocation holds the event and its arrays (n_tokens, n_prompt_positions and room for n_top_total top entries):
+ * made by token_event_create (NULL: out of memory), freed by token_event_destroy. */
+struct token_event *token_event_create(uint32_t n_tokens, bool logprobs, uint32_t n_top_total,
+                                       uint32_t n_prompt_positions);
 /* Gives lp room for n entries out of the event's allocation and sets lp->n_top. */
 void token_event_top(struct token_event *e, struct token_logprobs *lp, uint32_t n);
 void token_event_destroy(struct token_event **e);

@@ -18,7 +18,7 @@ enum {
     BUDGET_UNMEASURED = 64, /* prefill tokens of a step before any was timed */
     BUDGET_MIN = 32,        /* smaller chunks waste the read of the weights */
     BUDGET_MIN_DECODING = 16,
-    PENDING_MAX = 2,        /* enough to hide the round trip at any pp */
+    PENDING_MAX = 2, /* enough to hide the round trip at any pp */
 };
 static const double speed_weight = 0.25; /* of the newest measurement */
 
@@ -155,7 +155,8 @@ enum err scheduler_submit(struct scheduler *s, struct seq *q)
 {
     ASSERT(q->state == SEQ_NEW && q->n_tokens >= 1);
     if ((uint64_t)s->queue.n + s->active.n >= (uint64_t)s->cfg.max_seqs + s->cfg.queue_max)
-        return err_set(ERR_BUSY, "%u requests run and %u wait; the queue holds %u", s->active.n, s->queue.n, s->cfg.queue_max);
+        return err_set(ERR_BUSY, "%u requests run and %u wait; the queue holds %u", s->active.n, s->queue.n,
+                       s->cfg.queue_max);
     q->order = s->next_order++;
     q->state = SEQ_QUEUED;
     list_push_last(&s->queue, q);
@@ -195,14 +196,21 @@ struct seq *scheduler_take_unfit(struct scheduler *s, enum finish *finish, enum 
 
 /* ---- planning ---- */
 
-static void add_run(struct scheduler *s, struct step_plan *p, struct seq *q, uint32_t n, uint32_t n_blocks, uint32_t first_block)
+static void add_run(struct scheduler *s, struct step_plan *p, struct seq *q, uint32_t n, uint32_t n_blocks,
+                    uint32_t first_block)
 {
     struct slot *slot = &s->slots[q->slot];
     const struct sampling *sp = &q->req->sampling;
     uint32_t length = seq_length(q), start = q->n_planned;
     struct plan_run *r = &p->runs[p->n_runs++];
-    *r = (struct plan_run){.seq = q, .slot = q->slot, .gen = slot->gen, .start = start, .n_tokens = n, .n_blocks = n_blocks,
-                           .first_block = first_block, .setup = slot->fresh};
+    *r = (struct plan_run){.seq = q,
+                           .slot = q->slot,
+                           .gen = slot->gen,
+                           .start = start,
+                           .n_tokens = n,
+                           .n_blocks = n_blocks,
+                           .first_block = first_block,
+                           .setup = slot->fresh};
     r->tokens = start < q->n_tokens ? q->tokens + start : NULL;
     ASSERT(r->tokens ? start + n <= q->n_tokens : n == 1);
     if (start + n == length && length < seq_limit(s, q)) {
@@ -267,7 +275,8 @@ static bool add_decode(struct scheduler *s, struct step_plan *p, struct seq *q)
     return true;
 }
 
-/* Up to cap decodes, those that waited longest first, the older first among them. `patient`: none whose input token would hold up the first stage. */
+/* Up to cap decodes, those that waited longest first, the older first among them. `patient`: none whose input token
+ * would hold up the first stage. */
 static uint32_t deal_decodes(struct scheduler *s, struct step_plan *p, uint32_t cap, bool patient)
 {
     uint32_t n = 0;
@@ -320,14 +329,15 @@ static uint32_t prefill_budget(const struct scheduler *s, const struct step_plan
     } else {
         double left_us = s->cfg.step_target_us - (p->n_runs ? s->decode_us : 0);
         double fits = left_us > 0 ? left_us / s->prefill_us : 0;
-        n = fits < s->cfg.max_step_tokens ? (uint32_t)fits / KV_BLOCKS_POSITIONS * KV_BLOCKS_POSITIONS : s->cfg.max_step_tokens;
+        n = fits < s->cfg.max_step_tokens ? (uint32_t)fits / KV_BLOCKS_POSITIONS * KV_BLOCKS_POSITIONS
+                                          : s->cfg.max_step_tokens;
         n = MAX(n, p->n_runs ? BUDGET_MIN_DECODING : BUDGET_MIN);
     }
     return MIN(n, room);
 }
 
-/* The head of the queue gets a slot and the blocks of all of its tokens. A running sequence keeps a block in reserve, or the newcomer would be preempted
- * at once. */
+/* The head of the queue gets a slot and the blocks of all of its tokens. A running sequence keeps a block in reserve,
+ * or the newcomer would be preempted at once. */
 static struct seq *admit(struct scheduler *s, uint64_t now_ns, uint32_t *n_blocks, uint32_t *first)
 {
     struct seq *q = s->queue.first;

@@ -1,5 +1,5 @@
-/* A sequence: one accepted request with all of its tokens, from engine_submit to its last event. The scheduler moves it between its lists; the engine
- * owns the memory. Everything needed to rebuild it on fresh workers is here. */
+/* A sequence: one accepted request with all of its tokens, from engine_submit to its last event. The scheduler moves it
+ * between its lists; the engine owns the memory. Everything needed to rebuild it on fresh workers is here. */
 #ifndef COORDINATOR_SEQ_H
 #define COORDINATOR_SEQ_H
 
@@ -7,7 +7,8 @@
 
 enum seq_state { SEQ_NEW, SEQ_QUEUED, SEQ_ACTIVE, SEQ_OUT };
 
-/* Log-probabilities of the prompt, gathered chunk by chunk; a chunk that is computed again overwrites the same values. */
+/* Log-probabilities of the prompt, gathered chunk by chunk; a chunk that is computed again overwrites the same values.
+ */
 struct seq_prompt_logprobs {
     float *logprob;   /* [n_prompt]; NaN for the first */
     uint32_t *n_top;  /* [n_prompt] */
@@ -17,24 +18,24 @@ struct seq_prompt_logprobs {
 };
 
 struct seq {
-    struct request *req;     /* owned */
-    uint32_t *tokens;        /* prompt, then output; room for n_cap */
+    struct request *req; /* owned */
+    uint32_t *tokens;    /* prompt, then output; room for n_cap */
     uint32_t n_cap;
     struct seq_prompt_logprobs prompt_logprobs;
-    bool started;            /* the client has had its first event */
+    bool started; /* the client has had its first event */
     uint64_t first_slot_ns, first_token_ns, last_token_ns;
 
     /* The scheduler's. */
     enum seq_state state;
     struct seq *prev, *next;
-    uint64_t order;          /* rank of its arrival; the younger has the larger */
-    uint32_t n_tokens;       /* known: prompt and accepted output */
-    uint32_t n_planned;      /* positions computed by steps that are done or in flight */
-    uint32_t n_pending;      /* samples on their way */
-    uint32_t slot;           /* while active */
-    uint64_t last_step;      /* id of the newest step it takes part in */
-    uint32_t n_best;         /* the furthest that it was ever computed */
-    uint32_t n_failures;     /* times a replica failed under it since it last got further */
+    uint64_t order;      /* rank of its arrival; the younger has the larger */
+    uint32_t n_tokens;   /* known: prompt and accepted output */
+    uint32_t n_planned;  /* positions computed by steps that are done or in flight */
+    uint32_t n_pending;  /* samples on their way */
+    uint32_t slot;       /* while active */
+    uint64_t last_step;  /* id of the newest step it takes part in */
+    uint32_t n_best;     /* the furthest that it was ever computed */
+    uint32_t n_failures; /* times a replica failed under it since it last got further */
 };
 
 /* Takes the request over on success. ctx: the longest that a sequence may ever become. NULL: out of memory. */

@@ -14,7 +14,8 @@ static void copy_words(void *to, const void *from, uint32_t n)
 
 /* ---- plan to step ---- */
 
-static bool step_alloc(struct step *s, struct arena *a, uint32_t n_runs, uint32_t n_tokens, uint32_t n_blocks, uint32_t n_setups, uint32_t n_freed)
+static bool step_alloc(struct step *s, struct arena *a, uint32_t n_runs, uint32_t n_tokens, uint32_t n_blocks,
+                       uint32_t n_setups, uint32_t n_freed)
 {
     s->n_runs = n_runs;
     s->n_all_tokens = n_tokens;
@@ -35,14 +36,29 @@ static bool step_alloc(struct step *s, struct arena *a, uint32_t n_runs, uint32_
 static void fill_setup(struct slot_setup *u, const struct plan_run *r)
 {
     const struct sampling *s = &r->seq->req->sampling;
-    *u = (struct slot_setup){.slot = r->slot, .gen = r->gen, .seed = s->seed, .choice = s->choice, .temperature = s->temperature,
-                             .top_p = s->top_p, .min_p = s->min_p, .top_k = s->top_k, .repetition_penalty = s->repetition_penalty,
-                             .presence_penalty = s->presence_penalty, .frequency_penalty = s->frequency_penalty,
-                             .min_tokens = s->min_tokens, .n_logprobs = s->n_logprobs, .prompt_len = r->seq->req->n_prompt,
-                             .stop = s->stop_ids, .n_stop = s->n_stop_ids, .bias_id = s->bias_id, .bias = s->bias, .n_bias = s->n_bias};
+    *u = (struct slot_setup){.slot = r->slot,
+                             .gen = r->gen,
+                             .seed = s->seed,
+                             .choice = s->choice,
+                             .temperature = s->temperature,
+                             .top_p = s->top_p,
+                             .min_p = s->min_p,
+                             .top_k = s->top_k,
+                             .repetition_penalty = s->repetition_penalty,
+                             .presence_penalty = s->presence_penalty,
+                             .frequency_penalty = s->frequency_penalty,
+                             .min_tokens = s->min_tokens,
+                             .n_logprobs = s->n_logprobs,
+                             .prompt_len = r->seq->req->n_prompt,
+                             .stop = s->stop_ids,
+                             .n_stop = s->n_stop_ids,
+                             .bias_id = s->bias_id,
+                             .bias = s->bias,
+                             .n_bias = s->n_bias};
 }
 
-enum err step_build(const struct step_plan *p, const struct kv_blocks *kv, uint64_t epoch, struct arena *a, struct step *out)
+enum err step_build(const struct step_plan *p, const struct kv_blocks *kv, uint64_t epoch, struct arena *a,
+                    struct step *out)
 {
     uint32_t n_blocks = 0, n_setups = 0;
     for (uint32_t i = 0; i < p->n_runs; i++) {
@@ -102,21 +118,22 @@ enum err step_check_warmup(const struct step_result *r, uint64_t step_id, uint32
 
 /* ---- result to samples ---- */
 
-static enum err match_run(const struct step_plan *p, uint32_t i, const struct step_result *r, uint32_t j, uint32_t row, uint32_t vocab,
-                          struct step_samples *m)
+static enum err match_run(const struct step_plan *p, uint32_t i, const struct step_result *r, uint32_t j, uint32_t row,
+                          uint32_t vocab, struct step_samples *m)
 {
     const struct plan_run *run = &p->runs[i];
     bool sample = run->want & RUN_WANT_SAMPLE, prompt = run->want & RUN_WANT_PROMPT_LOGPROBS;
     uint32_t n = r->n_positions[j], rows = prompt ? run->n_tokens : 0;
     if (r->slot[j] != run->slot || r->gen[j] != run->gen)
-        return err_set(ERR_PROTOCOL, "result of step %llu: run %u is of slot %u:%u, expected %u:%u", (unsigned long long)p->step_id, j, r->slot[j],
-                       r->gen[j], run->slot, run->gen);
+        return err_set(ERR_PROTOCOL, "result of step %llu: run %u is of slot %u:%u, expected %u:%u",
+                       (unsigned long long)p->step_id, j, r->slot[j], r->gen[j], run->slot, run->gen);
     if (sample && r->token[j] >= vocab)
-        return err_set(ERR_PROTOCOL, "result of step %llu: token %u, the vocabulary has %u", (unsigned long long)p->step_id, r->token[j], vocab);
+        return err_set(ERR_PROTOCOL, "result of step %llu: token %u, the vocabulary has %u",
+                       (unsigned long long)p->step_id, r->token[j], vocab);
     bool with_sample = sample && n == rows + 1;
     if (!with_sample && (n != rows || (run->want & RUN_WANT_LOGPROBS)))
-        return err_set(ERR_PROTOCOL, "result of step %llu: run %u has %u rows of log-probabilities, expected %u", (unsigned long long)p->step_id, j, n,
-                       rows + sample);
+        return err_set(ERR_PROTOCOL, "result of step %llu: run %u has %u rows of log-probabilities, expected %u",
+                       (unsigned long long)p->step_id, j, n, rows + sample);
     if (sample)
         m->token[i] = r->token[j];
     m->row[i] = row;
@@ -124,7 +141,8 @@ static enum err match_run(const struct step_plan *p, uint32_t i, const struct st
     return ERR_OK;
 }
 
-enum err step_match(const struct step_plan *p, const struct step_result *r, uint32_t vocab, struct arena *a, struct step_samples *m)
+enum err step_match(const struct step_plan *p, const struct step_result *r, uint32_t vocab, struct arena *a,
+                    struct step_samples *m)
 {
     m->token = arena_array(a, p->n_runs, sizeof *m->token);
     m->row = arena_array(a, p->n_runs, sizeof *m->row);
@@ -133,12 +151,14 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
     if (!m->token || !m->row || !m->n_rows || !m->row_top)
         return err_set(ERR_NOMEM, "result of step %llu", (unsigned long long)p->step_id);
     if (r->step_id != p->step_id)
-        return err_set(ERR_PROTOCOL, "result of step %llu, expected %llu", (unsigned long long)r->step_id, (unsigned long long)p->step_id);
+        return err_set(ERR_PROTOCOL, "result of step %llu, expected %llu", (unsigned long long)r->step_id,
+                       (unsigned long long)p->step_id);
     uint32_t top = 0;
     for (uint32_t i = 0; i < r->n_all_positions; i++) {
         m->row_top[i] = top;
         if (r->n_top[i] > r->n_all_top - top)
-            return err_set(ERR_PROTOCOL, "result of step %llu: more top log-probabilities than it holds", (unsigned long long)p->step_id);
+            return err_set(ERR_PROTOCOL, "result of step %llu: more top log-probabilities than it holds",
+                           (unsigned long long)p->step_id);
         top += r->n_top[i];
     }
     m->row_top[r->n_all_positions] = top;
@@ -148,12 +168,14 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
         if (p->runs[i].want == RUN_WANT_NOTHING)
             continue;
         if (j == r->n_runs || r->n_positions[j] > r->n_all_positions - row)
-            return err_set(ERR_PROTOCOL, "result of step %llu: %u runs are too few", (unsigned long long)p->step_id, r->n_runs);
+            return err_set(ERR_PROTOCOL, "result of step %llu: %u runs are too few", (unsigned long long)p->step_id,
+                           r->n_runs);
         TRY(match_run(p, i, r, j, row, vocab, m));
         row += r->n_positions[j++];
     }
     if (j != r->n_runs || row != r->n_all_positions)
-        return err_set(ERR_PROTOCOL, "result of step %llu: %u runs, expected %u", (unsigned long long)p->step_id, r->n_runs, j);
+        return err_set(ERR_PROTOCOL, "result of step %llu: %u runs, expected %u", (unsigned long long)p->step_id,
+                       r->n_runs, j);
     return ERR_OK;
 }
 
@@ -165,7 +187,8 @@ static uint32_t row_n_top(const struct step_samples *m, uint32_t row, uint32_t c
     return MIN(m->row_top[row + 1] - m->row_top[row], cap);
 }
 
-static void gather_prompt(const struct plan_run *run, uint32_t first_row, const struct step_result *r, const struct step_samples *m, struct seq *q)
+static void gather_prompt(const struct plan_run *run, uint32_t first_row, const struct step_result *r,
+                          const struct step_samples *m, struct seq *q)
 {
     struct seq_prompt_logprobs *g = &q->prompt_logprobs;
     uint32_t cap = q->req->sampling.n_logprobs;
@@ -192,7 +215,8 @@ static void give_prompt(struct seq *q, struct token_event *e)
     g->sent = true;
 }
 
-struct token_event *step_event(const struct step_plan *p, const struct step_result *r, const struct step_samples *m, const struct seq_outcome *o)
+struct token_event *step_event(const struct step_plan *p, const struct step_result *r, const struct step_samples *m,
+                               const struct seq_outcome *o)
 {
     struct seq *q = o->seq;
     const struct plan_run *run = &p->runs[o->run_idx];

@@ -87,14 +87,20 @@ static bool set_up(struct fake_worker *w, const struct step *s)
         if (f->used)
             return wrong(w, "slot %u was set up while generation %u is still there", u->slot, f->gen);
         uint32_t *blocks = f->blocks;
-        *f = (struct fake_slot){.used = true, .gen = u->gen, .blocks = blocks, .seed = u->seed, .choice = u->choice,
-                                .n_logprobs = u->n_logprobs, .prompt_len = u->prompt_len};
+        *f = (struct fake_slot){.used = true,
+                                .gen = u->gen,
+                                .blocks = blocks,
+                                .seed = u->seed,
+                                .choice = u->choice,
+                                .n_logprobs = u->n_logprobs,
+                                .prompt_len = u->prompt_len};
     }
     return true;
 }
 
 /* Appends the tokens of run i to the cache of its slot. */
-static bool compute(struct fake_worker *w, const struct step *s, uint32_t i, const uint32_t *tokens, const uint32_t *blocks)
+static bool compute(struct fake_worker *w, const struct step *s, uint32_t i, const uint32_t *tokens,
+                    const uint32_t *blocks)
 {
     if (s->slot[i] >= w->n_slots || !w->slots[s->slot[i]].used || w->slots[s->slot[i]].gen != s->gen[i])
         return wrong(w, "run of slot %u generation %u, which is not set up", s->slot[i], s->gen[i]);
@@ -131,7 +137,8 @@ static bool history(struct fake_worker *w, uint32_t slot, struct arena *a, uint3
     for (uint32_t pos = 0; pos < f->n_computed; pos++) {
         const struct fake_cell *c = cell(w, f, pos);
         if (c->slot != slot || c->gen != f->gen || c->pos != pos)
-            return wrong(w, "slot %u:%u position %u: the cache holds slot %u:%u position %u", slot, f->gen, pos, c->slot, c->gen, c->pos);
+            return wrong(w, "slot %u:%u position %u: the cache holds slot %u:%u position %u", slot, f->gen, pos,
+                         c->slot, c->gen, c->pos);
         t[pos] = c->token;
     }
     *out = t;

@@ -1,7 +1,9 @@
-/* A worker without a model: it keeps slots and a KV cache as a real one must, and its next token is a hash of everything in the sequence's cache.
+/* A worker without a model: it keeps slots and a KV cache as a real one must, and its next token is a hash of
+ * everything in the sequence's cache.
  *
- * The cache remembers who wrote each position. A block that two sequences share, a position that was never computed, a lost or repeated token, a run in the
- * wrong place: each either breaks a check here (fake_worker.error) or changes the hash, and with it the text. */
+ * The cache remembers who wrote each position. A block that two sequences share, a position that was never computed, a
+ * lost or repeated token, a run in the wrong place: each either breaks a check here (fake_worker.error) or changes the
+ * hash, and with it the text. */
 #ifndef TESTS_SIM_FAKE_WORKER_H
 #define TESTS_SIM_FAKE_WORKER_H
 
@@ -23,7 +25,7 @@ struct fake_worker {
     struct fake_slot *slots;
     struct fake_cell *cells; /* [n_blocks][16] */
     uint64_t last_step_id;
-    char error[200];         /* the first thing that was wrong; empty: nothing */
+    char error[200]; /* the first thing that was wrong; empty: nothing */
 };
 
 enum { FAKE_VOCAB = 61 };

@@ -1,11 +1,14 @@
-/* The simulator: the shipping scheduler, KV block tables and step builder against fake workers, with a virtual clock and planted faults. Everything follows
- * from a seed; a failing one is printed and can be run alone (--first N --seeds 1 --verbose).
+/* The simulator: the shipping scheduler, KV block tables and step builder against fake workers, with a virtual clock
+ * and planted faults. Everything follows from a seed; a failing one is printed and can be run alone (--first N --seeds
+ * 1 --verbose).
  *
- * Faults: the replica is lost at any moment (its results arrive late, in a later epoch), comes back after a while with the same or another number of blocks;
- * requests are cancelled at any moment; pools of a few blocks force preemption; results are slow or fast; up to pp + 1 steps are in flight.
+ * Faults: the replica is lost at any moment (its results arrive late, in a later epoch), comes back after a while with
+ * the same or another number of blocks; requests are cancelled at any moment; pools of a few blocks force preemption;
+ * results are slow or fast; up to pp + 1 steps are in flight.
  *
- * After every event: scheduler_check(). For every request: it ends exactly once; its tokens and log-probabilities are those of the fake model's pure
- * function, in order; it ends for the right reason. At the end every block and slot is free, and the end comes within a bounded number of events. */
+ * After every event: scheduler_check(). For every request: it ends exactly once; its tokens and log-probabilities are
+ * those of the fake model's pure function, in order; it ends for the right reason. At the end every block and slot is
+ * free, and the end comes within a bounded number of events. */
 #include "base/check.h"
 #include "coordinator/step.h"
 #include "tests/sim/fake_worker.h"
@@ -24,13 +27,13 @@ enum { N_MUTANTS = 7 };
 
 enum { REQUESTS_MAX = 32, IN_FLIGHT_MAX = 8, LATE_MAX = 64, EVENTS_MAX = 100000, CTX_MAX = 256 };
 
-struct client { /* what the outside world knows of a request */
-    struct seq *seq;     /* NULL: ended, or not submitted */
+struct client {                                                        /* what the outside world knows of a request */
+    struct seq *seq;                                                   /* NULL: ended, or not submitted */
     uint32_t prompt[CTX_MAX], n_prompt, tokens[2 * CTX_MAX], n_tokens; /* tokens: prompt and what came */
     struct sampling sampling;
     uint64_t submit_ns, cancel_ns; /* cancel_ns 0: never */
     bool submitted, started, ended, prompt_logprobs;
-    uint32_t n_refused, n_failed;  /* n_failed: since its last token */
+    uint32_t n_refused, n_failed; /* n_failed: since its last token */
 };
 struct flight {
     struct step_result result;
@@ -54,8 +57,8 @@ static bool verbose;
 
 static _Noreturn void sim_fail(const struct sim *s, const char *what, const char *detail)
 {
-    fprintf(stderr, "sim: seed %llu, time %llu us: %s%s%s\n", (unsigned long long)s->seed, (unsigned long long)s->now_ns / 1000, what,
-            detail[0] ? ": " : "", detail);
+    fprintf(stderr, "sim: seed %llu, time %llu us: %s%s%s\n", (unsigned long long)s->seed,
+            (unsigned long long)s->now_ns / 1000, what, detail[0] ? ": " : "", detail);
     exit(1);
 }
 #define REQUIRE(s, cond) ((cond) ? (void)0 : sim_fail(s, #cond, ""))
@@ -85,7 +88,8 @@ static void make_client(struct sim *s, struct client *c)
         c->tokens[i] = c->prompt[i] = rnd(s, 0, FAKE_VOCAB - 1);
     c->n_tokens = c->n_prompt;
     struct sampling *p = &c->sampling;
-    *p = (struct sampling){.seed = rnd64(s), .choice = rnd(s, 0, 3), .max_tokens = rnd(s, 1, chance(s, 20) ? 120 : 30), .temperature = 1};
+    *p = (struct sampling){
+        .seed = rnd64(s), .choice = rnd(s, 0, 3), .max_tokens = rnd(s, 1, chance(s, 20) ? 120 : 30), .temperature = 1};
     p->logprobs = chance(s, 30);
     p->prompt_logprobs = chance(s, 20);
     p->n_logprobs = p->logprobs || p->prompt_logprobs ? rnd(s, 0, 3) : 0;
@@ -116,8 +120,11 @@ static void sim_init(struct sim *s, uint64_t seed)
     s->seed = seed;
     s->rng = (seed + 1) * 0x9e3779b97f4a7c15ull;
     static const uint32_t chunks[] = {0, 0, 1, 7, 16, 64};
-    struct scheduler_config cfg = {.max_seqs = rnd(s, 1, 8), .queue_max = rnd(s, 0, 24), .pp = rnd(s, 1, 4),
-                                   .prefill_chunk = chunks[rnd(s, 0, 5)], .step_target_us = rnd(s, 100, 5000)};
+    struct scheduler_config cfg = {.max_seqs = rnd(s, 1, 8),
+                                   .queue_max = rnd(s, 0, 24),
+                                   .pp = rnd(s, 1, 4),
+                                   .prefill_chunk = chunks[rnd(s, 0, 5)],
+                                   .step_target_us = rnd(s, 100, 5000)};
     cfg.max_step_tokens = cfg.max_seqs + rnd(s, 0, 80);
     s->ctx = rnd(s, 2, 200);
     s->n_blocks = rnd(s, 1, chance(s, 50) ? 12 : 40);
@@ -159,12 +166,14 @@ static void check_prompt_logprobs(struct sim *s, struct client *c, const struct 
 
 static void check_token(struct sim *s, struct client *c, const struct token_event *e)
 {
-    uint32_t expected = fake_worker_next(c->sampling.seed, c->sampling.choice, c->tokens, c->n_tokens), pos = c->n_tokens;
+    uint32_t expected = fake_worker_next(c->sampling.seed, c->sampling.choice, c->tokens, c->n_tokens),
+             pos = c->n_tokens;
     REQUIRE(s, e->n_tokens == 1 && e->tokens[0] == expected);
     REQUIRE(s, !c->sampling.prompt_logprobs || c->prompt_logprobs);
     REQUIRE(s, (e->logprobs != NULL) == c->sampling.logprobs);
     if (e->logprobs) {
-        REQUIRE(s, e->logprobs[0].logprob == fake_worker_logprob(expected, pos) && e->logprobs[0].n_top == c->sampling.n_logprobs);
+        REQUIRE(s, e->logprobs[0].logprob == fake_worker_logprob(expected, pos) &&
+                       e->logprobs[0].n_top == c->sampling.n_logprobs);
         for (uint32_t j = 0; j < e->logprobs[0].n_top; j++)
             REQUIRE(s, e->logprobs[0].id[j] == fake_worker_top_id(expected, j));
     }
@@ -328,8 +337,9 @@ static void plan_and_send(struct sim *s)
         if (!fake_worker_run(&s->worker, &st, &s->flight_arena[idx], &f->result))
             sim_fail(s, "worker", s->worker.error);
         if (verbose)
-            printf("%8llu us step %llu: %u runs %u tokens %u freed, queue %u active %u free blocks %u\n", (unsigned long long)s->now_ns / 1000,
-                   (unsigned long long)p->step_id, p->n_runs, p->n_tokens, p->n_freed, s->sched.queue.n, s->sched.active.n, s->sched.kv.n_free);
+            printf("%8llu us step %llu: %u runs %u tokens %u freed, queue %u active %u free blocks %u\n",
+                   (unsigned long long)s->now_ns / 1000, (unsigned long long)p->step_id, p->n_runs, p->n_tokens,
+                   p->n_freed, s->sched.queue.n, s->sched.active.n, s->sched.kv.n_free);
         /* Stages work in order; a result may take long to arrive, but results do not overtake one another. */
         uint64_t start = MAX(s->now_ns, s->busy_until_ns);
         s->busy_until_ns = start + 50000 + p->n_tokens * 10000ull + rnd64(s) % 100000;
@@ -487,9 +497,11 @@ int main(int argc, char **argv)
     uint64_t totals[5] = {0};
     for (uint64_t i = 0; i < n_seeds; i++)
         sim_run(first + i, totals);
-    printf("sim: %llu seeds from %llu: %llu steps, %llu tokens, %llu preemptions, %llu failures, %llu runs dropped; no violation\n",
-           (unsigned long long)n_seeds, (unsigned long long)first, (unsigned long long)totals[0], (unsigned long long)totals[1],
-           (unsigned long long)totals[2], (unsigned long long)totals[3], (unsigned long long)totals[4]);
+    printf("sim: %llu seeds from %llu: %llu steps, %llu tokens, %llu preemptions, %llu failures, %llu runs dropped; no "
+           "violation\n",
+           (unsigned long long)n_seeds, (unsigned long long)first, (unsigned long long)totals[0],
+           (unsigned long long)totals[1], (unsigned long long)totals[2], (unsigned long long)totals[3],
+           (unsigned long long)totals[4]);
     return 0;
 #endif
 }

@@ -1,4 +1,5 @@
-/* The cluster thread with real links: agents, workers' starts and restarts, roles, the admin protocol. Agents are played by the test; the model is the demo's. */
+/* The cluster thread with real links: agents, workers' starts and restarts, roles, the admin protocol. Agents are
+ * played by the test; the model is the demo's. */
 #include "base/check.h"
 #include "base/clock.h"
 #include "coordinator/cluster.h"
@@ -63,17 +64,34 @@ static void open_fixture(struct fixture *f, uint32_t tp)
     f->wake_fd = eventfd(0, EFD_NONBLOCK);
     arena_init(&f->arena, 0);
     snprintf(engine, sizeof engine, "ipc://%s/e.sock", f->dir);
-    struct engine_config cfg = {.opts = &f->opts, .hp = &f->hp, .split = &f->split, .endpoint = engine, .max_step_tokens = 64, .links = f->links,
-                                .metrics = f->metrics, .events = f->events, .cluster_events = f->engine_events};
+    struct engine_config cfg = {.opts = &f->opts,
+                                .hp = &f->hp,
+                                .split = &f->split,
+                                .endpoint = engine,
+                                .max_step_tokens = 64,
+                                .links = f->links,
+                                .metrics = f->metrics,
+                                .events = f->events,
+                                .cluster_events = f->engine_events};
     OK(engine_create(&cfg, &f->engine));
 }
 
 static void start_cluster(struct fixture *f)
 {
     snprintf(f->control, sizeof f->control, "ipc://%s/c.sock", f->dir);
-    struct cluster_config cfg = {.opts = &f->opts, .gguf = f->gguf, .hp = &f->hp, .split = &f->split, .model_path = "/models/demo.gguf", .model_name = "demo",
-                                 .endpoint = f->control, .engines = &f->engine, .n_engines = 1, .max_step_tokens = 64, .links = f->links,
-                                 .engine_events = f->engine_events, .wake_fd = f->wake_fd};
+    struct cluster_config cfg = {.opts = &f->opts,
+                                 .gguf = f->gguf,
+                                 .hp = &f->hp,
+                                 .split = &f->split,
+                                 .model_path = "/models/demo.gguf",
+                                 .model_name = "demo",
+                                 .endpoint = f->control,
+                                 .engines = &f->engine,
+                                 .n_engines = 1,
+                                 .max_step_tokens = 64,
+                                 .links = f->links,
+                                 .engine_events = f->engine_events,
+                                 .wake_fd = f->wake_fd};
     OK(cluster_create(&cfg, &f->cluster));
 }
 
@@ -105,16 +123,24 @@ static struct link_client *dial(struct fixture *f, const struct key_file *key)
     return l;
 }
 
-static void hello(struct link_client *l, char *role, uint64_t peer_id, uint32_t n_devices, uint64_t memory, uint32_t version)
+static void hello(struct link_client *l, char *role, uint64_t peer_id, uint32_t n_devices, uint64_t memory,
+                  uint32_t version)
 {
     struct msg_device d[4];
     char names[4][16];
     for (uint32_t i = 0; i < n_devices; i++) {
         snprintf(names[i], sizeof names[i], "cpu:%u", i);
-        d[i] = (struct msg_device){.name = names[i], .kind = "cpu", .model = "test", .memory_bytes = memory, .cores = 1};
+        d[i] =
+            (struct msg_device){.name = names[i], .kind = "cpu", .model = "test", .memory_bytes = memory, .cores = 1};
     }
     struct msg m = {.type = MSG_HELLO};
-    m.hello = (struct msg_hello){.version_min = version, .version_max = version, .role = role, .host = "there", .peer_id = peer_id, .pid = 7, .devices = d,
+    m.hello = (struct msg_hello){.version_min = version,
+                                 .version_max = version,
+                                 .role = role,
+                                 .host = "there",
+                                 .peer_id = peer_id,
+                                 .pid = 7,
+                                 .devices = d,
                                  .n_devices = n_devices};
     OK(link_client_send(l, &m));
 }
@@ -260,7 +286,8 @@ static void roles_and_versions_are_checked(void **state)
     open_fixture(&f, 1);
     start_cluster(&f);
     cluster_set_url(f.cluster, "http://127.0.0.1:1");
-    struct link_client *worker = dial(&f, &f.worker_key), *admin = dial(&f, &f.admin_key), *viewer = dial(&f, &f.viewer_key);
+    struct link_client *worker = dial(&f, &f.worker_key), *admin = dial(&f, &f.admin_key),
+                       *viewer = dial(&f, &f.viewer_key);
     hello(worker, "agent", 1, 1, 0, PROTO_VERSION_MAX + 1);
     struct msg r = expect(&f, worker, MSG_REFUSE);
     assert_int_equal(r.refuse.err, ERR_VERSION);

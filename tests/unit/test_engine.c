@@ -1,5 +1,6 @@
-/* The engine thread with real links and fake workers (tests/sim/fake_worker.h) in threads of this process: bring-up, streams, every way to lose a worker,
- * cancellation, bounds, drain. The expected text is the fake model's pure function. */
+/* The engine thread with real links and fake workers (tests/sim/fake_worker.h) in threads of this process: bring-up,
+ * streams, every way to lose a worker, cancellation, bounds, drain. The expected text is the fake model's pure
+ * function. */
 #include "base/check.h"
 #include "base/clock.h"
 #include "coordinator/engine.h"
@@ -26,7 +27,7 @@ struct peer {
     uint64_t id;
     uint32_t rank, version_min, version_max;
     atomic_uint step_us;
-    bool answers;              /* rank 0 of the last stage */
+    bool answers; /* rank 0 of the last stage */
     char endpoint[256];
     atomic_bool stop, silent, lie, joined, refused;
     atomic_uint refuse_err;
@@ -39,7 +40,8 @@ static void send_ready(struct link_client *l, uint64_t epoch, uint32_t rank)
 {
     uint8_t address[8] = {(uint8_t)rank, (uint8_t)epoch};
     struct msg m = {.type = MSG_WORKER_READY};
-    m.worker_ready = (struct msg_worker_ready){.epoch = epoch, .kv_blocks = BLOCKS, .backend = "fake", .address = address, .address_len = 8};
+    m.worker_ready = (struct msg_worker_ready){
+        .epoch = epoch, .kv_blocks = BLOCKS, .backend = "fake", .address = address, .address_len = 8};
     link_client_send(l, &m);
 }
 
@@ -51,7 +53,8 @@ static void on_step(struct peer *p, struct link_client *l, struct fake_worker *w
     usleep(atomic_load(&p->step_us));
     if (!fake_worker_run(w, s, a, &m.step_result)) {
         m.type = MSG_WORKER_ERROR;
-        m.worker_error = (struct msg_worker_error){.epoch = s->epoch, .step_id = s->step_id, .err = ERR_INTERNAL, .text = w->error};
+        m.worker_error =
+            (struct msg_worker_error){.epoch = s->epoch, .step_id = s->step_id, .err = ERR_INTERNAL, .text = w->error};
         fprintf(stderr, "fake worker: %s\n", w->error);
     } else if (atomic_exchange(&p->lie, false)) {
         m.step_result.slot[0] ^= 1;
@@ -70,8 +73,13 @@ static void *peer_main(void *arg)
     fake_worker_init(&w, SLOTS, BLOCKS);
     ASSERT(link_client_open(client_links, p->endpoint, &worker_key, &l) == ERR_OK);
     struct msg hello = {.type = MSG_HELLO};
-    hello.hello = (struct msg_hello){.version_min = p->version_min, .version_max = p->version_max, .role = "worker", .host = "here", .peer_id = p->id,
-                                     .epoch = epoch, .pid = 4711};
+    hello.hello = (struct msg_hello){.version_min = p->version_min,
+                                     .version_max = p->version_max,
+                                     .role = "worker",
+                                     .host = "here",
+                                     .peer_id = p->id,
+                                     .epoch = epoch,
+                                     .pid = 4711};
     link_client_send(l, &hello);
     while (!atomic_load(&p->stop)) {
         struct msg m;
@@ -95,7 +103,8 @@ static void *peer_main(void *arg)
             send_ready(l, epoch, p->rank);
             break;
         case MSG_REFUSE:
-            snprintf(p->refuse_text, sizeof p->refuse_text, "%s [%u-%u]", m.refuse.text, m.refuse.version_min, m.refuse.version_max);
+            snprintf(p->refuse_text, sizeof p->refuse_text, "%s [%u-%u]", m.refuse.text, m.refuse.version_min,
+                     m.refuse.version_max);
             atomic_store(&p->refuse_err, m.refuse.err);
             atomic_store(&p->refused, true);
             break;
@@ -156,7 +165,11 @@ struct fixture {
 static void start_peer(struct fixture *f, uint32_t rank)
 {
     struct peer *p = &f->peers[rank];
-    *p = (struct peer){.id = f->next_worker_id++, .rank = rank, .version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX, .step_us = 1000,
+    *p = (struct peer){.id = f->next_worker_id++,
+                       .rank = rank,
+                       .version_min = PROTO_VERSION_MIN,
+                       .version_max = PROTO_VERSION_MAX,
+                       .step_us = 1000,
                        .answers = rank == (f->split.pp - 1) * f->split.tp};
     snprintf(p->endpoint, sizeof p->endpoint, "%s", engine_endpoint(f->engine));
     struct engine_command c = {.type = ENGINE_CMD_EXPECT, .world_rank = rank, .worker_id = p->id, .ctx = CTX};
@@ -214,8 +227,15 @@ static void start_engine(struct fixture *f)
 {
     char endpoint[128];
     snprintf(endpoint, sizeof endpoint, "ipc://%s/e.sock", f->dir);
-    struct engine_config cfg = {.opts = &f->opts, .hp = &f->hp, .split = &f->split, .endpoint = endpoint, .max_step_tokens = 64, .links = f->links,
-                                .metrics = f->metrics, .events = f->events, .cluster_events = f->cluster_events};
+    struct engine_config cfg = {.opts = &f->opts,
+                                .hp = &f->hp,
+                                .split = &f->split,
+                                .endpoint = endpoint,
+                                .max_step_tokens = 64,
+                                .links = f->links,
+                                .metrics = f->metrics,
+                                .events = f->events,
+                                .cluster_events = f->cluster_events};
     OK(engine_create(&cfg, &f->engine));
 }
 
@@ -312,7 +332,8 @@ static void wait_tokens(struct fixture *f, struct stream *s, uint32_t n)
 static void wait_idle(struct fixture *f)
 {
     const struct engine_snapshot *s = engine_snapshot(f->engine);
-    for (uint64_t end = clock_ns() + WAIT_S * NS_PER_S; atomic_load(&s->kv_blocks_used) || atomic_load(&s->running); usleep(500))
+    for (uint64_t end = clock_ns() + WAIT_S * NS_PER_S; atomic_load(&s->kv_blocks_used) || atomic_load(&s->running);
+         usleep(500))
         assert_true(clock_ns() < end);
 }
 
@@ -514,7 +535,8 @@ static void strangers_and_other_versions_are_refused(void **state)
     run_stranger(&f, 12345, PROTO_VERSION_MAX + 1, PROTO_VERSION_MAX + 3, &p);
     assert_int_equal(atomic_load(&p.refuse_err), ERR_VERSION);
     char both[128];
-    snprintf(both, sizeof both, "speaks %d to %d, the worker %d to %d", PROTO_VERSION_MIN, PROTO_VERSION_MAX, PROTO_VERSION_MAX + 1, PROTO_VERSION_MAX + 3);
+    snprintf(both, sizeof both, "speaks %d to %d, the worker %d to %d", PROTO_VERSION_MIN, PROTO_VERSION_MAX,
+             PROTO_VERSION_MAX + 1, PROTO_VERSION_MAX + 3);
     assert_non_null(strstr(p.refuse_text, both));
     close_fixture(&f);
 }

@@ -1,4 +1,5 @@
-/* Placement: the rules of placement.h on small clusters whose best answer is plain to see, and the arithmetic of the context. */
+/* Placement: the rules of placement.h on small clusters whose best answer is plain to see, and the arithmetic of the
+ * context. */
 #include "coordinator/placement.h"
 
 #include <setjmp.h>
@@ -36,8 +37,8 @@ static void a_stage_stays_on_one_node(void **state)
 static void stages_share_a_node_when_it_holds_them_all(void **state)
 {
     (void)state;
-    const struct placement_device d[] = {{0, 40 * GB, false}, {0, 40 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false},
-                                         {1, 20 * GB, false}};
+    const struct placement_device d[] = {{0, 40 * GB, false}, {0, 40 * GB, false}, {1, 20 * GB, false},
+                                         {1, 20 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false}};
     uint32_t out[4];
     CLEAR(out);
     assert_true(assign(d, 6, 2, 2, 10 * GB, out));
@@ -45,7 +46,8 @@ static void stages_share_a_node_when_it_holds_them_all(void **state)
         assert_int_equal(d[out[i]].node, 1);
     /* With too little memory for that, a stage each. */
     CLEAR(out);
-    const struct placement_device e[] = {{0, 40 * GB, false}, {0, 40 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false}};
+    const struct placement_device e[] = {
+        {0, 40 * GB, false}, {0, 40 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false}};
     assert_true(assign(e, 4, 2, 2, 10 * GB, out));
     assert_int_equal(e[out[0]].node, e[out[1]].node);
     assert_int_equal(e[out[2]].node, e[out[3]].node);

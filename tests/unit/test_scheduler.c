@@ -1,5 +1,5 @@
-/* The scheduler's policy, one rule a test; that no token is ever lost is the simulator's part (tests/sim). Workers are not played here: a sample is whatever
- * the test says. */
+/* The scheduler's policy, one rule a test; that no token is ever lost is the simulator's part (tests/sim). Workers are
+ * not played here: a sample is whatever the test says. */
 #include "coordinator/scheduler.h"
 #include "proto/msg.h"
 
@@ -15,7 +15,11 @@ enum { TOKEN = 5, STOP = 9, BIG = 4096 };
 
 static struct scheduler_config config(uint32_t max_seqs, uint32_t pp)
 {
-    return (struct scheduler_config){.max_seqs = max_seqs, .queue_max = 4, .pp = pp, .max_step_tokens = 512, .prefill_chunk = 64,
+    return (struct scheduler_config){.max_seqs = max_seqs,
+                                     .queue_max = 4,
+                                     .pp = pp,
+                                     .max_step_tokens = 512,
+                                     .prefill_chunk = 64,
                                      .step_target_us = 10000};
 }
 
@@ -118,7 +122,7 @@ static void what_was_sampled_past_a_stop_is_dropped(void **state)
     assert_int_equal(seq_n_output(q), 0);
     seq_destroy(&q);
     assert_int_equal(scheduler_blocks_used(&s), 1); /* the step in flight still writes there */
-    assert_null(scheduler_plan(&s, 0));            /* and its slot is not given away */
+    assert_null(scheduler_plan(&s, 0));             /* and its slot is not given away */
     assert_int_equal(finish_step(&s, TOKEN), 0);
     assert_int_equal(scheduler_blocks_used(&s), 0);
     const struct step_plan *p = scheduler_plan(&s, 0);
