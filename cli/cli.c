@@ -82,6 +82,15 @@ bool cli_flags(const char *command, const struct cli_flag *flags, unsigned n, st
     return false;
 }
 
+bool cli_output(const char *command, const char *name, bool *json)
+{
+    *json = strcmp(name, "json") == 0;
+    if (*json || strcmp(name, "table") == 0)
+        return true;
+    cli_usage(command, "-o is table or json, not \"%s\"", name);
+    return false;
+}
+
 unsigned cli_numbers(const char *command, const char *what, const char *list, long min, long *out, unsigned cap)
 {
     unsigned n = 0;

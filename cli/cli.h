@@ -49,6 +49,8 @@ struct cli_flag {
     bool *on;
 };
 bool cli_flags(const char *command, const struct cli_flag *flags, unsigned n, struct options *o, unsigned scope, int *argc, char **argv);
+/* "table" or "json"; false after a message. */
+bool cli_output(const char *command, const char *name, bool *json);
 /* "1,2,8" -> up to cap numbers >= min; 0 after a message. */
 unsigned cli_numbers(const char *command, const char *what, const char *list, long min, long *out, unsigned cap);
 

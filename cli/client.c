@@ -137,3 +137,22 @@ enum err client_request_run(struct client_request *r)
         return err_set(ERR_UNAVAILABLE, "%s", r->error[0] ? r->error : curl_easy_strerror(rc));
     return client_request_check(r);
 }
+
+enum err client_read_key(const char *path, struct buf *key)
+{
+    struct buf file;
+    buf_init(&file);
+    enum err e = buf_read_file(&file, path, 1 << 20);
+    for (size_t at = 0, len; e == ERR_OK && at < file.len && key->len == 0; at += len + 1) {
+        len = strcspn(file.data + at, "\n");
+        size_t used = len;
+        while (used && (file.data[at + used - 1] == '\r' || file.data[at + used - 1] == ' '))
+            used--;
+        if (used && file.data[at] != '#')
+            buf_append(key, file.data + at, used);
+    }
+    if (e == ERR_OK && key->len == 0)
+        e = err_set(ERR_INVALID, "%s holds no key", path);
+    buf_deinit(&file);
+    return e;
+}

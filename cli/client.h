@@ -28,6 +28,8 @@ enum err client_request_init(struct client_request *r, const char *url, const ch
 void client_request_deinit(struct client_request *r);
 /* Runs it. ERR_UNAVAILABLE: no connection; ERR_INVALID...: the server's own error message is the detail. */
 enum err client_request_run(struct client_request *r);
+/* The first key of a file of API keys (one a line, # begins a comment). */
+enum err client_read_key(const char *path, struct buf *key);
 /* After curl is done with it: the HTTP status and the server's message as an error. */
 enum err client_request_check(struct client_request *r);
 

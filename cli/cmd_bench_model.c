@@ -157,6 +157,9 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
                                      {"--output", "-o", &output, NULL}};
     if (!cli_flags("bench model", flags, ARRAY_LEN(flags), o, OPTION_SERVE, &argc, argv))
         return CLI_USAGE;
+    bool json;
+    if (!cli_output("bench model", output, &json))
+        return CLI_USAGE;
     if (argc != 2)
         return cli_usage("bench model", "name one GGUF file");
     long p[TESTS_MAX], n[TESTS_MAX], reps;
@@ -165,11 +168,11 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
         return CLI_USAGE;
     struct bench b = {.reps = (unsigned)MIN(reps, REPS_MAX)};
     enum err e = gguf_open(argv[1], &b.g);
-    if (e == ERR_OK)
-        e = hparams_load(b.g, &b.hp);
-    if (e != ERR_OK) {
-        gguf_close(&b.g);
+    if (e != ERR_OK)
         return cli_fail_err("bench model", e);
+    if (hparams_load(b.g, &b.hp) != ERR_OK) {
+        gguf_close(&b.g);
+        return cli_fail("bench model", "%s: %s", argv[1], err_detail());
     }
     struct describe d;
     describe_file(b.g, &b.hp, &d);
@@ -185,7 +188,7 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
     b.ceiling_gbs = ceiling_read_gbs(b.threads, (size_t)1 << 30);
     e = local_start(o, argv[1], true, &b.l);
     if (e == ERR_OK) {
-        e = run_tests(&b, p, n_p, n, n_n, strcmp(output, "json") == 0);
+        e = run_tests(&b, p, n_p, n, n_n, json);
         local_stop(&b.l);
     }
     gguf_close(&b.g);

@@ -240,15 +240,6 @@ static enum err first_model(const struct load *l, char *out, size_t cap)
     return e;
 }
 
-static enum err read_key(const char *path, struct buf *b)
-{
-    TRY(buf_read_file(b, path, 4096));
-    b->len = strcspn(b->data ? b->data : "", "\r\n");
-    if (b->data)
-        b->data[b->len] = '\0';
-    return b->len ? ERR_OK : err_set(ERR_INVALID, "%s holds no key", path);
-}
-
 int cmd_bench_serve(struct options *o, int argc, char **argv)
 {
     const char *url = NULL, *model = NULL, *conc = "8", *rate = NULL, *requests = "32", *prompt = "128", *max_tokens = "128", *key_file = NULL, *seed = "1",
@@ -262,6 +253,9 @@ int cmd_bench_serve(struct options *o, int argc, char **argv)
     };
     if (!cli_flags("bench serve", flags, ARRAY_LEN(flags), o, 0, &argc, argv))
         return CLI_USAGE;
+    bool json;
+    if (!cli_output("bench serve", output, &json))
+        return CLI_USAGE;
     if (!url || argc != 1)
         return cli_usage("bench serve", "which server? --url http://HOST:PORT");
     if (cli_numbers("bench serve", "--concurrency", conc, 1, &l.concurrency, 1) != 1 || cli_numbers("bench serve", "--requests", requests, 1, &l.n_requests, 1) != 1 ||
@@ -273,7 +267,7 @@ int cmd_bench_serve(struct options *o, int argc, char **argv)
     l.url = url;
     struct buf key;
     buf_init(&key);
-    enum err e = key_file ? read_key(key_file, &key) : ERR_OK;
+    enum err e = key_file ? client_read_key(key_file, &key) : ERR_OK;
     l.api_key = key.len ? key.data : NULL;
     char name[256];
     l.model = model ? model : name;
@@ -288,7 +282,7 @@ int cmd_bench_serve(struct options *o, int argc, char **argv)
         e = run_load(&l, shots, &gaps, &seconds);
     int rc = CLI_OK;
     if (e == ERR_OK) {
-        report(&l, shots, &gaps, seconds, strcmp(output, "json") == 0);
+        report(&l, shots, &gaps, seconds, json);
         for (long i = 0; i < l.n_requests; i++)
             rc = shots[i].failed ? CLI_FAILED : rc;
     } else {

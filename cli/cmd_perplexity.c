@@ -107,6 +107,9 @@ int cmd_perplexity(struct options *o, int argc, char **argv)
     const struct cli_flag flags[] = {{"--window", NULL, &size_text, NULL}, {"--output", "-o", &output, NULL}};
     if (!cli_flags("perplexity", flags, ARRAY_LEN(flags), o, OPTION_SERVE, &argc, argv))
         return CLI_USAGE;
+    bool json;
+    if (!cli_output("perplexity", output, &json))
+        return CLI_USAGE;
     long size = 0;
     if (size_text && cli_numbers("perplexity", "--window", size_text, 2, &size, 1) != 1)
         return CLI_USAGE;
@@ -125,7 +128,7 @@ int cmd_perplexity(struct options *o, int argc, char **argv)
     double ppl = 0;
     size_t n_windows = 0, n_scored = 0;
     e = measure(&l, &text, size, &ppl, &n_windows, &n_scored);
-    if (e == ERR_OK && strcmp(output, "json") == 0)
+    if (e == ERR_OK && json)
         printf("{\"perplexity\":%.6f,\"windows\":%zu,\"tokens\":%zu}\n", ppl, n_windows, n_scored);
     else if (e == ERR_OK)
         printf("perplexity %.4f  (%zu tokens in %zu windows)\n", ppl, n_scored, n_windows);

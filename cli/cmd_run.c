@@ -187,6 +187,8 @@ int cmd_run(struct options *o, int argc, char **argv)
         buf_puts(&prompt, argv[argc - 1]);
     else if (!interactive)
         e = read_stdin(&prompt);
+    if (e == ERR_OK && r.url)
+        e = local_client_key(o);
     struct local l;
     bool own = e == ERR_OK && !r.url;
     if (own)

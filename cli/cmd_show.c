@@ -141,11 +141,20 @@ int cmd_show(struct options *o, int argc, char **argv)
         return CLI_USAGE;
     struct show s = {0};
     enum err e = gguf_open(argv[1], &s.g);
-    if (e != ERR_OK)
+    if (e == ERR_OK) {
+        e = hparams_load(s.g, &s.hp);
+        s.known = e == ERR_OK;
+        if (!s.known)
+            snprintf(s.why_not, sizeof(s.why_not), "%s", err_detail());
+        if (e == ERR_UNSUPPORTED) /* a sound file of a model that we do not run: still worth showing */
+            e = ERR_OK;
+        else if (e != ERR_OK)
+            err_set(e, "%s: %s", argv[1], s.why_not);
+    }
+    if (e != ERR_OK) {
+        gguf_close(&s.g);
         return cli_fail_err("show", e);
-    s.known = hparams_load(s.g, &s.hp) == ERR_OK;
-    if (!s.known)
-        snprintf(s.why_not, sizeof(s.why_not), "%s", err_detail());
+    }
     describe_file(s.g, s.known ? &s.hp : NULL, &s.d);
     int rc = CLI_OK;
     if (tmpl) {

@@ -95,6 +95,8 @@ int cmd_status(struct options *o, int argc, char **argv)
 {
     if (!cli_flags("status", NULL, 0, o, OPTION_CLIENT, &argc, argv))
         return CLI_USAGE;
+    if (argc != 1)
+        return cli_usage("status", "\"%s\" is not expected", argv[1]);
     struct arena arena;
     arena_init(&arena, 0);
     struct msg_admin_reply r;
@@ -158,6 +160,8 @@ int cmd_workers(struct options *o, int argc, char **argv)
 {
     if (!cli_flags("workers", NULL, 0, o, OPTION_CLIENT, &argc, argv))
         return CLI_USAGE;
+    if (argc != 1)
+        return cli_usage("workers", "\"%s\" is not expected", argv[1]);
     struct arena arena;
     arena_init(&arena, 0);
     struct msg_admin_reply r;

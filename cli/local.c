@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "cli/cli.h"
+#include "cli/client.h"
 #include "cli/control.h"
 
 #include <errno.h>
@@ -161,6 +162,19 @@ static enum err set_option(struct options *o, unsigned scope, const char *flag, 
     return options_load_args(o, scope, &argc, args);
 }
 
+enum err local_client_key(struct options *opts)
+{
+    if ((opts->api_key && opts->api_key[0]) || !opts->api_key_file || !opts->api_key_file[0])
+        return ERR_OK;
+    struct buf key;
+    buf_init(&key);
+    enum err e = client_read_key(opts->api_key_file, &key);
+    if (e == ERR_OK)
+        e = set_option(opts, OPTION_SERVE, "--api-key", key.data);
+    buf_deinit(&key);
+    return e;
+}
+
 static void kill_child(pid_t *pid, int sig)
 {
     if (*pid > 0)
@@ -206,22 +220,34 @@ void local_stop(struct local *l)
     l->pipe_fd = read_end = -1;
 }
 
-/* The last line of a log: what a child that ended had to say. */
-static void last_line(const char *path, char *out, size_t cap)
+/* What a program that ended had to say: the last line of the log that begins with its name. Log lines begin with a date. */
+static void last_words(const char *path, const char *program, char *out, size_t cap)
 {
     struct buf b;
+    size_t name_len = strlen(program);
     buf_init(&b);
     out[0] = '\0';
-    if (path[0] && buf_read_file(&b, path, 64 << 20) == ERR_OK && b.len) {
-        size_t end = b.len;
-        while (end && b.data[end - 1] == '\n')
-            end--;
-        size_t start = end;
-        while (start && b.data[start - 1] != '\n')
-            start--;
-        snprintf(out, cap, "%.*s", (int)(end - start), b.data + start);
-    }
+    if (path[0] && buf_read_file(&b, path, 64 << 20) == ERR_OK)
+        for (size_t at = 0, end; at < b.len; at = end + 1) {
+            const char *nl = memchr(b.data + at, '\n', b.len - at);
+            end = nl ? (size_t)(nl - b.data) : b.len;
+            if (end - at > name_len + 2 && memcmp(b.data + at, program, name_len) == 0 && b.data[at + name_len] == ':')
+                snprintf(out, cap, "%.*s", (int)(end - at - name_len - 2), b.data + at + name_len + 2);
+        }
     buf_deinit(&b);
+}
+
+/* A child ended before the server was ready. With a log file its reason is in there; otherwise it stands on standard error already, unless the child
+ * had no time to speak. */
+static enum err start_failed(struct local *l, const char *program, int status)
+{
+    char words[400];
+    last_words(l->log_path, program, words, sizeof(words));
+    l->told = !l->log_path[0] && WIFEXITED(status) && WEXITSTATUS(status) != 0;
+    if (words[0])
+        return err_set(ERR_UNAVAILABLE, "%s", words);
+    return err_set(ERR_UNAVAILABLE, "%s ended while starting (%s %d)%s%s", program, WIFSIGNALED(status) ? "signal" : "exit code",
+                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), l->log_path[0] ? "; its log is " : "", l->log_path);
 }
 
 static bool interrupted(void)
@@ -242,10 +268,12 @@ static enum err wait_ready(struct local *l)
     bool ready = false;
     while (!ready && e == ERR_OK) {
         int status = 0;
-        if (reap(&l->coordinator, &status) || reap(&l->agent, &status)) {
-            char line[400];
-            last_line(l->log_path, line, sizeof(line));
-            e = err_set(ERR_UNAVAILABLE, "%s", line[0] ? line : "the server ended while starting; its message stands above");
+        if (reap(&l->coordinator, &status)) {
+            e = start_failed(l, "racklm-coordinator", status);
+            break;
+        }
+        if (reap(&l->agent, &status)) {
+            e = start_failed(l, "racklm-worker", status);
             break;
         }
         if (interrupted()) {
@@ -294,8 +322,11 @@ enum err local_start(struct options *opts, const char *model, bool quiet, struct
         return err_set(ERR_NOT_FOUND, "%s: %s", model, strerror(errno));
     TRY(set_option(opts, OPTION_COORDINATOR, "--model", path));
     TRY(default_devices(opts));
-    if (quiet)
+    if (quiet) {
         TRY(set_option(opts, OPTION_SERVE, "--port", "0"));
+        TRY(set_option(opts, OPTION_SERVE, "--host", "127.0.0.1"));
+        TRY(local_client_key(opts));
+    }
     TRY(keys_state_dir(opts->state_dir, l->state_dir, sizeof(l->state_dir)));
     TRY(keys_runtime_dir(opts->runtime_dir, l->runtime_dir, sizeof(l->runtime_dir)));
     struct keys keys = {0};
@@ -344,10 +375,10 @@ int local_wait(struct local *l)
         }
         int status = 0;
         if (reap(&l->coordinator, &status)) {
-            char line[400];
-            last_line(l->log_path, line, sizeof(line));
+            char words[400];
+            last_words(l->log_path, "racklm-coordinator", words, sizeof(words));
             fprintf(stderr, "racklm serve: the coordinator ended (%s %d)%s%s\n", WIFSIGNALED(status) ? "signal" : "exit code",
-                    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), line[0] ? ": " : "", line);
+                    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), words[0] ? ": " : "", words);
             local_stop(l);
             return CLI_FAILED;
         }

@@ -21,11 +21,14 @@ struct local {
     uint32_t ctx, tp, pp;
     struct options *opts;
     unsigned agent_restarts;
+    bool told;               /* a child that failed has said why on standard error: nothing is left to say */
 };
 
 /* Starts both and waits until a real step has run, with a progress line. opts gets `model`. quiet: logs go to a file in the state directory
  * even without a terminal, the port is any free one. On failure everything is stopped again. */
 enum err local_start(struct options *opts, const char *model, bool quiet, struct local *out);
+/* Without --api-key, takes the first key of --api-key-file for this process's own requests. */
+enum err local_client_key(struct options *opts);
 /* Until the coordinator ends or SIGINT/SIGTERM arrives (which drains). Restarts a lost agent. The exit code for main. */
 int local_wait(struct local *l);
 /* Drains (at most drain_timeout_ms), stops, waits for both. */

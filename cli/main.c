@@ -75,8 +75,8 @@ static void command_help(const struct cli_command *c)
 int cmd_version(struct options *o, int argc, char **argv)
 {
     (void)o;
-    (void)argc;
-    (void)argv;
+    if (argc > 1)
+        return cli_usage("version", "\"%s\" is not expected", argv[1]);
     puts("racklm " RACKLM_VERSION);
     return CLI_OK;
 }
@@ -84,8 +84,8 @@ int cmd_version(struct options *o, int argc, char **argv)
 int cmd_man(struct options *o, int argc, char **argv)
 {
     (void)o;
-    (void)argc;
-    (void)argv;
+    if (argc > 1)
+        return cli_usage("man", "\"%s\" is not expected", argv[1]);
     puts(".TH RACKLM 1 \"\" \"racklm " RACKLM_VERSION "\" \"User Commands\"\n.SH NAME\nracklm \\- serve large language models on racks of your own");
     puts(".SH SYNOPSIS\n.B racklm\n.I COMMAND\n[\\fIARGUMENT\\fR ...] [\\fIOPTION\\fR ...]\n.SH COMMANDS");
     for (unsigned i = 0; i < cli_n_commands; i++) {

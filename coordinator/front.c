@@ -103,8 +103,14 @@ static void model_stem(const struct front_config *cfg, char *out, size_t cap)
 
 static enum err load_text(struct front *f)
 {
-    TRY(vocab_load(f->cfg.gguf, &f->vocab));
-    TRY(tokenizer_create(f->vocab, &f->tok));
+    enum err e = vocab_load(f->cfg.gguf, &f->vocab);
+    if (e == ERR_OK)
+        e = tokenizer_create(f->vocab, &f->tok);
+    if (e != ERR_OK) {
+        char why[400];
+        snprintf(why, sizeof(why), "%s", err_detail());
+        return err_set(e, "%s: %s", f->cfg.gguf->files[0].path, why);
+    }
     struct gguf_str t = f->vocab->chat_template;
     if (t.len && chat_template_create(t.s, t.len, &f->tmpl) != ERR_OK) {
         f->api.tmpl_error = strdup(err_detail());

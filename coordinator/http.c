@@ -174,10 +174,12 @@ static void conn_closed(struct evhttp_connection *evcon, void *arg)
     struct http *h = c->http;
     struct http_exchange *x = c->x;
     if (x) {
-        /* evhttp frees the request itself with the connection. */
+        /* Where the client is the one who left, evhttp has taken the request off the connection and leaves it to us. */
         c->x = NULL;
         h->n_exchanges--;
         h->cfg.gone(h->cfg.arg, x);
+        if (!evhttp_request_get_connection(x->req))
+            evhttp_request_free(x->req);
         free(x->path);
         free(x);
     }
@@ -196,6 +198,13 @@ static void conn_closed(struct evhttp_connection *evcon, void *arg)
     }
 }
 
+/* Ends a connection as if its client had left, from the loop: nothing of it is touched after the callback that is running now. */
+static void conn_cut(struct conn *c)
+{
+    bufferevent_disable(c->bev, EV_READ);
+    bufferevent_trigger_event(c->bev, BEV_EVENT_EOF | BEV_EVENT_READING, BEV_TRIG_DEFER_CALLBACKS);
+}
+
 static void conn_late(struct conn *c)
 {
     if (!c->receiving || c->x)
@@ -207,7 +216,7 @@ static void conn_late(struct conn *c)
     if (send(sock, b.data, b.len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
         LOG(DEBUG, FRONT, "client of a late request is gone", "errno=%d", errno);
     buf_deinit(&b);
-    shutdown(sock, SHUT_RDWR); /* evhttp sees the end of file and closes */
+    conn_cut(c);
 }
 
 static void conn_timer(evutil_socket_t fd, short what, void *arg)
@@ -237,7 +246,7 @@ static void input_changed(struct evbuffer *in, const struct evbuffer_cb_info *in
         return;
     if (c->x) { /* nothing more is read before the answer is complete */
         if (evbuffer_get_length(in) > PIPELINED_MAX)
-            shutdown(bufferevent_getfd(c->bev), SHUT_RDWR);
+            conn_cut(c);
         return;
     }
     if (!c->receiving) {
@@ -289,6 +298,18 @@ static struct conn *conn_find(struct http *h, const struct evhttp_connection *ev
 
 /* ---- exchanges ---- */
 
+/* evhttp reads on, without a callback for data, only once the first byte of an answer is written. A client that leaves while its answer is
+ * still being made must be seen as soon, so the same is done when the request is there. */
+static void watch_for_leaving(struct conn *c)
+{
+    bufferevent_data_cb rd, wr;
+    bufferevent_event_cb ev;
+    void *evcon;
+    bufferevent_getcb(c->bev, &rd, &wr, &ev, &evcon);
+    bufferevent_setcb(c->bev, NULL, wr, ev, evcon);
+    bufferevent_enable(c->bev, EV_READ);
+}
+
 static void handle(struct evhttp_request *req, void *arg)
 {
     struct http *h = arg;
@@ -312,6 +333,7 @@ static void handle(struct evhttp_request *req, void *arg)
     x->conn = c;
     c->x = x;
     h->n_exchanges++;
+    watch_for_leaving(c);
     h->cfg.handle(h->cfg.arg, x);
 }
 
@@ -394,7 +416,7 @@ void http_chunk(struct http_exchange *x, const char *p, size_t len)
 {
     struct bufferevent *bev = x->conn->bev;
     if (evbuffer_get_length(bufferevent_get_output(bev)) > UNREAD_MAX) {
-        shutdown(bufferevent_getfd(bev), SHUT_RDWR); /* a client that does not read; its close callback ends the exchange */
+        conn_cut(x->conn); /* a client that does not read; the close callback ends the exchange */
         return;
     }
     struct evbuffer *out = evbuffer_new();
@@ -414,7 +436,7 @@ void http_end(struct http_exchange *x)
 
 void http_abort(struct http_exchange *x)
 {
-    shutdown(bufferevent_getfd(x->conn->bev), SHUT_RDWR);
+    conn_cut(x->conn);
 }
 
 unsigned http_n_exchanges(const struct http *h)

@@ -106,6 +106,10 @@ class Server:
         finally:
             conn.close()
 
+    def metric(self, name):
+        """The sum over the label sets of a metric."""
+        return sum(float(x.rsplit(" ", 1)[1]) for x in self.get("/metrics").body.splitlines() if x.startswith(name + "{"))
+
     def cli(self, *args, **kw):
         return racklm(*args, env=self.env, **kw)
 

@@ -86,7 +86,7 @@ def wait_for(what, timeout):
         got = what()
         if got:
             return got
-        time.sleep(0.05)
+        time.sleep(0.005)
     raise AssertionError(f"not within {timeout} s")
 
 
@@ -227,7 +227,8 @@ def test_sigterm_ends_long_streams_with_a_clear_error():
     with Server(DEMO, "--drain-timeout-ms", "200", "--max-seqs", "4") as s:
         pids = s.pids()
         outs = [[] for _ in range(4)]
-        threads = [read_stream(s, {"prompt": [5] * 20, "max_tokens": 1000, "ignore_eos": True, "n": 4}, out) for out in outs]
+        threads = [read_stream(s, {"prompt": "a", "max_tokens": 1000, "ignore_eos": True}, out) for out in outs]
+        assert all(len(o) < 900 for o in outs)
         start = time.monotonic()
         s.proc.send_signal(signal.SIGTERM)
         assert s.proc.wait(20) == 0
@@ -284,10 +285,11 @@ def test_kill_of_the_agent_is_mended():
     """Its workers end with it; the parent starts it again, the cluster serves again, and a stream that ran continues."""
     with Server(DEMO, "--tp", "2", "--recover-timeout-ms", "30000") as s:
         want = s.complete("Once upon a time", max_tokens=900, ignore_eos=True)["choices"][0]["text"]
+        workers, first = [w["pid"] for w in s.workers()], agent(s)
         out = []
         t = read_stream(s, {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "temperature": 0}, out)
-        workers, first = [w["pid"] for w in s.workers()], agent(s)
         os.kill(first, signal.SIGKILL)
+        assert len(out) < 900  # it runs
         assert gone([first, *workers], 5)
         t.join(60)
         assert whole_or_error(out) == "done", out[-1]
@@ -300,10 +302,11 @@ def test_kill_of_the_agent_is_mended():
 def test_kill_of_a_worker_is_mended():
     with Server(DEMO, "--tp", "2", "--recover-timeout-ms", "30000") as s:
         want = s.complete("Once upon a time", max_tokens=900, ignore_eos=True)["choices"][0]["text"]
+        victim = s.workers()[1]["pid"]
         out = []
         t = read_stream(s, {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "temperature": 0}, out)
-        victim = s.workers()[1]["pid"]
         os.kill(victim, signal.SIGKILL)
+        assert len(out) < 900  # it runs
         t.join(60)
         assert whole_or_error(out) == "done", out[-1]
         assert "".join(e["choices"][0]["text"] for e in out[:-1]) == want
