@@ -43,7 +43,7 @@ static bool take_slot(struct api *a, struct generation *g)
         a->gens_cap = cap;
     }
     g->slot = slot;
-    g->serial = ++a->serial;
+    g->serial = ++a->serial & INT32_MAX; /* ids stay below 2^63 */
     a->gens[slot] = g;
     a->n_gens++;
     return true;
@@ -326,7 +326,7 @@ void api_event(struct api *a, struct token_event *ev)
             snprintf(c->stop_reason, sizeof(c->stop_reason), "%u", ev->stop_id);
         detokenizer_finish(&c->detok, &c->text);
     } else if (c->finish && ev->finish == FINISH_NONE) {
-        engine_cancel(c->engine, c->id); /* a stop string: what the engine makes further is not wanted */
+        engine_cancel(c->engine, c->id | ENGINE_CANCEL_STOPPED); /* what the engine makes further is not wanted */
     }
     if (c->finish) {
         c->done = true;

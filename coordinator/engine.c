@@ -155,11 +155,11 @@ static void take_requests(struct engine *e)
     if (any)
         engine_end_unfit(e);
     for (void *id; (id = queue_pop(e->cancels));) {
-        struct seq *q = find_seq(e, (uintptr_t)id);
+        struct seq *q = find_seq(e, (uintptr_t)id & ~ENGINE_CANCEL_STOPPED);
         if (!q)
             continue; /* it has ended meanwhile */
         scheduler_cancel(&e->sched, q);
-        engine_end_seq(e, q, FINISH_CANCEL, ERR_OK, "");
+        engine_end_seq(e, q, (uintptr_t)id & ENGINE_CANCEL_STOPPED ? FINISH_STOP : FINISH_CANCEL, ERR_OK, "");
     }
 }
 
@@ -468,7 +468,7 @@ enum err engine_submit(struct engine *e, struct request *r)
 
 void engine_cancel(struct engine *e, uint64_t id)
 {
-    ASSERT(id != 0 && id <= UINTPTR_MAX);
+    ASSERT((id & ~ENGINE_CANCEL_STOPPED) != 0 && id <= UINTPTR_MAX);
     /* The engine never waits for the caller, so a full queue is empty soon. */
     while (queue_push(e->cancels, (void *)(uintptr_t)id) != ERR_OK) {
         if (atomic_load(&e->snap.state) == ENGINE_STOPPED)

@@ -85,8 +85,9 @@ const char *engine_endpoint(const struct engine *e);
 const char *engine_endpoint_tcp(const struct engine *e); /* NULL when there is none */
 /* Takes ownership on ERR_OK. ERR_BUSY: the queue is full; ERR_UNAVAILABLE: stopped. Any thread. */
 enum err engine_submit(struct engine *e, struct request *r);
-/* Drops a request by id, now or as soon as its steps in flight have ended; its last event is FINISH_CANCEL. Never
- * fails. */
+/* Drops a request by id, now or as soon as its steps in flight have ended; its last event is FINISH_CANCEL. Never fails. With
+ * ENGINE_CANCEL_STOPPED or'ed to the id the text is complete (a stop string was met): it ends, and counts, as FINISH_STOP. Ids are below 2^63. */
+#define ENGINE_CANCEL_STOPPED (1ull << 63)
 void engine_cancel(struct engine *e, uint64_t id);
 enum err engine_command(struct engine *e, const struct engine_command *c); /* copied */
 const struct engine_snapshot *engine_snapshot(const struct engine *e);

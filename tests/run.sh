@@ -22,6 +22,8 @@ programs="racklm racklm-coordinator racklm-worker"
 logs=$build/test-logs
 passed=0 failed=0 skipped=0 failures=()
 begin=$SECONDS
+sim_env=(RACKLM_FULL=$full)
+[ "$full" = 0 ] || sim_env+=(RACKLM_SIM_SEEDS=100000)
 mkdir -p "$logs"
 
 # suite NAME BUDGET_S COMMAND...: runs it with its own log, adds up its counts, prints its time against its budget.
@@ -78,21 +80,21 @@ label() { # BUILD_DIR LABEL
 # shellcheck disable=SC2086
 install_packages $PACKAGES_BUILD $PACKAGES_TEST || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 
-suite build 150 configure_and_build "$build" all -DCMAKE_BUILD_TYPE=Release
 suite python 60 python_env
+suite build 150 configure_and_build "$build" all -DCMAKE_BUILD_TYPE=Release -DRACKLM_TESTS=ON -DRACKLM_PYTHON="$build/venv/bin/python"
 export PATH="$build/venv/bin:$PATH"
 suite unit 60 label "$build" unit
 suite kernels 60 label "$build" kernels
-suite sim $((full ? 600 : 90)) label "$build" sim
+suite sim $((full ? 600 : 90)) env "${sim_env[@]}" ctest --test-dir "$build" -L '^sim$' --output-on-failure --no-tests=error
 suite oracle $((full ? 600 : 180)) python -m pytest -q -p no:cacheprovider tests/oracle
 suite e2e $((full ? 600 : 240)) python -m pytest -q -p no:cacheprovider tests/e2e
 
 if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
     suite asan:build 150 configure_and_build "$build/asan" "$programs tests_unit tests_kernels tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
-    suite asan 120 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' --output-on-failure --no-tests=error
+    suite asan 120 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' -E oracle --output-on-failure --no-tests=error
     suite asan:e2e 120 env RACKLM_BUILD="$build/asan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
     suite tsan:build 150 configure_and_build "$build/tsan" "$programs tests_unit tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
-    suite tsan 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' --output-on-failure --no-tests=error
+    suite tsan 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' -E oracle --output-on-failure --no-tests=error
     suite tsan:e2e 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_BUILD="$build/tsan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
     suite fuzz:build 150 configure_and_build "$build/fuzz" racklm_fuzz -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
     suite fuzz $((full ? 400 : 90)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"

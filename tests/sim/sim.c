@@ -480,6 +480,7 @@ static int run_mutants(uint64_t n_seeds)
 int main(int argc, char **argv)
 {
     uint64_t n_seeds = 1000, first = 0;
+    const char *env = getenv("RACKLM_SIM_SEEDS"); /* how long slow builds (fewer) and --full (more) want it */
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--seeds") && i + 1 < argc)
             n_seeds = strtoull(argv[++i], NULL, 10);
@@ -490,6 +491,7 @@ int main(int argc, char **argv)
         else
             return fprintf(stderr, "usage: sim [--seeds N] [--first S] [--verbose]\n"), 2;
     }
+    n_seeds = env ? strtoull(env, NULL, 10) : n_seeds;
 #ifdef SCHEDULER_MUTANTS
     (void)first;
     return run_mutants(n_seeds);

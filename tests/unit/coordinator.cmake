@@ -11,7 +11,6 @@ endforeach()
 racklm_test(test_cluster LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_cluster.c LIBS racklm_coordinator)
 # The same against other implementations; each skips itself (77) where its PyPI packages are missing. RACKLM_PYTHON: an interpreter that has them.
 if(RACKLM_TESTS AND NOT RACKLM_FUZZ)
-    set(RACKLM_PYTHON python3 CACHE STRING "Python for the oracles (numpy, gguf, tokenizers, jinja2)")
     set(oracle ${CMAKE_SOURCE_DIR}/tests/oracle)
     add_test(NAME oracle_tokenizers COMMAND ${RACKLM_PYTHON} ${oracle}/tokenizers_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-tokenize)
     add_test(NAME oracle_templates COMMAND ${RACKLM_PYTHON} ${oracle}/templates_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-render
