@@ -282,23 +282,31 @@ void layout_pack(enum quant type, uint32_t rows, uint32_t cols, const void *src,
 
 /* --- one row back --- */
 
+static unsigned two_at(const uint8_t *blk, unsigned j, unsigned i)
+{
+    return blk[64 * (j / 4) + i] >> j % 4 * 2 & 3;
+}
+static unsigned four_at(const uint8_t *blk, unsigned j, unsigned i)
+{
+    return blk[64 * (j % 4) + i] >> j / 4 * 4 & 15;
+}
+
+/* Byte i of vector j of a block. */
 static int raw_at(enum quant type, const uint8_t *blk, unsigned j, unsigned i)
 {
-    unsigned two = blk[64 * (j / 4) + i] >> j % 4 * 2 & 3,
-             four = j < 4 ? blk[64 * j + i] & 15 : blk[64 * (j - 4) + i] >> 4;
     switch (layout_bits(type)) {
     case 8:
         return blk[64 * j + i];
     case 6:
-        return (int)(four | (blk[256 + 64 * (j / 4) + i] >> j % 4 * 2 & 3) << 4);
+        return (int)(four_at(blk, j, i) | two_at(blk + 256, j, i) << 4);
     case 5:
-        return (int)(four | (blk[256 + i] >> j & 1) << 4);
+        return (int)(four_at(blk, j, i) | (blk[256 + i] >> j & 1u) << 4);
     case 4:
-        return (int)four;
+        return (int)four_at(blk, j, i);
     case 3:
-        return (int)(two | (blk[128 + i] >> j & 1) << 2);
+        return (int)(two_at(blk, j, i) | (blk[128 + i] >> j & 1u) << 2);
     default:
-        return (int)two;
+        return (int)two_at(blk, j, i);
     }
 }
 
