@@ -698,7 +698,7 @@ def test_a_client_that_never_reads(server):
     c = socket.create_connection((server.host, server.port))
     c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     # The log-probabilities of 1,000 prompt tokens are over a megabyte of answer.
-    body = json.dumps({"prompt": [5] * 1000, "n": 24, "max_tokens": 1, "prompt_logprobs": 20, "stream": True}).encode()
+    body = json.dumps({"prompt": [5] * 1000, "n": 16, "max_tokens": 1, "prompt_logprobs": 20, "stream": True}).encode()
     c.sendall(post_head(len(body)) + body)
     wait_running(server, lambda n: n > 0, 10)
     alive(server)
