@@ -418,7 +418,6 @@ def test_chat_parameters(server):
     assert server.post("/v1/chat/completions", {"messages": m, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}).status == 200
 
 
-@pytest.mark.sanitizer
 def test_prompts_longer_than_the_context(server):
     for n in (1024, 1025, 3000):
         r = server.post("/v1/completions", {"prompt": [5] * n, "max_tokens": 1})
