@@ -48,6 +48,12 @@ static struct cell {
         uint8_t address[MSG_BLOB_MAX];
         uint32_t len;
     } ready[RANKS];
+    struct exited { /* the last WORKER_EXITED, taken when it came */
+        bool is;
+        uint64_t id;
+        int32_t status;
+        char text[600];
+    } exited;
     bool deaf; /* does not answer heartbeats */
     pid_t agent;
     int parent_fd;
@@ -133,6 +139,12 @@ static void note_ready(const struct msg_worker_ready *m)
     memcpy(g.ready[r].address, m->address, m->address_len);
 }
 
+static void note_exited(const struct msg_worker_exited *m)
+{
+    g.exited = (struct exited){.is = true, .id = m->worker_id, .status = m->status};
+    snprintf(g.exited.text, sizeof(g.exited.text), "%s", m->text);
+}
+
 /* The next message of `type` on s, within ms; heartbeats are counted and answered, LOAD_PROGRESS passed over. NULL: none came. */
 static struct msg *next_of(struct link_server *s, enum msg_type type, unsigned ms)
 {
@@ -154,6 +166,8 @@ static struct msg *next_of(struct link_server *s, enum msg_type type, unsigned m
                     return &g.msg;
                 } else if (g.msg.type == MSG_WORKER_READY) {
                     note_ready(&g.msg.worker_ready);
+                } else if (g.msg.type == MSG_WORKER_EXITED) {
+                    note_exited(&g.msg.worker_exited);
                 } else if (g.msg.type != MSG_LOAD_PROGRESS) {
                     print_message("passed over: message %d while waiting for %d\n", (int)g.msg.type, (int)type);
                 }
@@ -164,6 +178,17 @@ static struct msg *next_of(struct link_server *s, enum msg_type type, unsigned m
         struct pollfd fds[2] = {{link_server_fd(g.cluster), POLLIN, 0}, {link_server_fd(g.workers), POLLIN, 0}};
         poll(fds, 2, 10);
     }
+}
+
+/* Waits for the end of a worker. */
+static const struct exited *exit_of(uint64_t id, unsigned ms)
+{
+    if (!g.exited.is && next_of(g.cluster, MSG_WORKER_EXITED, ms))
+        note_exited(&g.msg.worker_exited);
+    assert_true(g.exited.is);
+    assert_int_equal(g.exited.id, id);
+    g.exited.is = false;
+    return &g.exited;
 }
 
 static void welcome(struct link_server *s)
@@ -368,16 +393,14 @@ static void a_worker_that_cannot_load_says_why_to_engine_and_agent(void **state)
     assert_non_null(next_of(g.workers, MSG_WORKER_ERROR, 5000));
     assert_true(g.msg.worker_error.fatal);
     assert_non_null(strstr(g.msg.worker_error.text, "/nowhere/model.gguf"));
-    assert_non_null(next_of(g.cluster, MSG_WORKER_EXITED, 5000));
-    assert_int_equal(g.msg.worker_exited.worker_id, 71);
-    assert_int_equal(g.msg.worker_exited.status, WORKER_EXIT_FAILED);
-    assert_non_null(strstr(g.msg.worker_exited.text, "/nowhere/model.gguf"));
+    const struct exited *x = exit_of(71, 5000);
+    assert_int_equal(x->status, WORKER_EXIT_FAILED);
+    assert_non_null(strstr(x->text, "/nowhere/model.gguf"));
 
     start_rank(72, 1, 2, 1, MODEL); /* cpu:1 is not offered */
-    assert_non_null(next_of(g.cluster, MSG_WORKER_EXITED, 5000));
-    assert_int_equal(g.msg.worker_exited.worker_id, 72);
-    assert_int_equal(g.msg.worker_exited.status, WORKER_EXIT_USAGE);
-    assert_non_null(strstr(g.msg.worker_exited.text, "cpu:1"));
+    x = exit_of(72, 5000);
+    assert_int_equal(x->status, WORKER_EXIT_USAGE);
+    assert_non_null(strstr(x->text, "cpu:1"));
 }
 
 static void a_refused_agent_ends_with_one_clear_line(void **state)
@@ -462,11 +485,10 @@ static void two_workers_compute_survive_a_kill_and_leave_nothing(void **state)
     assert_true(g.heartbeats >= 10); /* of rank 0 and of the agent */
     uint64_t killed = clock_ns();
     kill(p1, SIGKILL);
-    assert_non_null(next_of(g.cluster, MSG_WORKER_EXITED, 1000));
+    const struct exited *x = exit_of(2, 1000);
     print_message("measured: death reported after %.1f ms\n", (double)(clock_ns() - killed) / 1e6);
-    assert_int_equal(g.msg.worker_exited.worker_id, 2);
-    assert_int_equal(g.msg.worker_exited.status, -SIGKILL);
-    assert_non_null(strstr(g.msg.worker_exited.text, "SIGKILL"));
+    assert_int_equal(x->status, -SIGKILL);
+    assert_non_null(strstr(x->text, "SIGKILL"));
 
     struct msg reset = {.type = MSG_RESET, .reset = {.epoch = 2}};
     uint64_t told = clock_ns();
@@ -511,8 +533,7 @@ static void a_worker_stops_when_told_also_when_it_hangs(void **state)
     kill(pid, SIGSTOP);
     uint64_t t0 = clock_ns();
     assert_int_equal(link_server_send(g.cluster, &g.agent_peer, &stop), ERR_OK);
-    assert_non_null(next_of(g.cluster, MSG_WORKER_EXITED, 4000));
-    assert_int_equal(g.msg.worker_exited.worker_id, 5);
+    exit_of(5, 4000);
     assert_true(clock_ns() - t0 < 3500 * NS_PER_MS);
     assert_true(gone(pid, 0));
 
@@ -520,8 +541,7 @@ static void a_worker_stops_when_told_also_when_it_hangs(void **state)
     pid = worker_pid(6, 0);
     struct msg down = {.type = MSG_SHUTDOWN, .shutdown = {.grace_ms = 0}};
     assert_int_equal(link_server_send(g.workers, &g.worker_peer[0], &down), ERR_OK);
-    assert_non_null(next_of(g.cluster, MSG_WORKER_EXITED, 4000));
-    assert_int_equal(g.msg.worker_exited.status, WORKER_EXIT_OK);
+    assert_int_equal(exit_of(6, 4000)->status, WORKER_EXIT_OK);
 }
 
 static void nothing_outlives_its_parent(void **state)
@@ -559,13 +579,14 @@ static void a_coordinator_that_forgot_the_agent_gets_a_new_hello_and_no_old_work
     assert_int_equal(link_server_send(g.cluster, &g.agent_peer, &m), ERR_OK);
     join_agent();
     assert_true(gone(pid, 0));
+    g.exited.is = false; /* of the old worker, or none */
     /* And a worker that its engine does not know leaves. */
     start_rank(12, 0, 1, 1, MODEL);
     worker_pid(12, 0);
     assert_int_equal(link_server_send(g.workers, &g.worker_peer[0], &m), ERR_OK);
-    assert_non_null(next_of(g.cluster, MSG_WORKER_EXITED, 4000));
-    assert_int_equal(g.msg.worker_exited.status, WORKER_EXIT_ORPHAN);
-    assert_non_null(strstr(g.msg.worker_exited.text, "say hello first"));
+    const struct exited *x = exit_of(12, 4000);
+    assert_int_equal(x->status, WORKER_EXIT_ORPHAN);
+    assert_non_null(strstr(x->text, "say hello first"));
 }
 
 int main(void)
