@@ -11,18 +11,19 @@ class Stream(threading.Thread):
 
     def __init__(self, server, body, start=True):
         super().__init__(daemon=True)
-        self.address = (server.host, server.port)
+        self.connect = getattr(server, "connection", lambda timeout: http.client.HTTPConnection(server.host, server.port, timeout=timeout))
         self.headers = {"Content-Type": "application/json", **getattr(server, "headers", {})}
         self.body = {"stream": True, "return_token_ids": True, **body}
         self.ids, self.parts, self.logprobs, self.times = [], [], [], []
         self.finish = self.error = self.status = None
         self.done = False
         self.ended_at = None
+        self.leave = False
         if start:
             self.start()
 
     def run(self):
-        conn = http.client.HTTPConnection(*self.address, timeout=120)
+        conn = self.connect(120)
         try:
             conn.request("POST", "/v1/completions", json.dumps(self.body), self.headers)
             r = conn.getresponse()
@@ -31,6 +32,8 @@ class Stream(threading.Thread):
                 self.error = json.loads(r.read())["error"]
                 return
             for line in r:
+                if self.leave:
+                    return
                 line = line.decode().rstrip("\r\n")
                 if line == "data: [DONE]":
                     self.done = True
@@ -53,6 +56,11 @@ class Stream(threading.Thread):
             if c.get("logprobs"):
                 self.logprobs += c["logprobs"]["token_logprobs"]
             self.finish = c["finish_reason"] or self.finish
+
+    def close(self):
+        """The client goes away in the middle."""
+        self.leave = True
+        self.join(30)
 
     @property
     def text(self):
