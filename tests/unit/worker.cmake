@@ -6,6 +6,9 @@ racklm_test(test_forward LABEL unit SOURCES ${CMAKE_SOURCE_DIR}/tests/unit/test_
 if(TARGET test_forward)
     target_compile_definitions(test_forward PRIVATE MKMODEL="$<TARGET_FILE:mkmodel>")
     add_dependencies(test_forward mkmodel)
+    if(RACKLM_SANITIZE) # 4 minutes of one core under ThreadSanitizer
+        set_tests_properties(test_forward PROPERTIES TIMEOUT 900)
+    endif()
 endif()
 racklm_test(test_agent LABEL unit SOURCES ${CMAKE_SOURCE_DIR}/tests/unit/test_agent.c LIBS racklm_worker)
 if(TARGET test_agent)
