@@ -308,6 +308,16 @@ static bool take_signal(struct coordinator *c)
     return any;
 }
 
+/* Nothing will ever answer the open streams: each ends with an error now, and the front sends it. */
+static void end_streams(struct coordinator *c)
+{
+    front_drain(c->front);
+    cluster_drain(c->cluster, 0);
+    for (int i = 0; i < 400 && !cluster_drained(c->cluster); i++)
+        usleep(5000);
+    let_front_finish(c);
+}
+
 static enum err wait_for_end(struct coordinator *c)
 {
     struct pollfd fds[] = {{c->signal_fd, POLLIN, 0}, {c->wake_fd, POLLIN, 0}, {(int)c->opts->parent_fd, POLLIN, 0}};
@@ -328,8 +338,10 @@ static enum err wait_for_end(struct coordinator *c)
             let_front_finish(c);
         if (draining && (asked || n == 0 || cluster_drained(c->cluster)))
             return ERR_OK;
-        if (c->opts->parent_fd >= 0 && cluster_fatal(c->cluster, text, sizeof text))
+        if (c->opts->parent_fd >= 0 && cluster_fatal(c->cluster, text, sizeof text)) {
+            end_streams(c);
             return err_set(ERR_UNAVAILABLE, "%s", text);
+        }
         if (asked && !draining) {
             draining = true;
             front_drain(c->front);

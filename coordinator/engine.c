@@ -375,8 +375,12 @@ static void check_drain(struct engine *e)
 {
     if (!e->draining || e->drained)
         return;
-    if (e->now_ns >= e->drain_until_ns)
-        end_all(e, "the server is shutting down");
+    if (e->now_ns >= e->drain_until_ns) {
+        char text[160];
+        snprintf(text, sizeof text, "the server is shutting down%s%.90s%s", e->recovering ? " without a worker (" : "",
+                 e->recovering ? e->down_text : "", e->recovering ? ")" : "");
+        end_all(e, text);
+    }
     if (atomic_load(&e->n_open) == 0) {
         e->drained = true;
         struct engine_event ev = {.type = ENGINE_EVENT_DRAINED, .replica = e->replica};
