@@ -416,6 +416,7 @@ void http_chunk(struct http_exchange *x, const char *p, size_t len)
 {
     struct bufferevent *bev = x->conn->bev;
     if (evbuffer_get_length(bufferevent_get_output(bev)) > UNREAD_MAX) {
+        LOG(INFO, FRONT, "a client does not read its answer: cut off", "unread_bytes=%zu", evbuffer_get_length(bufferevent_get_output(bev)));
         conn_cut(x->conn); /* a client that does not read; the close callback ends the exchange */
         return;
     }
