@@ -16,7 +16,7 @@ for arg in "$@"; do
     esac
 done
 export RACKLM_FULL=$full
-export RACKLM_SHARED=${RACKLM_SHARED:-$top/../shared}
+export RACKLM_TEST_SHARED=${RACKLM_TEST_SHARED:-$top/../shared}
 build=$top/build
 programs="racklm racklm-coordinator racklm-worker"
 logs=$build/test-logs

@@ -20,7 +20,7 @@ TOP = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("RACKLM_BUILD", TOP / "build"))
 DEMO = TOP / "deploy/demo/grimm-6m-Q8_0.gguf"
 REFERENCE = json.loads((TOP / "deploy/demo/reference.json").read_text())
-SHARED = Path(os.environ.get("RACKLM_SHARED", TOP / "../shared"))
+SHARED = Path(os.environ.get("RACKLM_TEST_SHARED", TOP / "../shared"))
 FULL = os.environ.get("RACKLM_FULL", "0") == "1"
 SANITIZED = "asan" in BUILD.name or "tsan" in BUILD.name
 START_S = 60 if SANITIZED else 20

@@ -13,7 +13,7 @@ from oracle import Model, distance, log_softmax
 
 TOP = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("RACKLM_BUILD", TOP / "build"))
-SHARED = Path(os.environ.get("RACKLM_SHARED", TOP / "../shared"))
+SHARED = Path(os.environ.get("RACKLM_TEST_SHARED", TOP / "../shared"))
 FULL = os.environ.get("RACKLM_FULL", "0") == "1"
 DEMO = TOP / "deploy/demo/grimm-6m-Q8_0.gguf"
 REFERENCE = json.loads((TOP / "deploy/demo/reference.json").read_text())

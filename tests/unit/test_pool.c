@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-enum { THREADS_MAX = 8, ROUNDS = 60 };
+enum { THREADS_MAX = 8, ROUNDS = 30 };
 
 struct job {
     struct pool *pool;

@@ -22,7 +22,7 @@ static bool skipped;
 
 static bool shared_dir(char *path, size_t cap)
 {
-    const char *env = getenv("RACKLM_SHARED");
+    const char *env = getenv("RACKLM_TEST_SHARED");
     snprintf(path, cap, "%s/data/tokenizers", env != NULL ? env : "../shared");
     DIR *d = opendir(path);
     if (d != NULL)

@@ -49,7 +49,7 @@ static void the_shared_vocabularies_read_as_written(void **state)
         struct gguf *g;
         struct vocab *v;
         uint32_t n_control = 0;
-        const char *shared = getenv("RACKLM_SHARED");
+        const char *shared = getenv("RACKLM_TEST_SHARED");
         snprintf(path, sizeof(path), "%s/data/tokenizers/%s.gguf", shared ? shared : "../shared", f->file);
         if (access(path, R_OK) != 0)
             continue;
