@@ -50,7 +50,7 @@ suite() {
 counts() {
     awk '
         /^ *[0-9]+\/[0-9]+ Test +#/ { if (/\*\*\*Skipped/) s++; else if (/ Passed /) p++; else f++ }
-        /^=+ .*(passed|failed|skipped|error).* in [0-9.]+s/ || /^[0-9]+ passed, [0-9]+ failed/ {
+        /^(=+ )?[0-9]+ (passed|failed|skipped|deselected|errors?)[, ]/ {
             line = $0; gsub(/[=,]/, " ", line); n = split(line, w, " ")
             for (i = 2; i <= n; i++) {
                 if (w[i] == "passed") p += w[i-1]
