@@ -46,7 +46,7 @@ suite() {
     fi
 }
 
-# "passed failed skipped" of a log: CTest's list, pytest's closing line, or lines `N passed, N failed, N skipped` of our own programs.
+# "passed failed skipped" of a log: CTest's list, pytest's closing line, or the lines of the fuzz runner.
 counts() {
     awk '
         /^ *[0-9]+\/[0-9]+ Test +#/ { if (/\*\*\*Skipped/) s++; else if (/ Passed /) p++; else f++ }
@@ -58,6 +58,8 @@ counts() {
                 if (w[i] == "skipped") s += w[i-1]
             }
         }
+        /^ok +fuzz / { p++ }
+        /^FAIL fuzz / { f++ }
         END { print p + 0, f + 0, s + 0 }' "$1"
 }
 
