@@ -10,6 +10,7 @@ from conftest import DEMO, FULL, REFERENCE, SANITIZED, TOP, Server
 from streams import Stream, wait_for
 
 TOKENS = 64 if SANITIZED else 256
+PATIENT = ["--heartbeat-timeout-ms", 20000] if SANITIZED else []  # a layer takes seconds there
 CASE = REFERENCE["files"]["grimm-6m-Q8_0.gguf"]["cases"][0]
 HELDOUT = (TOP / "deploy/demo/heldout.txt").read_text()
 
@@ -53,7 +54,7 @@ def assert_float32(values):
 @pytest.fixture(scope="module")
 def base():
     """One worker, one thread, the whole prompt in one chunk; with what it says of a prompt and of one that goes on with its own answer."""
-    with Server(DEMO, "--threads", 1, "--prefill-chunk", 512) as s:
+    with Server(DEMO, "--threads", 1, "--prefill-chunk", 512, *PATIENT) as s:
         prompt = s.post("/tokenize", {"prompt": HELDOUT}).json["tokens"][:200]
         a = answer(s, prompt)
         assert_float32(a["logprobs"]["token_logprobs"])
@@ -77,7 +78,7 @@ def test_the_base_is_the_model_of_the_reference(base):
 
 @pytest.mark.parametrize("args", [pytest.param(a, id=n, marks=[pytest.mark.sanitizer] if n in ("tp 3", "tp 2 x pp 2") else []) for n, a in CONFIGS])
 def test_the_same_bits_for_every_split(base, args):
-    with Server(DEMO, *(args if "--threads" in args else [*args, "--threads", 1])) as s:
+    with Server(DEMO, *PATIENT, *(args if "--threads" in args else [*args, "--threads", 1])) as s:
         check(s, base)
 
 

@@ -6,12 +6,14 @@ import math
 import sys
 
 import pytest
-from conftest import DEMO, FULL, TOP, Server
+from conftest import DEMO, FULL, SANITIZED, TOP, Server
 
 TEMPERATURE = {"temperature": 1, "top_p": 1, "max_tokens": 1, "ignore_eos": True}
 ROUNDS = 60 if FULL else 12  # of 128 draws
 PROMPTS = ["Once upon a time there was a", "The king said to the", "In the middle of the"]
-SPLITS = [["--threads", 1], ["--tp", 2], ["--tp", 3], ["--tp", 2, "--pp", 2]]
+PATIENT = ["--heartbeat-timeout-ms", 20000] if SANITIZED else []  # a layer takes seconds there
+SPLITS = [["--threads", 1], ["--tp", 3]] if SANITIZED else [["--threads", 1], ["--tp", 2], ["--tp", 3], ["--tp", 2, "--pp", 2]]
+TOKENS = 20 if SANITIZED else 100
 
 
 def chi_square_tail(x, k):
@@ -144,13 +146,13 @@ def test_choices_of_a_seed_are_independent(server, oracle):
 
 @pytest.mark.sanitizer
 def test_a_seed_gives_the_same_text_for_every_split():
-    bodies = [{"prompt": "In the forest", "max_tokens": 100, "seed": 42, "temperature": 1},
-              {"prompt": "The old woman", "max_tokens": 100, "seed": 7, "temperature": 0.8, "top_p": 0.9, "top_k": 40, "n": 3},
-              {"prompt": "A fox", "max_tokens": 100, "seed": -3, "temperature": 1.5, "min_p": 0.05, "presence_penalty": 0.5, "repetition_penalty": 1.2},
-              {"prompt": "x", "max_tokens": 60, "seed": 9, "temperature": 1, "logit_bias": {"300": 3.5, "301": -100}, "ignore_eos": True}]
+    bodies = [{"prompt": "In the forest", "max_tokens": TOKENS, "seed": 42, "temperature": 1},
+              {"prompt": "The old woman", "max_tokens": TOKENS, "seed": 7, "temperature": 0.8, "top_p": 0.9, "top_k": 40, "n": 3},
+              {"prompt": "A fox", "max_tokens": TOKENS, "seed": -3, "temperature": 1.5, "min_p": 0.05, "presence_penalty": 0.5, "repetition_penalty": 1.2},
+              {"prompt": "x", "max_tokens": TOKENS, "seed": 9, "temperature": 1, "logit_bias": {"300": 3.5, "301": -100}, "ignore_eos": True}]
     seen = []
     for args in SPLITS:
-        with Server(DEMO, *args) as s:
+        with Server(DEMO, *PATIENT, *args) as s:
             answers = [s.post("/v1/completions", {**b, "return_token_ids": True}).json["choices"] for b in bodies]
         seen.append([[(c["text"], c["token_ids"], c["finish_reason"]) for c in a] for a in answers])
         assert len({c[0] for c in seen[-1][1]}) == 3
