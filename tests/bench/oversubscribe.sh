@@ -14,6 +14,7 @@ mkmodel=$(find "$build" -name mkmodel -type f -perm -u+x | head -n 1)
 cpus=$(taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' | awk -F- '{ for (i = $1; i <= (NF > 1 ? $2 : $1); i++) print i }' | head -n 2 | paste -sd,)
 
 speed() { # SPLIT_FLAGS...: tokens a second of the best of three requests
+    : >"$dir/out"
     RACKLM_STATE_DIR=$dir/state RACKLM_RUNTIME_DIR=$dir/run taskset -c "$cpus" \
         "$build/bin/racklm" serve "$dir/model.gguf" --port 0 --ctx 512 --max-seqs 2 "$@" >"$dir/out" 2>"$dir/log" &
     server=$!
