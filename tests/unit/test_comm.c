@@ -646,6 +646,54 @@ static void killed_processes_leave_no_shared_memory(void **state)
     assert_int_equal(count_shared_memory(), before);
 }
 
+static void dies(void *arg)
+{
+    (void)arg;
+    raise(SIGKILL);
+}
+
+static bool is_zombie(pid_t pid)
+{
+    char path[64], state = 0;
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    FILE *f = fopen(path, "r");
+    bool read = f && fscanf(f, "%*d (%*[^)]) %c", &state) == 1;
+    if (f)
+        fclose(f);
+    return read && state == 'Z';
+}
+
+/* Rank 1 has announced a large message, which the receiver copies out of its memory, and is dead when that is tried. */
+static int receives_from_a_dead_peer(struct rank *r)
+{
+    CHECK(join_world(r, 0) == ERR_OK);
+    size_t n = 1 << 20;
+    uint8_t *buf = calloc(1, n);
+    comm_set_deadline(r->c, in_ms(10000));
+    if (r->rank == 1) {
+        CHECK(comm_send(r->c, 0, buf, n) == ERR_OK);
+        comm_set_idle(r->c, dies, NULL, 100);
+        comm_send(r->c, 0, buf, n);
+        return 1;
+    }
+    CHECK(comm_recv(r->c, 1, buf, n) == ERR_OK); /* so that the way is open */
+    while (!is_zombie(r->w->pids[1]))
+        usleep(10000);
+    comm_set_deadline(r->c, in_ms(1000));
+    enum err e = comm_recv(r->c, 1, buf, n);
+    CHECK(e == ERR_PEER_LOST || e == ERR_TIMEOUT);
+    free(buf);
+    return 0;
+}
+
+static void a_copy_from_a_dead_peer_is_an_error(void **state)
+{
+    (void)state;
+    struct world *w = world_create(UCX, 2, 1);
+    run_processes(w, receives_from_a_dead_peer, 2);
+    munmap(w, sizeof(*w));
+}
+
 static void over_tcp_the_same_holds(void **state)
 {
     (void)state;
@@ -878,6 +926,7 @@ int main(void)
         cmocka_unit_test(connecting_to_a_silent_peer_ends_at_the_deadline),
         cmocka_unit_test(within_a_host_nothing_listens_and_between_hosts_only_the_device),
         cmocka_unit_test(killed_processes_leave_no_shared_memory),
+        cmocka_unit_test(a_copy_from_a_dead_peer_is_an_error),
         cmocka_unit_test(over_tcp_the_same_holds),
         cmocka_unit_test(a_remote_peer_that_dies_is_noticed),
         cmocka_unit_test(two_hosts_survive_a_cut_cable),

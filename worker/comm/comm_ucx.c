@@ -6,8 +6,9 @@
  * the one configured device is added: TCP for a network interface, RC and UD for an RDMA device.
  *
  * Failures: endpoints within a host use UCP_ERR_HANDLING_MODE_NONE, since the other mode gives up shared memory; a dead peer is then
- * never noticed here, and every wait ends by the deadline or the abort flag. Endpoints to other hosts use
- * UCP_ERR_HANDLING_MODE_PEER. After the first error the UCP worker is destroyed at once, so that nothing writes into a buffer
+ * seldom noticed here, and the wait ends by the deadline or the abort flag. It is noticed when its memory cannot be copied any more:
+ * UCX reports that at level FATAL, whose handler ends the process, so such reports are taken over (on_log) and the request fails.
+ * Endpoints to other hosts use UCP_ERR_HANDLING_MODE_PEER. After the first error the UCP worker is destroyed at once, so that nothing writes into a buffer
  * of the caller any more.
  *
  * Tags: kind, source rank, low bits of the epoch, number of the operation. UCX keeps the order of a pair; the number only turns
@@ -29,6 +30,7 @@
 #include <fcntl.h>
 #include <net/if.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +39,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <ucp/api/ucp.h>
+#include <ucs/debug/log_def.h>
 #include <unistd.h>
 
 enum {
@@ -54,6 +57,11 @@ enum {
 };
 enum kind { KIND_HELLO, KIND_GATHER, KIND_PAIR };
 
+/* What UCX leaves room for in each of its requests; those under way are on a ring, so that they can be cancelled. */
+struct request {
+    struct request *prev, *next;
+};
+
 struct ucx {
     struct comm c;
     ucp_context_h context;
@@ -62,7 +70,8 @@ struct ucx {
     bool *far;                     /* [n] on another host */
     uint32_t *send_seq, *recv_seq; /* [n] */
     uint32_t gather_seq;
-    uint32_t pending;              /* requests under way */
+    uint32_t pending;              /* operations under way, and ... */
+    struct request requests;       /* ... those that UCX has made requests of; head of the ring */
     ucs_status_t failed;           /* first failure of a request or an endpoint */
     uint64_t spin_ns;              /* how long the next wait polls */
     int worker_fd, wake_fd;
@@ -179,8 +188,12 @@ static void finish(struct ucx *u, void *request, ucs_status_t st)
     u->pending--;
     if (st != UCS_OK && u->failed == UCS_OK)
         u->failed = st;
-    if (request)
-        ucp_request_free(request);
+    if (!request)
+        return;
+    struct request *q = request;
+    q->prev->next = q->next;
+    q->next->prev = q->prev;
+    ucp_request_free(request);
 }
 
 static void on_sent(void *request, ucs_status_t st, void *arg)
@@ -202,11 +215,16 @@ static void on_peer_failed(void *arg, ucp_ep_h ep, ucs_status_t st)
         u->failed = st;
 }
 
-/* A status pointer of a call that was counted as pending: NULL is done, an error is kept, a request calls back. */
+/* A status pointer of a call that was counted as pending: NULL is done, an error is kept, a request calls back (later, while polling). */
 static void started(struct ucx *u, ucs_status_ptr_t p)
 {
-    if (p == NULL || UCS_PTR_IS_ERR(p))
+    if (p == NULL || UCS_PTR_IS_ERR(p)) {
         finish(u, NULL, p ? UCS_PTR_STATUS(p) : UCS_OK);
+        return;
+    }
+    struct request *q = p;
+    *q = (struct request){&u->requests, u->requests.next};
+    q->prev->next = q->next->prev = q;
 }
 
 static void start_send(struct ucx *u, uint32_t to, const void *buf, size_t len, ucp_tag_t tag)
@@ -240,12 +258,17 @@ static void start_flush(struct ucx *u)
     started(u, ucp_worker_flush_nbx(u->worker, &p));
 }
 
-/* Ends every request by destroying the UCP worker: from here on UCX touches no buffer of the caller. Endpoints to other hosts are closed by
- * force first (UCX insists that they have no requests left); within a host that is neither possible nor needed. */
+/* Ends every request by destroying the UCP worker: from here on UCX touches no buffer of the caller. Receives that nothing has come for are
+ * cancelled, and endpoints to other hosts closed by force (UCX insists that they have no requests left); a send within a host, or a
+ * message that has begun to come, can be neither, and is dropped with the worker (at level WARN UCX says so). */
 static void tear_down(struct ucx *u)
 {
     if (!u->worker)
         return;
+    for (struct request *q = u->requests.next, *next; q != &u->requests; q = next) {
+        next = q->next; /* cancelling calls back: q is gone then */
+        ucp_request_cancel(u->worker, q);
+    }
     ucp_request_param_t force = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS, .flags = UCP_EP_CLOSE_FLAG_FORCE};
     uint64_t give_up = clock_ns() + CLOSE_NS;
     for (uint32_t r = 0; r < u->c.n && u->eps; r++) {
@@ -262,6 +285,7 @@ static void tear_down(struct ucx *u)
     ucp_worker_destroy(u->worker);
     u->worker = NULL;
     u->pending = 0;
+    u->requests.prev = u->requests.next = &u->requests;
 }
 
 static enum err wait_or_tear_down(struct ucx *u, const char *what)
@@ -455,6 +479,26 @@ static enum err pick_net(const char *device, const char **tls)
     return err_set(ERR_CONFIG, "comm: --comm-device %s is neither a network interface nor an RDMA device of this host", device);
 }
 
+/* FATAL comes this way only for a transport's failure on an endpoint without error handling, after which the operation returns an
+ * error like any other; UCX's own handler would call abort(). Broken invariants of UCX do not pass here. */
+static ucs_log_func_rc_t on_log(const char *file, unsigned line, const char *function, ucs_log_level_t level,
+                                const ucs_log_component_config_t *component, const char *format, va_list ap)
+{
+    char text[256];
+    (void)function;
+    (void)component;
+    if (level != UCS_LOG_LEVEL_FATAL)
+        return UCS_LOG_FUNC_RC_CONTINUE;
+    vsnprintf(text, sizeof(text), format, ap);
+    LOG(WARN, COMM, "a transport failed", "at=%s:%u error=\"%s\"", file, line, text);
+    return UCS_LOG_FUNC_RC_STOP;
+}
+
+static void take_over_log(void)
+{
+    ucs_log_push_handler(on_log);
+}
+
 static ucs_status_t open_context(struct ucx *u, const char *tls, const char *device)
 {
     ucp_config_t *conf;
@@ -464,8 +508,9 @@ static ucs_status_t open_context(struct ucx *u, const char *tls, const char *dev
     const char *const settings[][2] = {{"TLS", tls}, {"NET_DEVICES", device ? device : "all"}};
     for (unsigned i = 0; i < ARRAY_LEN(settings) && st == UCS_OK; i++)
         st = ucp_config_modify(conf, settings[i][0], settings[i][1]);
-    ucp_params_t p = {.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
+    ucp_params_t p = {.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS | UCP_PARAM_FIELD_REQUEST_SIZE,
                       .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP,
+                      .request_size = sizeof(struct request),
                       .estimated_num_eps = u->c.n};
     if (st == UCS_OK)
         st = ucp_init(&p, conf, &u->context);
@@ -507,13 +552,16 @@ static const struct comm_ops ucx_ops = {"ucx", ucx_destroy, ucx_wake, ucx_connec
 enum err comm_ucx_create(const struct comm_config *cfg, struct comm **out, struct comm_addr *own)
 {
     static const char *const shm[] = {"posix,cma,self", "sysv,cma,self"};
+    static pthread_once_t log_once = PTHREAD_ONCE_INIT;
     const char *net = NULL;
     *out = NULL;
     struct ucx *u = calloc(1, sizeof(*u));
     if (!u)
         return err_set(ERR_NOMEM, "comm: a rank");
     u->wake_fd = -1;
+    u->requests.prev = u->requests.next = &u->requests;
     u->spin_ns = SPIN_NS_MAX;
+    pthread_once(&log_once, take_over_log);
     enum err e = comm_init(&u->c, &ucx_ops, cfg);
     if (e != ERR_OK) {
         free(u);
