@@ -158,6 +158,21 @@ static enum err load_heads(struct loader *l)
     if (hp->head_dim % 2 || hp->head_dim > HEAD_DIM_MAX || hp->head_dim_v > HEAD_DIM_MAX)
         return err_set(ERR_CORRUPT, "a head dimension of %u (values %u) cannot be (even, at most %d)", hp->head_dim,
                        hp->head_dim_v, HEAD_DIM_MAX);
+    if (MAX(hp->head_dim, hp->head_dim_v) > HPARAMS_HEAD_DIM_MAX)
+        return err_set(ERR_UNSUPPORTED, "heads of %u dimensions (values %u) are not supported (at most %d)", hp->head_dim,
+                       hp->head_dim_v, HPARAMS_HEAD_DIM_MAX);
+    return ERR_OK;
+}
+
+static enum err check_cols(const struct hparams *hp)
+{
+    uint64_t heads = (uint64_t)hp->n_heads * MAX(hp->head_dim, hp->head_dim_v);
+    if (heads > HPARAMS_COLS_MAX || MAX(hp->dim, hp->ffn_dim) > HPARAMS_COLS_MAX)
+        return err_set(ERR_UNSUPPORTED,
+                       "matrices of %" PRIu64 " columns are not supported (at most %d; embedding_length %u, "
+                       "feed_forward_length %u, %u heads of %u)",
+                       MAX(heads, (uint64_t)MAX(hp->dim, hp->ffn_dim)), HPARAMS_COLS_MAX, hp->dim, hp->ffn_dim, hp->n_heads,
+                       MAX(hp->head_dim, hp->head_dim_v));
     return ERR_OK;
 }
 
@@ -170,6 +185,7 @@ static enum err load_numbers(struct loader *l)
     TRY(get_u32(l, "feed_forward_length", 1, DIM_MAX, &hp->ffn_dim));
     TRY(get_u32(l, "context_length", 1, CTX_MAX, &hp->ctx_train));
     TRY(load_heads(l));
+    TRY(check_cols(hp));
     if (!has_key(l, "attention.layer_norm_rms_epsilon"))
         return err_set(ERR_CORRUPT, "the model lacks the key %s", l->key);
     TRY(get_f32_or(l, "attention.layer_norm_rms_epsilon", 0, 0.1f, 0, &hp->norm_eps));

@@ -11,6 +11,8 @@ enum arch {
     ARCH_COUNT
 };
 enum { ARCH_QKV_BIAS = 1, ARCH_QK_NORM = 2, ARCH_O_BIAS = 4 }; /* features in archs.def */
+/* What the backends compute with: the dimensions of a head, and the columns of a matrix (embedding, heads together, feed-forward). */
+enum { HPARAMS_HEAD_DIM_MAX = 256, HPARAMS_COLS_MAX = 131072 };
 enum rope_layout { ROPE_NORMAL, ROPE_NEOX }; /* pairs (2i, 2i+1), or (i, i + n/2) */
 enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_YARN };
 

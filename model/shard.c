@@ -211,6 +211,15 @@ uint64_t shard_file_bytes(const struct gguf *g, const struct hparams *hp, const 
     return bytes;
 }
 
+enum err shard_kv_check(const struct hparams *hp, enum kv_type type)
+{
+    if (type == KV_Q8_0 && (hp->head_dim % 32 || hp->head_dim_v % 32))
+        return err_set(ERR_UNSUPPORTED,
+                       "a q8_0 KV cache needs heads of a multiple of 32 dimensions, the model has %u (use f16)",
+                       hp->head_dim % 32 ? hp->head_dim : hp->head_dim_v);
+    return ERR_OK;
+}
+
 static uint64_t kv_row_bytes(enum kv_type type, uint64_t n)
 {
     switch (type) {

@@ -47,6 +47,8 @@ uint64_t shard_file_bytes(const struct gguf *g, const struct hparams *hp, const 
 
 enum kv_type { KV_F32, KV_F16, KV_BF16, KV_Q8_0 };
 enum { SHARD_KV_BLOCK = 16 }; /* positions of a KV block */
+/* ERR_UNSUPPORTED where the model's heads cannot be stored so (q8_0 stores whole blocks of 32). */
+enum err shard_kv_check(const struct hparams *hp, enum kv_type type);
 /* Bytes of one KV block ([layer][K or V][kv head][16][head_dim]) on a rank of a stage. q8_0: 34 bytes per 32. */
 uint64_t shard_kv_block_bytes(const struct hparams *hp, const struct shard_split *s, enum kv_type type, uint32_t tp_rank, uint32_t stage);
 

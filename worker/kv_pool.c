@@ -23,9 +23,7 @@ enum err kv_pool_init(struct kv_pool *p, const struct hparams *hp, uint32_t n_kv
                       uint32_t n_blocks)
 {
     *p = (struct kv_pool){.n_blocks = n_blocks, .n_layers = n_layers, .n_kv_heads = n_kv_heads, .type = type};
-    if (type == KV_Q8_0 && (hp->head_dim % 32 || hp->head_dim_v % 32))
-        return err_set(ERR_UNSUPPORTED, "a q8_0 KV cache needs heads of a multiple of 32 dimensions, the model has %u (use f16)",
-                       hp->head_dim % 32 ? hp->head_dim : hp->head_dim_v);
+    TRY(shard_kv_check(hp, type));
     p->head_dim = hp->head_dim;
     p->head_dim_v = hp->head_dim_v;
     p->k_row = kv_row_bytes(type, hp->head_dim);

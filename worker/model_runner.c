@@ -161,6 +161,7 @@ static enum err load(struct runner *r, const struct gguf *g)
                        (unsigned long long)g->files[0].size, (unsigned long long)c->model_bytes);
     TRY(hparams_load(g, &r->hp));
     TRY(make_split(r));
+    TRY(shard_kv_check(&r->hp, c->kv_type)); /* before minutes of loading */
     TRY(weights_plan(g, &r->hp, &r->split, c->tp_rank, c->stage, c->kernels, &r->weights));
     TRY(size_kv(r));
     TRY(weights_load(&r->weights, g, &r->hp, c->stage, &r->split, c->kernels, r->pool, c->progress, c->progress_arg));

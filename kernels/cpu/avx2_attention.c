@@ -13,6 +13,7 @@
 
 enum { QUERIES = 16, DIM = 256, BLOCK = SHARD_KV_BLOCK, RANGE = KERNELS_ATTN_RANGE };
 _Static_assert(5 * QUERIES * DIM + 2 * QUERIES <= KERNELS_ATTN_SCRATCH, "scratch");
+_Static_assert((int)HPARAMS_HEAD_DIM_MAX <= (int)DIM, "a model may have larger heads than there is room for");
 
 struct work {
     const struct kernels_attn *a;

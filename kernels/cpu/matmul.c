@@ -13,6 +13,7 @@
 #include <string.h>
 
 enum { SUMS_CAP = 16384, CHUNK_MAX = 64, SLAB_BYTES = 256 << 10 };
+_Static_assert((int)HPARAMS_COLS_MAX / 32 <= (int)SUMS_CAP / 4, "a model may have wider matrices than there is room for");
 
 static cpu_tile_fn *widest(cpu_tile_fn *const fns[], uint32_t n, uint32_t *width)
 {

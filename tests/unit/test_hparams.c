@@ -233,6 +233,38 @@ static void numbers_out_of_bounds_are_refused(void **state)
     }
 }
 
+/* Shapes that the format allows and no kernel has room for: said when the file is read, not by a worker's end. */
+static void shapes_beyond_the_kernels_are_refused(void **state)
+{
+    (void)state;
+    struct gguf_write w;
+    struct hparams hp;
+    struct tiny_model t = tiny_model_default;
+    t.head_dim = t.head_dim_v = 256;
+    tiny_model_begin(&t, &w);
+    expect(ERR_OK, load(&w, &hp), NULL);
+    t.head_dim = 258;
+    tiny_model_begin(&t, &w);
+    expect(ERR_UNSUPPORTED, load(&w, &hp), "258");
+    t.head_dim = 256;
+    t.head_dim_v = 257;
+    tiny_model_begin(&t, &w);
+    expect(ERR_UNSUPPORTED, load(&w, &hp), "257");
+    t = tiny_model_default;
+    t.ffn = 131072;
+    t.layers = 1;
+    tiny_model_begin(&t, &w);
+    expect(ERR_OK, load(&w, &hp), NULL);
+    t.ffn = 131073;
+    tiny_model_begin(&t, &w);
+    expect(ERR_UNSUPPORTED, load(&w, &hp), "131073");
+    t = tiny_model_default;
+    t.heads = 1026;
+    t.head_dim = t.head_dim_v = 128;
+    tiny_model_begin(&t, &w);
+    expect(ERR_UNSUPPORTED, load(&w, &hp), "131328");
+}
+
 static void arrays_of_equal_values_are_one_value(void **state)
 {
     (void)state;
@@ -424,6 +456,7 @@ int main(void)
         cmocka_unit_test(every_tensor_must_be_there_in_its_shape_and_type),
         cmocka_unit_test(biases_and_norms_belong_to_their_families),
         cmocka_unit_test(numbers_out_of_bounds_are_refused),
+        cmocka_unit_test(shapes_beyond_the_kernels_are_refused),
         cmocka_unit_test(arrays_of_equal_values_are_one_value),
         cmocka_unit_test(what_would_answer_wrongly_is_refused),
         cmocka_unit_test(rope_settings_are_read),

@@ -320,9 +320,21 @@ static void descriptions_add_up(void **state)
     close_model(&m);
 }
 
+static void q8_0_kv_needs_whole_blocks(void **state)
+{
+    (void)state;
+    struct hparams hp = {.head_dim = 64, .head_dim_v = 64};
+    assert_int_equal(shard_kv_check(&hp, KV_Q8_0), ERR_OK);
+    hp.head_dim_v = 80;
+    assert_int_equal(shard_kv_check(&hp, KV_Q8_0), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err_detail(), "80"));
+    assert_int_equal(shard_kv_check(&hp, KV_F16), ERR_OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(q8_0_kv_needs_whole_blocks),
         cmocka_unit_test(every_row_is_held_by_exactly_the_ranks_that_need_it),
         cmocka_unit_test(given_layers_are_taken_and_even_ones_favour_the_first),
         cmocka_unit_test(shares_round_as_promised),
