@@ -4,7 +4,7 @@
 
 #include <stddef.h>
 
-/* GB/s (10^9 bytes) of n_threads reading `bytes` of huge-page memory together: the median of several rounds. Takes some
+/* GB/s (10^9 bytes) of n_threads reading `bytes` of huge-page memory together: the best of several rounds. Takes some
  * `bytes` of memory and about a second. `bytes` should be several times the last-level cache. 0 when memory is short.
  */
 double ceiling_read_gbs(unsigned n_threads, size_t bytes);
