@@ -112,6 +112,11 @@ static enum err load_model(struct coordinator *c)
 static enum err check_memory(const struct coordinator *c)
 {
     const struct options *o = c->opts;
+    uint64_t ctx = o->ctx ? (uint64_t)o->ctx : c->hp.ctx_train;
+    TRY(shard_kv_check(&c->hp, (enum kv_type)o->kv_type));
+    if (ctx < 2 * SHARD_KV_BLOCK) /* what the first steps of a worker take */
+        return err_set(ERR_CONFIG, "a context of %llu tokens is too short, %d are the least: %s", (unsigned long long)ctx,
+                       2 * SHARD_KV_BLOCK, o->ctx ? "raise --ctx" : "the model names it; set --ctx");
     if (!o->kv_memory)
         return ERR_OK;
     uint64_t asked = o->ctx ? (uint64_t)o->ctx : 2 * SHARD_KV_BLOCK,
@@ -308,7 +313,7 @@ static bool take_signal(struct coordinator *c)
     return any;
 }
 
-/* Nothing will ever answer the open streams: each ends with an error now, and the front sends it. */
+/* Nobody waits for the open streams any longer: each ends with an error now, and the front sends it. */
 static void end_streams(struct coordinator *c)
 {
     front_drain(c->front);
@@ -334,7 +339,9 @@ static enum err wait_for_end(struct coordinator *c)
         if (fds[2].revents & (POLLHUP | POLLIN | POLLERR)) /* the parent is gone: nobody waits for the streams */
             return ERR_OK;
         bool asked = take_signal(c) || (!draining && cluster_shutdown_asked(c->cluster));
-        if (draining && !asked && cluster_drained(c->cluster))
+        if (draining && asked)
+            end_streams(c);
+        else if (draining && cluster_drained(c->cluster))
             let_front_finish(c);
         if (draining && (asked || n == 0 || cluster_drained(c->cluster)))
             return ERR_OK;

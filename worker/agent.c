@@ -27,6 +27,7 @@ enum {
     CHILDREN_MAX = 1024,
     FIXED_FDS = 3,
     HELLO_AGAIN_MS = 10000, /* no WELCOME for so long: the link is made anew */
+    HELLO_PAUSE_MS = 1000,  /* between two HELLOs at the least: a coordinator that answers each with REFUSE is not flooded */
     WAITING_LOG_MS = 10000,
 };
 
@@ -297,7 +298,7 @@ static void drain(struct agent *a, uint64_t now)
 /* Heartbeats, the end of patience, and a new link when the old one's workers are gone. */
 static void keep_link(struct agent *a, uint64_t now)
 {
-    if (a->rejoin && a->n_children == 0 && say_hello(a) != ERR_OK)
+    if (a->rejoin && a->n_children == 0 && now >= a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS && say_hello(a) != ERR_OK)
         end_with(a, WORKER_EXIT_FAILED, err_detail());
     if (a->welcome && now >= a->next_heartbeat_ns) {
         struct msg m = {.type = MSG_HEARTBEAT, .heartbeat = {.progress = a->wakeups}};
@@ -322,6 +323,8 @@ static int poll_timeout_ms(const struct agent *a, uint64_t now)
     uint64_t until = now + 1000 * NS_PER_MS;
     if (a->welcome)
         until = a->next_heartbeat_ns;
+    else if (a->rejoin && a->n_children == 0)
+        until = MIN(until, a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS);
     for (uint32_t i = 0; i < a->n_children; i++)
         if (a->children[i].kill_at_ns)
             until = MIN(until, a->children[i].kill_at_ns);

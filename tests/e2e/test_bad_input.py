@@ -178,6 +178,7 @@ def test_splits_that_cannot_be(home):
 def test_context_beyond_memory_and_kv(home):
     refused(serve(home, DEMO, "--kv-memory", "64K"), "context", "kv-memory")
     refused(serve(home, DEMO, "--ctx", "1000", "--kv-memory", "1M"), "1000", "kv-memory")
+    refused(serve(home, DEMO, "--ctx", "16"), "16", "--ctx")
     # The model's own context is lowered to what fits, and says so. More than it was trained for is given, with a warning.
     with Server(DEMO, "--kv-memory", "1M") as s:
         lowered = json.loads(s.cli("status", "-o", "json").stdout)["ctx"]

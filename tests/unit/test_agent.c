@@ -589,6 +589,24 @@ static void a_coordinator_that_forgot_the_agent_gets_a_new_hello_and_no_old_work
     assert_non_null(strstr(x->text, "say hello first"));
 }
 
+static void an_agent_that_is_sent_away_again_and_again_keeps_its_distance(void **state)
+{
+    (void)state;
+    start_agent("cpu:0", false, g.key, NULL);
+    struct msg m = {.type = MSG_REFUSE, .refuse = {.err = ERR_UNAVAILABLE, .text = "not now"}};
+    unsigned hellos = 0;
+    uint64_t end = 0;
+    while (!end || clock_ns() < end) {
+        if (!next_of(g.cluster, MSG_HELLO, end ? 100 : 10000))
+            continue;
+        end = end ? end : clock_ns() + 2500 * NS_PER_MS;
+        hellos++;
+        assert_int_equal(link_server_send(g.cluster, &g.from, &m), ERR_OK);
+    }
+    assert_in_range(hellos, 2, 4);
+    join_agent();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -599,6 +617,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(two_workers_compute_survive_a_kill_and_leave_nothing, open_cell, close_cell),
         cmocka_unit_test_setup_teardown(a_worker_stops_when_told_also_when_it_hangs, open_cell, close_cell),
         cmocka_unit_test_setup_teardown(nothing_outlives_its_parent, open_cell, close_cell),
+        cmocka_unit_test_setup_teardown(an_agent_that_is_sent_away_again_and_again_keeps_its_distance, open_cell, close_cell),
         cmocka_unit_test_setup_teardown(a_coordinator_that_forgot_the_agent_gets_a_new_hello_and_no_old_workers, open_cell,
                                         close_cell),
     };
