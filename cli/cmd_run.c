@@ -15,7 +15,7 @@ struct run {
     const char *url, *api_key;
     uint32_t ctx;      /* 0: not known */
     const char *system, *max_tokens, *temperature, *top_p, *top_k, *min_p, *seed;
-    bool raw, stats;
+    bool raw, stats, failed; /* failed: the stream said why, err_detail() has it */
     json_t *messages;
     /* of the answer that is being printed */
     struct buf answer;
@@ -30,9 +30,11 @@ static bool on_event(void *arg, const char *json, size_t len)
     const json_t *err = json_object_get(o, "error"), *usage = json_object_get(o, "usage");
     const json_t *c = json_array_get(json_object_get(o, "choices"), 0);
     const json_t *text = r->raw ? json_object_get(c, "text") : json_object_get(json_object_get(c, "delta"), "content");
-    bool ok = err == NULL;
-    if (err)
-        cli_fail("run", "%s", json_string_value(json_object_get(err, "message")));
+    const char *message = json_string_value(json_object_get(err, "message"));
+    if (err) {
+        r->failed = true;
+        err_set(ERR_UNAVAILABLE, "%s", message ? message : "the server ended the answer with an error");
+    }
     if (json_is_object(usage)) {
         r->prompt_tokens = json_integer_value(json_object_get(usage, "prompt_tokens"));
         r->completion_tokens = json_integer_value(json_object_get(usage, "completion_tokens"));
@@ -46,7 +48,7 @@ static bool on_event(void *arg, const char *json, size_t len)
         buf_append(&r->answer, json_string_value(text), json_string_length(text));
     }
     json_decref(o);
-    return ok;
+    return !r->failed && !ferror(stdout); /* nobody reads on: nothing is worth computing */
 }
 
 /* A number of the command line, as it is; the server checks it. */
@@ -94,8 +96,10 @@ static enum err answer(struct run *r, const char *prompt, size_t len)
     enum err e = client_request_init(&q, r->url, r->raw ? "/v1/completions" : "/v1/chat/completions", r->api_key, &b, on_event, r);
     if (e == ERR_OK)
         e = client_request_run(&q);
-    if (e == ERR_OK && !q.done)
-        e = err_set(ERR_UNAVAILABLE, "the answer ended early");
+    if (e == ERR_OK && !q.done && r->failed)
+        e = ERR_UNAVAILABLE;
+    else if (e == ERR_OK && !q.done)
+        e = err_set(ERR_UNAVAILABLE, ferror(stdout) ? "cannot write the answer" : "the answer ended early");
     client_request_deinit(&q);
     buf_deinit(&b);
     if (!r->raw)

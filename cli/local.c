@@ -1,4 +1,5 @@
-/* See local.h. Signals: SIGINT and SIGTERM are blocked from local_start on and read from a signalfd, with SIGCHLD. */
+/* See local.h. Signals: SIGINT and SIGTERM are blocked from local_start on and read from a signalfd, with SIGCHLD; where local_start is quiet
+ * only until the server is ready. */
 #include "cli/local.h"
 
 #include "base/check.h"
@@ -36,6 +37,14 @@ static void block_signals(void)
     sigprocmask(SIG_BLOCK, &set, NULL);
     if (signal_fd < 0)
         signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
+/* A command that does not sit in local_wait ends by a signal as any program does; its children see that it is gone. */
+static void unblock_signals(void)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 /* ---- the environment of the children ---- */
@@ -104,9 +113,7 @@ static enum err spawn(struct local *l, const char *program, const char *const *a
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(CLI_FAILED);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    unblock_signals();
     setpgid(0, 0); /* Ctrl-C reaches this process only, which then drains */
     int fd = dup(read_fd); /* loses close-on-exec */
     if (l->log_path[0]) {
@@ -195,10 +202,21 @@ static bool reap(pid_t *pid, int *status)
     return false;
 }
 
+static bool interrupted(void)
+{
+    struct signalfd_siginfo si;
+    bool yes = false;
+    while (signal_fd >= 0 && read(signal_fd, &si, sizeof(si)) == sizeof(si))
+        yes |= si.ssi_signo != SIGCHLD;
+    return yes;
+}
+
 static void wait_child(pid_t *pid, uint64_t timeout_ms)
 {
     uint64_t end = clock_ns() + timeout_ms * NS_PER_MS;
     while (!reap(pid, NULL)) {
+        if (interrupted()) /* asked again: the coordinator then drains no longer */
+            kill_child(pid, SIGTERM);
         if (clock_ns() > end) {
             kill_child(pid, SIGKILL);
             end = UINT64_MAX;
@@ -248,15 +266,6 @@ static enum err start_failed(struct local *l, const char *program, int status)
         return err_set(ERR_UNAVAILABLE, "%s", words);
     return err_set(ERR_UNAVAILABLE, "%s ended while starting (%s %d)%s%s", program, WIFSIGNALED(status) ? "signal" : "exit code",
                    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), l->log_path[0] ? "; its log is " : "", l->log_path);
-}
-
-static bool interrupted(void)
-{
-    struct signalfd_siginfo si;
-    bool yes = false;
-    while (signal_fd >= 0 && read(signal_fd, &si, sizeof(si)) == sizeof(si))
-        yes |= si.ssi_signo != SIGCHLD;
-    return yes;
 }
 
 static enum err wait_ready(struct local *l)
@@ -360,15 +369,15 @@ enum err local_start(struct options *opts, const char *model, bool quiet, struct
         err_set(e, "%s", detail);
     } else if (quiet) {
         unlink(l->log_path); /* nothing to read later; the children keep it open */
+        unblock_signals();
     }
     return e;
 }
 
 int local_wait(struct local *l)
 {
-    for (;;) {
-        struct pollfd p = {.fd = signal_fd, .events = POLLIN};
-        poll(&p, 1, -1);
+    struct pollfd p = {.fd = signal_fd, .events = POLLIN};
+    for (;; poll(&p, 1, -1)) { /* first look, then wait: a child may have ended while wait_ready took its signal */
         if (interrupted()) {
             local_stop(l);
             return CLI_OK;

@@ -149,9 +149,12 @@ void api_handle(void *arg, struct http_exchange *x)
         api_fail(x, &e);
         return;
     }
-    if (method == HTTP_GET && strncmp(path, models_prefix, sizeof(models_prefix) - 1) == 0) {
-        api_models(a, x, path + sizeof(models_prefix) - 1);
-        return;
+    if (strncmp(path, models_prefix, sizeof(models_prefix) - 1) == 0) {
+        known_path = true;
+        if (method == HTTP_GET || method == HTTP_HEAD) {
+            api_models(a, x, path + sizeof(models_prefix) - 1);
+            return;
+        }
     }
     if (known_path)
         api_error(&e, 405, NULL, "this path does not take that HTTP method");

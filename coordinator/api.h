@@ -22,6 +22,7 @@ enum {
     API_LOGPROBS_MAX = 20,
     API_MESSAGES_MAX = 100000,
     API_JSON_DEPTH_MAX = 64,
+    API_HELD_MAX = 128 << 20,    /* bytes of an answer that is not streamed */
 };
 
 /* A bad request on its way to the client: kept here, rendered by api_fail. */
@@ -70,10 +71,10 @@ struct choice {
     struct buf prompt_logprobs, prompt_ids;
     const uint32_t *prompt;    /* view into the generation */
     uint32_t prompt_idx, n_prompt, n_tokens;
-    size_t text_len;           /* bytes given out so far */
+    size_t n_chars, n_counted; /* characters of the text so far; bytes of `text` among them */
     uint64_t first_ns, last_ns;
     const char *finish;        /* "stop", "length" */
-    char stop_reason[160];     /* JSON: a string, an id, or null */
+    int64_t stop_id;           /* the end id that was met, or -1 */
     bool started, sent_role, done;
 };
 struct generation {
@@ -81,7 +82,8 @@ struct generation {
     struct http_exchange *x;
     uint32_t slot, serial;
     bool chat, stream, include_usage, continuous_usage, echo, return_token_ids, logprobs, prompt_logprobs, began;
-    uint32_t n_logprobs, n_done;
+    uint32_t n_logprobs, n_prompt_logprobs, n_done;
+    size_t held;               /* bytes in the choices' buffers */
     char id[48];
     uint64_t created_s, arrival_ns, last_sent_ns;
     struct tokens *prompts;    /* [n_prompts] */
@@ -110,8 +112,9 @@ bool api_get_int(const json_t *o, const char *key, int64_t min, int64_t max, int
 bool api_get_float(const json_t *o, const char *key, double min, double max, double *out, struct api_error *e);
 bool api_get_str(const json_t *o, const char *key, const char **out, struct api_error *e);
 bool api_check_model(const struct api *a, const json_t *o, struct api_error *e);
-/* Sampling parameters of a request (not n, stop strings or the prompt), arrays owned by *s: api_sampling_deinit. */
-bool api_get_sampling(const struct api *a, const json_t *o, bool chat, struct sampling *s, struct api_error *e);
+/* Sampling parameters of a request (not n, stop strings or the prompt), arrays owned by *s: api_sampling_deinit. What the answer shows of
+ * log-probabilities goes into *g. */
+bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g, struct sampling *s, struct api_error *e);
 void api_sampling_deinit(struct sampling *s);
 bool api_get_stops(const json_t *o, struct generation *g, struct api_error *e);
 /* Text, texts, ids or lists of ids (`prompt`); fills g->prompts. */
@@ -129,6 +132,7 @@ uint32_t api_n_open(const struct api *a);
 /* api_answer.c: how answers look. */
 void api_answer_begin(struct generation *g);
 void api_answer_tokens(struct choice *c, struct generation *g, const struct token_event *ev); /* into the choice's buffers */
+size_t api_answer_held(struct choice *c);                       /* bytes in them */
 void api_answer_delta(struct generation *g, struct choice *c);  /* streams what is new; the finish with it */
 void api_answer_end(struct generation *g);                      /* usage chunk and [DONE], or the whole JSON */
 void api_answer_error(struct generation *g, const struct api_error *e);

@@ -87,6 +87,21 @@ static void put_text_logprob(struct choice *c, const struct tokenizer *tok, uint
     buf_putc(&c->lp_top, '}');
 }
 
+static size_t n_chars(const char *s, size_t len)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < len; i++)
+        n += ((unsigned char)s[i] & 0xC0) != 0x80;
+    return n;
+}
+
+static void count_chars(struct choice *c)
+{
+    if (c->text.len > c->n_counted)
+        c->n_chars += n_chars(c->text.data + c->n_counted, c->text.len - c->n_counted);
+    c->n_counted = c->text.len;
+}
+
 /* vLLM's shape: a list with null first, then an object by token id. */
 static void put_prompt_logprob(struct buf *b, const struct tokenizer *tok, uint32_t id, const struct token_logprobs *lp, uint32_t n_top)
 {
@@ -119,18 +134,22 @@ static void take_prompt(struct choice *c, struct generation *g, const struct tok
 {
     const struct tokenizer *tok = g->api->tok;
     size_t offset = 0;
+    struct detokenizer d;
     struct buf piece;
+    detokenizer_init(&d, tok, NULL, 0, false);
     buf_init(&piece);
     for (uint32_t i = 0; i < ev->n_prompt_logprobs && i < c->n_prompt; i++) {
         const struct token_logprobs *lp = &ev->prompt_logprobs[i];
-        put_prompt_logprob(&c->prompt_logprobs, tok, c->prompt[i], lp, g->n_logprobs);
+        if (g->prompt_logprobs)
+            put_prompt_logprob(&c->prompt_logprobs, tok, c->prompt[i], lp, g->n_prompt_logprobs);
         if (g->echo && g->logprobs)
             put_text_logprob(c, tok, c->prompt[i], lp, g->n_logprobs, offset);
         buf_clear(&piece);
-        tokenizer_piece(tok, c->prompt[i], false, &piece);
-        offset += piece.len;
+        detokenizer_push(&d, c->prompt[i], &piece);
+        offset += n_chars(piece.data, piece.len);
     }
     buf_deinit(&piece);
+    detokenizer_deinit(&d);
 }
 
 /* The prompt's text and ids, before anything else of the choice. */
@@ -163,7 +182,8 @@ void api_answer_tokens(struct choice *c, struct generation *g, const struct toke
         take_prompt(c, g, ev);
     for (uint32_t i = 0; i < ev->n_tokens && !c->finish; i++) {
         uint32_t id = ev->tokens[i];
-        size_t offset = c->text_len + c->text.len;
+        count_chars(c);
+        size_t offset = c->n_chars + n_chars(c->detok.held.data, c->detok.held.len);
         c->n_tokens++;
         g->completion_tokens++;
         if (g->return_token_ids) {
@@ -178,15 +198,8 @@ void api_answer_tokens(struct choice *c, struct generation *g, const struct toke
         }
         if (detokenizer_push(&c->detok, id, &c->text)) {
             c->finish = "stop";
-            const char *stop = g->stops[c->detok.stop_idx];
             if (g->include_stop)
-                buf_puts(&c->text, stop);
-            struct buf b;
-            buf_init(&b);
-            buf_json_str(&b, stop, strnlen(stop, 24));
-            if (!b.failed && b.len < sizeof(c->stop_reason))
-                memcpy(c->stop_reason, b.data, b.len + 1);
-            buf_deinit(&b);
+                buf_puts(&c->text, g->stops[c->detok.stop_idx]);
         }
     }
 }
@@ -245,25 +258,44 @@ static void put_extras(struct buf *b, const struct generation *g, const struct c
         put_bytes(b, &c->ids);
         buf_putc(b, ']');
     }
-    if (g->prompt_logprobs && !(g->echo && g->logprobs) && (c->prompt_logprobs.len || !g->stream)) {
+    if (g->prompt_logprobs && (c->prompt_logprobs.len || !g->stream)) {
         buf_puts(b, ",\"prompt_logprobs\":[");
         put_bytes(b, &c->prompt_logprobs);
         buf_putc(b, ']');
     }
 }
 
-static void put_finish(struct buf *b, const struct choice *c)
+static void put_finish(struct buf *b, const struct generation *g, const struct choice *c)
 {
-    if (c->finish)
-        buf_printf(b, ",\"finish_reason\":\"%s\",\"stop_reason\":%s", c->finish, c->stop_reason);
-    else
+    if (!c->finish) {
         buf_puts(b, ",\"finish_reason\":null");
+        return;
+    }
+    buf_printf(b, ",\"finish_reason\":\"%s\",\"stop_reason\":", c->finish);
+    if (c->detok.stopped) {
+        const char *stop = g->stops[c->detok.stop_idx];
+        buf_json_str(b, stop, strlen(stop));
+    } else if (c->stop_id >= 0) {
+        buf_printf(b, "%lld", (long long)c->stop_id);
+    } else {
+        buf_puts(b, "null");
+    }
+}
+
+size_t api_answer_held(struct choice *c)
+{
+    const struct buf *bufs[] = {&c->text, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
+    size_t n = 0;
+    for (size_t i = 0; i < ARRAY_LEN(bufs); i++)
+        n += bufs[i]->len;
+    return n;
 }
 
 static void choice_clear(struct choice *c)
 {
     struct buf *bufs[] = {&c->text, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
-    c->text_len += c->text.len;
+    count_chars(c);
+    c->n_counted = 0;
     for (size_t i = 0; i < ARRAY_LEN(bufs); i++)
         buf_clear(bufs[i]);
 }
@@ -303,7 +335,7 @@ static uint32_t choice_index(const struct generation *g, const struct choice *c)
 
 void api_answer_delta(struct generation *g, struct choice *c)
 {
-    bool news = c->text.len || c->logprobs.len || c->lp_tokens.len || c->ids.len || c->prompt_logprobs.len;
+    bool news = c->text.len || c->logprobs.len || c->lp_tokens.len || c->ids.len || c->prompt_logprobs.len || c->prompt_ids.len;
     if (!news && !c->finish)
         return;
     api_answer_begin(g);
@@ -330,7 +362,7 @@ void api_answer_delta(struct generation *g, struct choice *c)
         if (g->chat)
             buf_puts(&b, ",\"finish_reason\":null");
         else
-            put_finish(&b, c);
+            put_finish(&b, g, c);
         buf_puts(&b, "}]");
         if (g->continuous_usage) {
             buf_putc(&b, ',');
@@ -344,7 +376,7 @@ void api_answer_delta(struct generation *g, struct choice *c)
         buf_puts(&b, "data: ");
         put_head(&b, g, "chat.completion.chunk");
         buf_printf(&b, ",\"choices\":[{\"index\":%u,\"delta\":{},\"logprobs\":null", choice_index(g, c));
-        put_finish(&b, c);
+        put_finish(&b, g, c);
         buf_puts(&b, g->include_usage ? "}],\"usage\":null}" : "}]}");
     }
     choice_clear(c);
@@ -403,7 +435,7 @@ void api_answer_end(struct generation *g)
             buf_puts(&b, ",\"refusal\":null}");
         put_logprobs(&b, g, c);
         put_extras(&b, g, c);
-        put_finish(&b, c);
+        put_finish(&b, g, c);
         buf_putc(&b, '}');
     }
     buf_puts(&b, "],");

@@ -43,7 +43,8 @@ static bool take_slot(struct api *a, struct generation *g)
         a->gens_cap = cap;
     }
     g->slot = slot;
-    g->serial = ++a->serial & INT32_MAX; /* ids stay below 2^63 */
+    a->serial = a->serial % INT32_MAX + 1; /* ids stay below 2^63 and are never 0 */
+    g->serial = a->serial;
     a->gens[slot] = g;
     a->n_gens++;
     return true;
@@ -185,7 +186,7 @@ static bool init_choices(struct generation *g, const struct sampling *s, int64_t
         c->prompt = g->prompts[c->prompt_idx].ids;
         c->n_prompt = (uint32_t)g->prompts[c->prompt_idx].n;
         c->id = request_id(g, i);
-        strcpy(c->stop_reason, "null");
+        c->stop_id = -1;
         detokenizer_init(&c->detok, g->api->tok, (const char *const *)g->stops, g->n_stops, false);
         detokenizer_continue(&c->detok);
         if (s->max_tokens > 0 && c->n_prompt >= g->api->ctx)
@@ -219,17 +220,16 @@ static bool start(struct generation *g, const json_t *o, struct sampling *s, str
 {
     struct api *a = g->api;
     int64_t n = 1;
-    if (!api_check_model(a, o, e) || !read_options(g, o, &n, e) || !api_get_sampling(a, o, g->chat, s, e) || !api_get_stops(o, g, e))
+    if (!api_check_model(a, o, e) || !read_options(g, o, &n, e) || !api_get_sampling(a, o, g, s, e) || !api_get_stops(o, g, e))
         return false;
     if (!(g->chat ? api_get_chat(a, o, g, e) : api_get_prompts(a, o, g, e)))
         return false;
+    g->logprobs = s->logprobs;
+    g->prompt_logprobs = s->prompt_logprobs;
     if (g->echo && s->logprobs)
         s->prompt_logprobs = true; /* the columns of `logprobs` then begin with the prompt's */
     if (s->max_tokens == 0 && !g->echo && !s->prompt_logprobs)
         return api_error(e, 400, "max_tokens", "`max_tokens` 0 needs `echo` or `prompt_logprobs`");
-    g->logprobs = s->logprobs;
-    g->prompt_logprobs = s->prompt_logprobs;
-    g->n_logprobs = s->n_logprobs;
     return init_choices(g, s, n, e) && submit(g, s, e);
 }
 
@@ -319,11 +319,20 @@ void api_event(struct api *a, struct token_event *ev)
         return;
     }
     note_times(g, c, ev);
+    size_t held = api_answer_held(c);
     api_answer_tokens(c, g, ev);
+    g->held += api_answer_held(c) - held;
+    if (!g->stream && g->held > API_HELD_MAX) {
+        ev->err = ERR_TOO_BIG;
+        snprintf(ev->text, sizeof(ev->text), "the answer is over %d MiB; ask for it as a stream, or for less", API_HELD_MAX >> 20);
+        fail_generation(g, ev);
+        token_event_destroy(&ev);
+        return;
+    }
     if (!c->finish && ev->finish != FINISH_NONE) {
         c->finish = ev->finish == FINISH_STOP ? "stop" : "length";
         if (ev->finish == FINISH_STOP)
-            snprintf(c->stop_reason, sizeof(c->stop_reason), "%u", ev->stop_id);
+            c->stop_id = ev->stop_id;
         detokenizer_finish(&c->detok, &c->text);
     } else if (c->finish && ev->finish == FINISH_NONE) {
         engine_cancel(c->engine, c->id | ENGINE_CANCEL_STOPPED); /* what the engine makes further is not wanted */

@@ -175,10 +175,10 @@ static bool get_bias(const struct api *a, const json_t *o, struct sampling *s, s
     return true;
 }
 
-static bool get_logprobs(const json_t *o, bool chat, struct sampling *s, struct api_error *e)
+static bool get_logprobs(const json_t *o, struct generation *g, struct sampling *s, struct api_error *e)
 {
     int64_t n = 0;
-    if (chat) {
+    if (g->chat) {
         if (!api_get_bool(o, "logprobs", &s->logprobs, e) || !api_get_int(o, "top_logprobs", 0, API_LOGPROBS_MAX, &n, e))
             return false;
         if (n && !s->logprobs)
@@ -194,11 +194,13 @@ static bool get_logprobs(const json_t *o, bool chat, struct sampling *s, struct 
     if (!api_get_int(o, "prompt_logprobs", 0, API_LOGPROBS_MAX, &prompt, e))
         return false;
     s->prompt_logprobs = prompt >= 0;
-    s->n_logprobs = (uint32_t)MAX(n, prompt);
+    g->n_logprobs = (uint32_t)n;
+    g->n_prompt_logprobs = (uint32_t)MAX(prompt, 0);
+    s->n_logprobs = MAX(g->n_logprobs, g->n_prompt_logprobs); /* workers know one number */
     return true;
 }
 
-bool api_get_sampling(const struct api *a, const json_t *o, bool chat, struct sampling *s, struct api_error *e)
+bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g, struct sampling *s, struct api_error *e)
 {
     double temperature = 1, top_p = 1, min_p = 0, rep = 1, pres = 0, freq = 0;
     int64_t top_k = 0, max_tokens = -1, max_completion = -1, min_tokens = 0, seed = 0;
@@ -224,9 +226,9 @@ bool api_get_sampling(const struct api *a, const json_t *o, bool chat, struct sa
     s->seed = (uint64_t)seed;
     if (max_completion >= 0)
         max_tokens = max_completion;
-    s->max_tokens = max_tokens >= 0 ? (uint32_t)max_tokens : chat ? UINT32_MAX : 16;
+    s->max_tokens = max_tokens >= 0 ? (uint32_t)max_tokens : g->chat ? UINT32_MAX : 16;
     s->min_tokens = (uint32_t)MIN(min_tokens, (int64_t)s->max_tokens);
-    return get_stop_ids(a, o, s, e) && get_bias(a, o, s, e) && get_logprobs(o, chat, s, e);
+    return get_stop_ids(a, o, s, e) && get_bias(a, o, s, e) && get_logprobs(o, g, s, e);
 }
 
 void api_sampling_deinit(struct sampling *s)

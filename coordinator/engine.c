@@ -140,7 +140,7 @@ static struct seq *find_seq(const struct engine *e, uint64_t id)
     return NULL;
 }
 
-static void take_requests(struct engine *e)
+static void take_new(struct engine *e)
 {
     bool any = false;
     for (struct seq *q; (q = queue_pop(e->requests)); any = true) {
@@ -154,7 +154,13 @@ static void take_requests(struct engine *e)
     }
     if (any)
         engine_end_unfit(e);
+}
+
+static void take_requests(struct engine *e)
+{
+    take_new(e);
     for (void *id; (id = queue_pop(e->cancels));) {
+        take_new(e); /* the request may have come after the last look, but before its cancellation */
         struct seq *q = find_seq(e, (uintptr_t)id & ~ENGINE_CANCEL_STOPPED);
         if (!q)
             continue; /* it has ended meanwhile */

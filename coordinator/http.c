@@ -47,7 +47,6 @@ struct http_exchange {
     struct conn *conn;
     char *path;
     void *user;
-    bool streaming;
 };
 
 struct watch {
@@ -66,9 +65,9 @@ struct http {
     struct evhttp_bound_socket *bound;
     struct conn *conns;
     struct watch *watches;
-    unsigned n_conns, n_exchanges;
+    unsigned n_conns;
     uint16_t port;
-    bool full, refusing;
+    bool full, closing;
 };
 
 const char *http_status_text(int status)
@@ -176,7 +175,6 @@ static void conn_closed(struct evhttp_connection *evcon, void *arg)
     if (x) {
         /* Where the client is the one who left, evhttp has taken the request off the connection and leaves it to us. */
         c->x = NULL;
-        h->n_exchanges--;
         h->cfg.gone(h->cfg.arg, x);
         if (!evhttp_request_get_connection(x->req))
             evhttp_request_free(x->req);
@@ -192,7 +190,7 @@ static void conn_closed(struct evhttp_connection *evcon, void *arg)
         c->next->prev = c->prev;
     free(c);
     h->n_conns--;
-    if (h->full && !h->refusing) {
+    if (h->full && !h->closing) {
         h->full = false;
         evconnlistener_enable(evhttp_bound_socket_get_listener(h->bound));
     }
@@ -332,7 +330,6 @@ static void handle(struct evhttp_request *req, void *arg)
     x->req = req;
     x->conn = c;
     c->x = x;
-    h->n_exchanges++;
     watch_for_leaving(c);
     h->cfg.handle(h->cfg.arg, x);
 }
@@ -343,7 +340,6 @@ enum http_method http_method(const struct http_exchange *x)
     case EVHTTP_REQ_GET: return HTTP_GET;
     case EVHTTP_REQ_POST: return HTTP_POST;
     case EVHTTP_REQ_HEAD: return HTTP_HEAD;
-    case EVHTTP_REQ_OPTIONS: return HTTP_OPTIONS;
     default: return HTTP_OTHER;
     }
 }
@@ -387,7 +383,6 @@ static void exchange_end(struct http_exchange *x)
     struct timeval idle = {x->http->cfg.timeout_ms / 1000 + 1, 0};
     bufferevent_set_timeouts(x->conn->bev, &idle, &idle);
     x->conn->x = NULL;
-    x->http->n_exchanges--;
     free(x->path);
     free(x);
 }
@@ -398,8 +393,6 @@ void http_reply(struct http_exchange *x, int status, const char *content_type, c
     http_set_header(x, "Content-Type", content_type);
     struct evbuffer *out = evhttp_request_get_output_buffer(req);
     evbuffer_add(out, body, len);
-    if (x->http->refusing)
-        http_set_header(x, "Connection", "close");
     exchange_end(x);
     evhttp_send_reply(req, status, http_status_text(status), NULL);
 }
@@ -408,7 +401,6 @@ void http_begin(struct http_exchange *x, int status, const char *content_type)
 {
     http_set_header(x, "Content-Type", content_type);
     http_set_header(x, "Cache-Control", "no-cache");
-    x->streaming = true;
     evhttp_send_reply_start(x->req, status, http_status_text(status));
 }
 
@@ -433,16 +425,6 @@ void http_end(struct http_exchange *x)
     struct evhttp_request *req = x->req;
     exchange_end(x);
     evhttp_send_reply_end(req);
-}
-
-void http_abort(struct http_exchange *x)
-{
-    conn_cut(x->conn);
-}
-
-unsigned http_n_exchanges(const struct http *h)
-{
-    return h->n_exchanges;
 }
 
 /* ---- the server ---- */
@@ -549,7 +531,7 @@ void http_destroy(struct http **hp)
     struct http *h = *hp;
     if (!h)
         return;
-    h->refusing = true;
+    h->closing = true;
     for (struct watch *w = h->watches, *next; w; w = next) {
         next = w->next;
         event_free(w->ev);
@@ -576,11 +558,4 @@ void http_run(struct http *h)
 void http_stop(struct http *h)
 {
     event_base_loopbreak(h->base);
-}
-
-void http_refuse_new(struct http *h)
-{
-    if (!h->refusing)
-        evconnlistener_disable(evhttp_bound_socket_get_listener(h->bound));
-    h->refusing = true;
 }

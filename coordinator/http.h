@@ -16,7 +16,7 @@
 struct http;
 struct http_exchange;
 
-enum http_method { HTTP_GET, HTTP_POST, HTTP_HEAD, HTTP_OPTIONS, HTTP_OTHER };
+enum http_method { HTTP_GET, HTTP_POST, HTTP_HEAD, HTTP_OTHER };
 
 struct http_config {
     const char *host;
@@ -41,9 +41,6 @@ void http_stop(struct http *h); /* from inside the loop */
 enum err http_watch_fd(struct http *h, int fd, void (*fn)(void *arg), void *arg);
 /* fn is called every period_ms while it returns true; a new call to http_timer starts it again. */
 enum err http_timer(struct http *h, uint32_t period_ms, bool (*fn)(void *arg), void *arg);
-/* No new connections; those that wait for a request are closed. */
-void http_refuse_new(struct http *h);
-unsigned http_n_exchanges(const struct http *h);
 
 enum http_method http_method(const struct http_exchange *x);
 const char *http_path(const struct http_exchange *x);                       /* decoded, without the query */
@@ -59,8 +56,6 @@ void http_reply(struct http_exchange *x, int status, const char *content_type, c
 void http_begin(struct http_exchange *x, int status, const char *content_type);
 void http_chunk(struct http_exchange *x, const char *p, size_t len);
 void http_end(struct http_exchange *x);
-/* A stream that cannot go on: the connection is closed without the closing chunk, so that no client takes it for complete. */
-void http_abort(struct http_exchange *x);
 
 const char *http_status_text(int status);
 /* {"error":{"message","type","param","code"}}: the OpenAI shape, into out. param may be NULL. */

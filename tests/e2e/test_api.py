@@ -1,13 +1,14 @@
 """The OpenAI routes as clients use them. Expected texts and ids come from deploy/demo/reference.json (transformers, float32)."""
 import json
 import math
+import re
 import shutil
 import subprocess
 import threading
 import time
 
 import pytest
-from conftest import DEMO, REFERENCE, Server
+from conftest import DEMO, REFERENCE, SANITIZED, Server
 
 CASES = REFERENCE["files"]["grimm-6m-Q8_0.gguf"]["cases"]
 TEXTS = [c for c in CASES if "prompt" in c and isinstance(c["prompt"], str)]
@@ -212,6 +213,54 @@ def test_silent_prefill_keeps_the_stream_alive_and_the_queue_is_bounded():
         assert full.status == 429 and full.json["error"]["type"] == "rate_limit_error" and int(full.headers["Retry-After"]) >= 1
         running.close()
         waiting.join()
+
+
+def test_choices_of_a_refused_request_do_not_run_on():
+    with Server(DEMO, "--max-seqs", "4", "--queue-max", "40") as s:
+        for _ in range(20 if SANITIZED else 200):  # some of its choices are queued when one finds no room: all are taken back
+            assert s.post("/v1/completions", {"prompt": "a", "n": 100, "max_tokens": 1000, "ignore_eos": True}).status == 429
+        deadline = time.time() + 60
+        while any(s.get("/health").json["replicas"][0][k] for k in ("running", "waiting")):
+            assert time.time() < deadline
+            time.sleep(0.02)
+        ended = re.search(r'racklm:request_success_total\{[^}]*"length"[^}]*\} (\d+)', s.get("/metrics").body)
+        assert ended is None or int(ended.group(1)) == 0
+
+
+def test_no_more_log_probabilities_than_asked(demo):
+    out = demo.complete(max_tokens=1, logprobs=1, prompt_logprobs=3)["choices"][0]
+    assert [len(x) for x in out["logprobs"]["top_logprobs"]] == [1] and all(len(x) in (3, 4) for x in out["prompt_logprobs"][1:])
+    out = demo.complete(max_tokens=1, logprobs=4, prompt_logprobs=0, echo=True)["choices"][0]
+    assert all(len(x) == 4 for x in out["logprobs"]["top_logprobs"][1:]) and all(len(x) == 1 for x in out["prompt_logprobs"][1:])
+
+
+def test_text_offsets_are_characters_of_the_text(demo):
+    free = demo.complete(max_tokens=30)["choices"][0]["text"]
+    # A text that may become a stop string is held back: its tokens stand where they will be.
+    for params in ({}, {"stop": [free[3:12] + "zzz"]}, {"echo": True, "prompt": "Él dijo ñandú ü ö: "}):
+        out = demo.complete(**{"prompt": "Once upon a time", "max_tokens": 30, "logprobs": 0, **params})["choices"][0]
+        lp = out["logprobs"]
+        whole = [(t, o) for t, o in zip(lp["tokens"], lp["text_offset"]) if "\ufffd" not in t and not t.startswith("<|")]
+        assert len(whole) > 20 and all(out["text"].startswith(t, o) for t, o in whole), (out["text"], whole)
+
+
+def test_a_long_stop_string_is_named_whole(demo):
+    free = demo.complete(max_tokens=100)["choices"][0]["text"]
+    out = demo.complete(max_tokens=100, stop=[free[20:70]])["choices"][0]
+    assert out["text"] == free[:20] and out["stop_reason"] == free[20:70]
+
+
+def test_the_route_of_one_model_takes_get_and_head_only(demo):
+    assert demo.request("HEAD", "/v1/models/default").status == 200
+    assert demo.request("HEAD", "/v1/models/other").status == 404
+    assert demo.post("/v1/models/default", {}).status == 405
+
+
+@pytest.mark.skipif(SANITIZED, reason="128,000 tokens")
+def test_an_answer_that_is_not_streamed_is_bounded(demo):
+    r = demo.post("/v1/completions", {"prompt": [5] * 1000, "n": 128, "max_tokens": 1, "prompt_logprobs": 20}, timeout=120)
+    assert r.status == 413 and "128 MiB" in r.json["error"]["message"], r.body[:300]
+    assert demo.complete(max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
 def test_official_client(demo):

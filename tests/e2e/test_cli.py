@@ -1,11 +1,14 @@
 """The racklm command as people and scripts use it: its output, its exit codes, its progress bars. Perplexities and prompt ids come from
 deploy/demo/reference.json (transformers, float32)."""
+import http.server
 import json
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -257,6 +260,58 @@ def under_pty(args, env, until=None, keys=()):
     _, status = os.waitpid(pid, 0)
     os.close(fd)
     return os.waitstatus_to_exitcode(status), shown.decode("utf-8", "replace")
+
+
+def left_of(home):
+    """The processes that work in this state directory."""
+    found = []
+    for p in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{p}/environ", "rb") as f:
+                if p.isdigit() and home["RACKLM_STATE_DIR"].encode() in f.read():
+                    found.append(int(p))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_run_is_interrupted_by_signals(home, sig):
+    p = subprocess.Popen([BUILD / "bin/racklm", "run", DEMO, "--raw", "Once upon a time", "--temperature", "0", "--max-tokens", "1000"], env=home,
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    p.stdout.read(20)
+    p.send_signal(sig)
+    assert p.wait(10) == -sig
+    p.stdout.close()
+    deadline = time.time() + 10
+    while left_of(home) and time.time() < deadline:
+        time.sleep(0.05)
+    assert left_of(home) == []
+
+
+def test_run_stops_when_nobody_reads(server):
+    p = subprocess.Popen([BUILD / "bin/racklm", "run", "--url", server.url, "--raw", "Once upon a time", "--temperature", "0", "--max-tokens", "900"],
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.read(20)
+    p.stdout.close()
+    assert p.wait(30) == 1 and p.stderr.read() == "racklm run: cannot write the answer\n"
+    p.stderr.close()
+
+
+def test_run_tells_the_error_of_a_stream_once():
+    class Failing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"choices":[{"delta":{"content":"So "}}]}\n\ndata: {"error":{"message":"a worker is lost"}}\n\n')
+
+        def log_message(self, *_):
+            pass
+    with http.server.HTTPServer(("127.0.0.1", 0), Failing) as s:
+        threading.Thread(target=s.handle_request, daemon=True).start()
+        r = racklm("run", "--url", f"http://127.0.0.1:{s.server_port}", "Tell me.")
+    assert r.returncode == 1 and r.stdout == "So \n" and r.stderr == "racklm run: a worker is lost\n", r
 
 
 def test_progress_only_on_a_terminal(home):

@@ -239,6 +239,21 @@ def test_sigterm_ends_long_streams_with_a_clear_error():
         assert gone(pids, 3) and shared_memory() <= shm and os.listdir(s.dir / "run") == []
 
 
+def test_a_second_signal_ends_the_drain():
+    with Server(DEMO, "--drain-timeout-ms", "60000", "--max-seqs", "1") as s:
+        out = []  # one of its choices after the other: longer than the test waits
+        t = read_stream(s, {"prompt": "a", "max_tokens": 1000, "ignore_eos": True, "n": 40}, out)
+        wait_for(lambda: s.get("/health").json["replicas"][0]["waiting"] > 35, 10)
+        s.proc.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert s.proc.poll() is None
+        start = time.monotonic()
+        s.proc.send_signal(signal.SIGINT)
+        assert s.proc.wait(20) == 0 and time.monotonic() - start < 3
+        t.join(10)
+        assert whole_or_error(out) != "done"
+
+
 def test_interrupt_while_loading_leaves_nothing():
     for delay in (0.0, 0.05, 0.15):
         s = Server(DEMO, "--tp", "2", wait=False)

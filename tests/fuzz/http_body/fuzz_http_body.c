@@ -51,7 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     struct sampling s = {0};
     struct generation g = {.api = &api, .chat = chat};
-    bool ok = api_check_model(&api, o, &e) && api_get_sampling(&api, o, chat, &s, &e) && api_get_stops(o, &g, &e) &&
+    bool ok = api_check_model(&api, o, &e) && api_get_sampling(&api, o, &g, &s, &e) && api_get_stops(o, &g, &e) &&
               (chat ? api_get_chat(&api, o, &g, &e) : api_get_prompts(&api, o, &g, &e));
     ASSERT(ok == (e.status == 0) && (ok || (e.status >= 400 && e.message[0])));
     if (ok) {
