@@ -85,7 +85,7 @@ install_packages $PACKAGES_BUILD $PACKAGES_TEST || { echo "0 passed, 1 failed, 0
 suite python 60 python_env
 suite build 150 configure_and_build "$build" all -DCMAKE_BUILD_TYPE=Release -DRACKLM_TESTS=ON -DRACKLM_PYTHON="$build/venv/bin/python"
 export PATH="$build/venv/bin:$PATH"
-suite unit 60 label "$build" unit
+suite unit 90 label "$build" unit
 suite kernels 60 label "$build" kernels
 suite sim $((full ? 600 : 90)) env "${sim_env[@]}" ctest --test-dir "$build" -L '^sim$' --output-on-failure --no-tests=error
 suite oracle $((full ? 600 : 180)) python -m pytest -q -p no:cacheprovider tests/oracle
