@@ -93,10 +93,10 @@ suite e2e $((full ? 600 : 240)) python -m pytest -q -p no:cacheprovider tests/e2
 
 if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
     suite asan:build 150 configure_and_build "$build/asan" "$programs tests_unit tests_kernels tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
-    suite asan 120 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' -E oracle --output-on-failure --no-tests=error
+    suite asan 240 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' -E oracle --output-on-failure --no-tests=error
     suite asan:e2e 120 env RACKLM_BUILD="$build/asan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
     suite tsan:build 150 configure_and_build "$build/tsan" "$programs tests_unit tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
-    suite tsan 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' -E oracle --output-on-failure --no-tests=error
+    suite tsan 240 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' -E oracle --output-on-failure --no-tests=error
     suite tsan:e2e 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_BUILD="$build/tsan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
     suite fuzz:build 150 configure_and_build "$build/fuzz" racklm_fuzz -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
     suite fuzz $((full ? 400 : 90)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
