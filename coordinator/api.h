@@ -1,7 +1,7 @@
 /* The OpenAI-compatible API: routes and roles, JSON in, JSON and SSE out. Runs in the front thread only.
  *
  * http_request -api-> generation (one POST: its choices, each a struct request of the engine), and back: token_event -> detokenizer -> answer.
- * api.c routes; api_params.c reads requests; api_generate.c starts and ends generations; api_answer.c writes answers; api_info.c the rest. */
+ * api.c routes; api_params.c and api_sampling.c read requests; api_generate.c starts and ends generations; api_answer.c writes answers; api_info.c the rest. */
 #ifndef COORDINATOR_API_H
 #define COORDINATOR_API_H
 
@@ -107,12 +107,13 @@ void api_reply_json(struct http_exchange *x, int status, struct buf *body);
 /* api_params.c: strict readers; null counts as absent. False: *e is filled. */
 json_t *api_body(struct http_exchange *x, struct api_error *e); /* an object, or NULL */
 json_t *api_parse_body(const char *body, size_t len, struct api_error *e);
+const json_t *api_get(const json_t *o, const char *key); /* NULL: absent or null */
 bool api_get_bool(const json_t *o, const char *key, bool *out, struct api_error *e);
 bool api_get_int(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *out, struct api_error *e);
 bool api_get_float(const json_t *o, const char *key, double min, double max, double *out, struct api_error *e);
 bool api_get_str(const json_t *o, const char *key, const char **out, struct api_error *e);
 bool api_check_model(const struct api *a, const json_t *o, struct api_error *e);
-/* Sampling parameters of a request (not n, stop strings or the prompt), arrays owned by *s: api_sampling_deinit. What the answer shows of
+/* api_sampling.c. Sampling parameters of a request (not n, stop strings or the prompt), arrays owned by *s: api_sampling_deinit. What the answer shows of
  * log-probabilities goes into *g. */
 bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g, struct sampling *s, struct api_error *e);
 void api_sampling_deinit(struct sampling *s);

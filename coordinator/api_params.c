@@ -2,9 +2,7 @@
 #include "coordinator/api.h"
 
 #include "base/check.h"
-#include "base/rng.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +51,7 @@ json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
     return o;
 }
 
-static const json_t *get(const json_t *o, const char *key)
+const json_t *api_get(const json_t *o, const char *key)
 {
     const json_t *v = json_object_get(o, key);
     return v && !json_is_null(v) ? v : NULL;
@@ -61,7 +59,7 @@ static const json_t *get(const json_t *o, const char *key)
 
 bool api_get_bool(const json_t *o, const char *key, bool *out, struct api_error *e)
 {
-    const json_t *v = get(o, key);
+    const json_t *v = api_get(o, key);
     if (!v)
         return true;
     if (!json_is_boolean(v))
@@ -72,7 +70,7 @@ bool api_get_bool(const json_t *o, const char *key, bool *out, struct api_error 
 
 bool api_get_int(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *out, struct api_error *e)
 {
-    const json_t *v = get(o, key);
+    const json_t *v = api_get(o, key);
     if (!v)
         return true;
     if (!json_is_integer(v))
@@ -86,7 +84,7 @@ bool api_get_int(const json_t *o, const char *key, int64_t min, int64_t max, int
 
 bool api_get_float(const json_t *o, const char *key, double min, double max, double *out, struct api_error *e)
 {
-    const json_t *v = get(o, key);
+    const json_t *v = api_get(o, key);
     if (!v)
         return true;
     if (!json_is_number(v))
@@ -100,7 +98,7 @@ bool api_get_float(const json_t *o, const char *key, double min, double max, dou
 
 bool api_get_str(const json_t *o, const char *key, const char **out, struct api_error *e)
 {
-    const json_t *v = get(o, key);
+    const json_t *v = api_get(o, key);
     if (!v)
         return true;
     if (!json_is_string(v))
@@ -119,125 +117,6 @@ bool api_check_model(const struct api *a, const json_t *o, struct api_error *e)
     return api_error(e, 404, "model", "there is no model `%.100s` here; this server has `%.100s`", name, a->model_name);
 }
 
-/* ---- sampling ---- */
-
-static bool get_ids(const json_t *v, const char *key, uint32_t vocab, uint32_t max, uint32_t *out, uint32_t *n, struct api_error *e)
-{
-    if (!json_is_array(v) || json_array_size(v) > max)
-        return api_error(e, 400, key, "`%s` must be a list of at most %u token ids", key, max);
-    for (size_t i = 0; i < json_array_size(v); i++) {
-        const json_t *id = json_array_get(v, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab)
-            return api_error(e, 400, key, "`%s[%zu]` must be a token id below %u", key, i, vocab);
-        out[(*n)++] = (uint32_t)json_integer_value(id);
-    }
-    return true;
-}
-
-static bool get_stop_ids(const struct api *a, const json_t *o, struct sampling *s, struct api_error *e)
-{
-    s->stop_ids = calloc(MSG_STOP_IDS_MAX, sizeof(*s->stop_ids));
-    if (!s->stop_ids)
-        return api_error(e, 503, NULL, "out of memory");
-    if (!s->ignore_eos) {
-        memcpy(s->stop_ids, a->end_ids, a->n_end_ids * sizeof(*s->stop_ids));
-        s->n_stop_ids = a->n_end_ids;
-    }
-    const json_t *v = get(o, "stop_token_ids");
-    return !v || get_ids(v, "stop_token_ids", a->vocab, MSG_STOP_IDS_MAX - (uint32_t)ARRAY_LEN(a->end_ids), s->stop_ids, &s->n_stop_ids, e);
-}
-
-static bool get_bias(const struct api *a, const json_t *o, struct sampling *s, struct api_error *e)
-{
-    const json_t *v = get(o, "logit_bias");
-    if (!v)
-        return true;
-    if (!json_is_object(v) || json_object_size(v) > MSG_BIAS_MAX)
-        return api_error(e, 400, "logit_bias", "`logit_bias` must be an object of at most %d token ids", MSG_BIAS_MAX);
-    size_t n = json_object_size(v);
-    s->bias_id = calloc(n + 1, sizeof(*s->bias_id));
-    s->bias = calloc(n + 1, sizeof(*s->bias));
-    if (!s->bias_id || !s->bias)
-        return api_error(e, 503, NULL, "out of memory");
-    const char *key;
-    json_t *val;
-    json_object_foreach((json_t *)v, key, val)
-    {
-        char *end;
-        unsigned long id = strtoul(key, &end, 10);
-        if (*key < '0' || *key > '9' || *end || id >= a->vocab)
-            return api_error(e, 400, "logit_bias", "`logit_bias`: \"%.40s\" is no token id below %u", key, a->vocab);
-        if (!json_is_number(val) || !(fabs(json_number_value(val)) <= 100))
-            return api_error(e, 400, "logit_bias", "`logit_bias`: the bias of %lu must be a number from -100 to 100", id);
-        s->bias_id[s->n_bias] = (uint32_t)id;
-        s->bias[s->n_bias++] = (float)json_number_value(val);
-    }
-    return true;
-}
-
-static bool get_logprobs(const json_t *o, struct generation *g, struct sampling *s, struct api_error *e)
-{
-    int64_t n = 0;
-    if (g->chat) {
-        if (!api_get_bool(o, "logprobs", &s->logprobs, e) || !api_get_int(o, "top_logprobs", 0, API_LOGPROBS_MAX, &n, e))
-            return false;
-        if (n && !s->logprobs)
-            return api_error(e, 400, "top_logprobs", "`top_logprobs` needs `logprobs` to be true");
-    } else {
-        n = -1;
-        if (!api_get_int(o, "logprobs", 0, API_LOGPROBS_MAX, &n, e))
-            return false;
-        s->logprobs = n >= 0;
-        n = MAX(n, 0);
-    }
-    int64_t prompt = -1;
-    if (!api_get_int(o, "prompt_logprobs", 0, API_LOGPROBS_MAX, &prompt, e))
-        return false;
-    s->prompt_logprobs = prompt >= 0;
-    g->n_logprobs = (uint32_t)n;
-    g->n_prompt_logprobs = (uint32_t)MAX(prompt, 0);
-    s->n_logprobs = MAX(g->n_logprobs, g->n_prompt_logprobs); /* workers know one number */
-    return true;
-}
-
-bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g, struct sampling *s, struct api_error *e)
-{
-    double temperature = 1, top_p = 1, min_p = 0, rep = 1, pres = 0, freq = 0;
-    int64_t top_k = 0, max_tokens = -1, max_completion = -1, min_tokens = 0, seed = 0;
-    memset(s, 0, sizeof(*s));
-    rng_system(&seed, sizeof(seed));
-    if (!api_get_float(o, "temperature", 0, 2, &temperature, e) || !api_get_float(o, "top_p", 0, 1, &top_p, e) ||
-        !api_get_float(o, "min_p", 0, 1, &min_p, e) || !api_get_int(o, "top_k", -1, INT32_MAX, &top_k, e) ||
-        !api_get_float(o, "repetition_penalty", 0.01, 100, &rep, e) || !api_get_float(o, "presence_penalty", -2, 2, &pres, e) ||
-        !api_get_float(o, "frequency_penalty", -2, 2, &freq, e) || !api_get_int(o, "max_tokens", 0, INT32_MAX, &max_tokens, e) ||
-        !api_get_int(o, "max_completion_tokens", 0, INT32_MAX, &max_completion, e) ||
-        !api_get_int(o, "min_tokens", 0, INT32_MAX, &min_tokens, e) || !api_get_int(o, "seed", INT64_MIN, INT64_MAX, &seed, e) ||
-        !api_get_bool(o, "ignore_eos", &s->ignore_eos, e))
-        return false;
-    if (top_p == 0)
-        top_p = 1e-9; /* the most likely token alone */
-    s->temperature = (float)temperature;
-    s->top_p = (float)top_p;
-    s->min_p = (float)min_p;
-    s->top_k = top_k > 0 && top_k < a->vocab ? (uint32_t)top_k : 0;
-    s->repetition_penalty = (float)rep;
-    s->presence_penalty = (float)pres;
-    s->frequency_penalty = (float)freq;
-    s->seed = (uint64_t)seed;
-    if (max_completion >= 0)
-        max_tokens = max_completion;
-    s->max_tokens = max_tokens >= 0 ? (uint32_t)max_tokens : g->chat ? UINT32_MAX : 16;
-    s->min_tokens = (uint32_t)MIN(min_tokens, (int64_t)s->max_tokens);
-    return get_stop_ids(a, o, s, e) && get_bias(a, o, s, e) && get_logprobs(o, g, s, e);
-}
-
-void api_sampling_deinit(struct sampling *s)
-{
-    free(s->stop_ids);
-    free(s->bias_id);
-    free(s->bias);
-}
-
 /* ---- stops, prompts, messages ---- */
 
 static bool add_stop(const json_t *v, struct generation *g, struct api_error *e)
@@ -250,7 +129,7 @@ static bool add_stop(const json_t *v, struct generation *g, struct api_error *e)
 
 bool api_get_stops(const json_t *o, struct generation *g, struct api_error *e)
 {
-    const json_t *v = get(o, "stop");
+    const json_t *v = api_get(o, "stop");
     if (!v)
         return true;
     size_t n = json_is_array(v) ? json_array_size(v) : 1;
@@ -296,7 +175,7 @@ static bool ids_prompt(const struct api *a, const json_t *list, struct tokens *o
 
 bool api_get_prompts(const struct api *a, const json_t *o, struct generation *g, struct api_error *e)
 {
-    const json_t *v = get(o, "prompt");
+    const json_t *v = api_get(o, "prompt");
     static const char what[] = "`prompt` must be a string, a list of strings, a list of token ids or a list of such lists";
     if (!v || (!json_is_string(v) && !json_is_array(v)) || (json_is_array(v) && json_array_size(v) == 0))
         return api_error(e, 400, "prompt", what);
@@ -387,7 +266,7 @@ static json_t *flat_messages(const json_t *messages, struct api_error *e)
 
 bool api_get_chat(const struct api *a, const json_t *o, struct generation *g, struct api_error *e)
 {
-    const json_t *messages = get(o, "messages");
+    const json_t *messages = api_get(o, "messages");
     if (!json_is_array(messages) || json_array_size(messages) == 0)
         return api_error(e, 400, "messages", "`messages` must be a list with at least one message");
     if (json_array_size(messages) > API_MESSAGES_MAX)
@@ -395,7 +274,7 @@ bool api_get_chat(const struct api *a, const json_t *o, struct generation *g, st
     if (!a->tmpl)
         return api_error(e, 400, "messages", "this model has no usable chat template (%.200s); use /v1/completions", a->tmpl_error ? a->tmpl_error : "none in its file");
     bool generation_prompt = true;
-    const json_t *kwargs = get(o, "chat_template_kwargs"), *tools = get(o, "tools");
+    const json_t *kwargs = api_get(o, "chat_template_kwargs"), *tools = api_get(o, "tools");
     if (!api_get_bool(o, "add_generation_prompt", &generation_prompt, e))
         return false;
     if (kwargs && !json_is_object(kwargs))
