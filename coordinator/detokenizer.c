@@ -116,12 +116,20 @@ static void take(struct detokenizer *d, const char *s, size_t len)
     }
 }
 
+static bool is_shown(const struct detokenizer *d, uint32_t id)
+{
+    for (uint32_t i = 0; i < d->n_shown; i++)
+        if (d->shown[i] == id)
+            return true;
+    return false;
+}
+
 bool detokenizer_push(struct detokenizer *d, uint32_t id, struct buf *out)
 {
     if (d->stopped)
         return true;
     buf_clear(&d->piece);
-    tokenizer_piece(d->tok, id, d->special, &d->piece);
+    tokenizer_piece(d->tok, id, d->special || is_shown(d, id), &d->piece);
     size_t skip = 0;
     if (d->piece.len > 0 && d->first) {
         const struct vocab *v = tokenizer_vocab(d->tok);

@@ -17,6 +17,8 @@ struct detokenizer {
     struct buf piece;         /* of the id at hand; keeps its memory */
     const char *const *stops; /* borrowed from the request for the detokenizer's life */
     uint32_t n_stops;
+    const uint32_t *shown;    /* special ids that are text all the same (marks of a thinking part); borrowed, may be NULL */
+    uint32_t n_shown;
     bool special, first, stopped;
     int stop_idx;    /* which stop string ended it, or -1 */
     uint8_t part[4]; /* the beginning of a character */

@@ -1,17 +1,23 @@
-/* See http.h. Three things evhttp (2.1) does not do by itself are done here by callbacks on a connection's buffers:
+/* See http.h. What evhttp (2.1) does not do by itself is done here by callbacks on a connection's buffers:
  *
  *  - A deadline for a whole request. evhttp's own timeout starts anew with every byte. The first byte of a request starts a timer of the
  *    connection; the handler's call stops it.
  *  - JSON for what evhttp refuses before any handler sees it (a body over the limit, a bad request line): its HTML page is replaced in the
  *    output buffer before it is sent.
  *  - A bound on what a client sends while its answer runs, and on what it does not read.
+ *  - A look at the header before its body is received (http_config.admit): the bytes are seen here before evhttp takes them. A request that comes
+ *    behind another one in the same packet (pipelined) is looked at when it is whole.
+ *  - A lingering close. A client that is still sending when it is refused would get a reset instead of the answer: our side of the connection is
+ *    shut, what comes is thrown away for a bounded time and number of bytes, then the socket is closed.
  *
  * The connection record is made with the bufferevent and ends with evhttp's close callback, which is set by an event that runs right after the accept:
  * only then does the bufferevent carry evhttp's connection. */
 #include "coordinator/http.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
+#include "base/rng.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,14 +28,19 @@
 #include <event2/http_struct.h>
 #include <event2/keyvalq_struct.h>
 #include <event2/listener.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 enum { HEADER_MAX = 64 << 10, PIPELINED_MAX = 64 << 10, UNREAD_MAX = 16 << 20 };
+enum { LINGERS_MAX = 64, LINGER_S = 2, LINGER_TOTAL_S = 10, LINGER_BYTES_MAX = 64 << 20 };
 
 struct conn {
     struct http *http;
@@ -37,8 +48,22 @@ struct conn {
     struct evhttp_connection *evcon;
     struct event *timer;        /* adoption, then the deadline of the request that is being received */
     struct http_exchange *x;    /* the request that is being answered, or NULL */
+    struct buf head;            /* the header that is coming in, as sent; keeps its memory */
+    char request_id[HTTP_REQUEST_ID_MAX + 1]; /* of the request that is coming in, once its header is there */
     bool receiving;
+    bool heading;               /* head is being collected */
+    bool refused;               /* evhttp refuses this client: linger */
     struct conn *prev, *next;
+};
+
+/* A socket whose answer is given and whose client still sends. */
+struct lingering {
+    struct http *http;
+    struct event *ev;
+    int fd;
+    size_t n_bytes;
+    uint64_t end_ns;
+    struct lingering *prev, *next;
 };
 
 struct http_exchange {
@@ -65,7 +90,8 @@ struct http {
     struct evhttp_bound_socket *bound;
     struct conn *conns;
     struct watch *watches;
-    unsigned n_conns;
+    struct lingering *lingers;
+    unsigned n_conns, n_lingers;
     uint16_t port;
     bool full, closing;
 };
@@ -126,21 +152,107 @@ static const char *refusal_text(int status)
     }
 }
 
-static void refusal(struct buf *out, int status)
+static void new_request_id(char out[HTTP_REQUEST_ID_MAX + 1])
+{
+    uint64_t r[2];
+    rng_system(r, sizeof(r));
+    snprintf(out, HTTP_REQUEST_ID_MAX + 1, "req-%016llx%016llx", (unsigned long long)r[0], (unsigned long long)r[1]);
+}
+
+/* The client's own id where it is short and printable, or a new one. */
+static void choose_request_id(const char *given, char out[HTTP_REQUEST_ID_MAX + 1])
+{
+    size_t n = given ? strlen(given) : 0;
+    bool good = n > 0 && n <= HTTP_REQUEST_ID_MAX;
+    for (size_t i = 0; good && i < n; i++)
+        good = given[i] >= 0x20 && given[i] <= 0x7e;
+    if (good)
+        memcpy(out, given, n + 1);
+    else
+        new_request_id(out);
+}
+
+static void refusal(struct conn *c, struct buf *out, int status, const char *text)
 {
     struct buf body;
     buf_init(&body);
-    http_error_body(&body, status, NULL, refusal_text(status));
-    buf_printf(out, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n", status,
-               http_status_text(status), body.len);
+    http_error_body(&body, status, NULL, text);
+    if (!c->request_id[0])
+        new_request_id(c->request_id);
+    buf_printf(out, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\nX-Request-Id: %s\r\n%sConnection: close\r\n\r\n",
+               status, http_status_text(status), body.len, c->request_id, status == 401 ? "WWW-Authenticate: Bearer\r\n" : "");
     buf_append(out, body.data, body.len);
     buf_deinit(&body);
 }
 
+/* ---- lingering ---- */
+
+static void linger_end(struct lingering *l)
+{
+    struct http *h = l->http;
+    if (l->prev)
+        l->prev->next = l->next;
+    else
+        h->lingers = l->next;
+    if (l->next)
+        l->next->prev = l->prev;
+    h->n_lingers--;
+    event_free(l->ev);
+    close(l->fd);
+    free(l);
+}
+
+static void linger_fired(evutil_socket_t fd, short what, void *arg)
+{
+    static char waste[64 << 10]; /* nothing reads it */
+    struct lingering *l = arg;
+    ssize_t n = what & EV_TIMEOUT ? 0 : recv(fd, waste, sizeof(waste), MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    l->n_bytes += n > 0 ? (size_t)n : 0;
+    if (n <= 0 || l->n_bytes > LINGER_BYTES_MAX || clock_ns() > l->end_ns)
+        linger_end(l);
+}
+
+/* Shuts our side of a connection that is about to be closed and reads on through a descriptor of our own. */
+static void linger_start(struct http *h, int sock)
+{
+    while (h->n_lingers >= LINGERS_MAX) {
+        struct lingering *oldest = h->lingers;
+        while (oldest->next)
+            oldest = oldest->next;
+        linger_end(oldest);
+    }
+    struct lingering *l = calloc(1, sizeof(*l));
+    int fd = l ? fcntl(sock, F_DUPFD_CLOEXEC, 0) : -1;
+    struct timeval tv = {LINGER_S, 0};
+    if (fd >= 0)
+        l->ev = event_new(h->base, fd, EV_READ | EV_PERSIST, linger_fired, l);
+    if (fd < 0 || !l->ev || event_add(l->ev, &tv) != 0) { /* then the client may see a reset */
+        if (l && l->ev)
+            event_free(l->ev);
+        if (fd >= 0)
+            close(fd);
+        free(l);
+        return;
+    }
+    shutdown(fd, SHUT_WR);
+    l->http = h;
+    l->fd = fd;
+    l->end_ns = clock_ns() + LINGER_TOTAL_S * NS_PER_S;
+    l->next = h->lingers;
+    if (l->next)
+        l->next->prev = l;
+    h->lingers = l;
+    h->n_lingers++;
+}
+
+/* ---- what evhttp answers ---- */
+
 /* evhttp's HTML error page, just added to the output, becomes JSON. Nothing of ours is ever text/html. */
 static void output_changed(struct evbuffer *out, const struct evbuffer_cb_info *info, void *arg)
 {
-    (void)arg;
+    struct conn *c = arg;
     if (info->n_added < 6)
         return;
     size_t len = evbuffer_get_length(out);
@@ -160,7 +272,8 @@ static void output_changed(struct evbuffer *out, const struct evbuffer_cb_info *
     struct buf b;
     buf_init(&b);
     buf_append(&b, all, (size_t)(start - all));
-    refusal(&b, status);
+    refusal(c, &b, status, refusal_text(status));
+    c->refused = true;
     evbuffer_drain(out, len);
     evbuffer_add(out, b.data, b.len);
     buf_deinit(&b);
@@ -181,7 +294,10 @@ static void conn_closed(struct evhttp_connection *evcon, void *arg)
         free(x->path);
         free(x);
     }
+    if (c->refused && !h->closing)
+        linger_start(h, bufferevent_getfd(c->bev));
     event_free(c->timer);
+    buf_deinit(&c->head);
     if (c->prev)
         c->prev->next = c->next;
     else
@@ -203,18 +319,116 @@ static void conn_cut(struct conn *c)
     bufferevent_trigger_event(c->bev, BEV_EVENT_EOF | BEV_EVENT_READING, BEV_TRIG_DEFER_CALLBACKS);
 }
 
-static void conn_late(struct conn *c)
+/* Answers a request that is still coming in, and closes. What evhttp has not seen of it, it does not get to see. */
+static void conn_refuse(struct conn *c, int status, const char *text)
 {
-    if (!c->receiving || c->x)
-        return;
     struct buf b;
     buf_init(&b);
-    refusal(&b, 408);
+    refusal(c, &b, status, text);
     int sock = bufferevent_getfd(c->bev);
     if (send(sock, b.data, b.len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-        LOG(DEBUG, FRONT, "client of a late request is gone", "errno=%d", errno);
+        LOG(DEBUG, FRONT, "the client of a refused request is gone", "errno=%d", errno);
     buf_deinit(&b);
+    c->heading = false;
+    c->refused = true;
+    struct evbuffer *in = bufferevent_get_input(c->bev);
+    evbuffer_drain(in, evbuffer_get_length(in));
     conn_cut(c);
+}
+
+static void conn_late(struct conn *c)
+{
+    if (c->receiving && !c->x)
+        conn_refuse(c, 408, refusal_text(408));
+}
+
+/* ---- the header, before the body ---- */
+
+/* The value of a field of a header, white space cut off its ends; "" where it is absent or does not fit. */
+static void head_field(const struct buf *head, const char *name, char *out, size_t cap)
+{
+    size_t n = strlen(name);
+    const char *end = head->data + head->len;
+    out[0] = '\0';
+    for (const char *line = head->data, *nl; line < end; line = nl + 1) {
+        nl = memchr(line, '\n', (size_t)(end - line));
+        if (!nl)
+            return;
+        if ((size_t)(nl - line) <= n || strncasecmp(line, name, n) != 0 || line[n] != ':')
+            continue;
+        const char *v = line + n + 1, *e = nl;
+        while (v < e && (*v == ' ' || *v == '\t'))
+            v++;
+        while (e > v && (e[-1] == ' ' || e[-1] == '\t' || e[-1] == '\r'))
+            e--;
+        if ((size_t)(e - v) < cap) {
+            memcpy(out, v, (size_t)(e - v));
+            out[e - v] = '\0';
+        }
+        return;
+    }
+}
+
+/* The target of the request line, without the query. */
+static void head_path(const struct buf *head, char *out, size_t cap)
+{
+    const char *p = memchr(head->data, ' ', head->len);
+    size_t n = p ? strcspn(p + 1, " ?\r\n") : 0;
+    out[0] = '\0';
+    if (n > 0 && n < cap) {
+        memcpy(out, p + 1, n);
+        out[n] = '\0';
+    }
+}
+
+/* The header is whole; n_body bytes behind it are here, too. Where more is to come, the API may refuse now. */
+static void head_complete(struct conn *c, size_t n_body)
+{
+    char path[512], authorization[4096], host[256], length[32], encoding[64], id[512], text[256];
+    head_field(&c->head, "X-Request-Id", id, sizeof(id));
+    choose_request_id(id, c->request_id);
+    head_field(&c->head, "Content-Length", length, sizeof(length));
+    head_field(&c->head, "Transfer-Encoding", encoding, sizeof(encoding));
+    if (!encoding[0] && strtoull(length, NULL, 10) <= n_body)
+        return;
+    head_path(&c->head, path, sizeof(path));
+    head_field(&c->head, "Authorization", authorization, sizeof(authorization));
+    head_field(&c->head, "Host", host, sizeof(host));
+    struct http_head h = {.path = path, .authorization = authorization[0] ? authorization : NULL, .host = host[0] ? host : NULL};
+    int status = c->http->cfg.admit ? c->http->cfg.admit(c->http->cfg.arg, &h, text, sizeof(text)) : 0;
+    if (status)
+        conn_refuse(c, status, text);
+}
+
+/* Collects the header's bytes as they come, before evhttp takes them out of the buffer. */
+static void head_collect(struct conn *c, const struct evbuffer *in, size_t n_added)
+{
+    struct evbuffer_ptr at;
+    size_t len = evbuffer_get_length(in), before = c->head.len;
+    size_t n = MIN(n_added, HEADER_MAX + 4096 - MIN(before, (size_t)HEADER_MAX));
+    if (!buf_reserve(&c->head, n + 1) || evbuffer_ptr_set((struct evbuffer *)in, &at, len - n_added, EVBUFFER_PTR_SET) != 0 ||
+        evbuffer_copyout_from((struct evbuffer *)in, &at, c->head.data + before, n) != (ev_ssize_t)n) {
+        c->heading = false;
+        return;
+    }
+    c->head.len += n;
+    c->head.data[c->head.len] = '\0';
+    char *p = c->head.data;
+    size_t i = before > 3 ? before - 3 : 0;
+    while (i < c->head.len && (p[i] == '\r' || p[i] == '\n') && strspn(p, "\r\n") > i)
+        i++; /* empty lines before a request line */
+    for (; i < c->head.len; i++) {
+        size_t end = p[i] != '\n' ? 0 : p[i + 1] == '\n' ? i + 2 : p[i + 1] == '\r' && p[i + 2] == '\n' ? i + 3 : 0;
+        if (!end)
+            continue;
+        size_t n_body = c->head.len - end + (n_added - n);
+        c->heading = false;
+        c->head.len = end;
+        head_complete(c, n_body);
+        return;
+    }
+    if (c->head.len > HEADER_MAX)
+        c->heading = false; /* evhttp refuses it */
 }
 
 static void conn_timer(evutil_socket_t fd, short what, void *arg)
@@ -242,6 +456,8 @@ static void input_changed(struct evbuffer *in, const struct evbuffer_cb_info *in
     struct conn *c = arg;
     if (info->n_added == 0)
         return;
+    if (c->refused)
+        return;
     if (c->x) { /* nothing more is read before the answer is complete */
         if (evbuffer_get_length(in) > PIPELINED_MAX)
             conn_cut(c);
@@ -252,6 +468,8 @@ static void input_changed(struct evbuffer *in, const struct evbuffer_cb_info *in
         c->receiving = true;
         event_add(c->timer, &tv);
     }
+    if (c->heading)
+        head_collect(c, in, info->n_added);
 }
 
 static struct bufferevent *conn_create(struct event_base *base, void *arg)
@@ -263,6 +481,8 @@ static struct bufferevent *conn_create(struct event_base *base, void *arg)
         goto fail;
     c->http = h;
     c->bev = bev;
+    c->heading = true;
+    buf_init(&c->head);
     c->timer = evtimer_new(base, conn_timer, c);
     if (!c->timer || !evbuffer_add_cb(bufferevent_get_input(bev), input_changed, c) ||
         !evbuffer_add_cb(bufferevent_get_output(bev), output_changed, c))
@@ -331,6 +551,8 @@ static void handle(struct evhttp_request *req, void *arg)
     x->conn = c;
     c->x = x;
     watch_for_leaving(c);
+    choose_request_id(http_header(x, "X-Request-Id"), c->request_id);
+    http_set_header(x, "X-Request-Id", c->request_id);
     h->cfg.handle(h->cfg.arg, x);
 }
 
@@ -361,6 +583,12 @@ const char *http_body(const struct http_exchange *x, size_t *len)
     return *len ? (const char *)evbuffer_pullup(in, -1) : "";
 }
 
+void http_body_done(struct http_exchange *x)
+{
+    struct evbuffer *in = evhttp_request_get_input_buffer(x->req);
+    evbuffer_drain(in, evbuffer_get_length(in));
+}
+
 void http_set_header(struct http_exchange *x, const char *name, const char *value)
 {
     struct evkeyvalq *headers = evhttp_request_get_output_headers(x->req);
@@ -383,6 +611,9 @@ static void exchange_end(struct http_exchange *x)
     struct timeval idle = {x->http->cfg.timeout_ms / 1000 + 1, 0};
     bufferevent_set_timeouts(x->conn->bev, &idle, &idle);
     x->conn->x = NULL;
+    x->conn->request_id[0] = 0;
+    x->conn->heading = evbuffer_get_length(bufferevent_get_input(x->conn->bev)) == 0;
+    buf_clear(&x->conn->head);
     free(x->path);
     free(x);
 }
@@ -537,6 +768,8 @@ void http_destroy(struct http **hp)
         event_free(w->ev);
         free(w);
     }
+    while (h->lingers)
+        linger_end(h->lingers);
     if (h->ev)
         evhttp_free(h->ev); /* closes connections: conn_closed frees their records */
     if (h->base)
