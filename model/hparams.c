@@ -179,7 +179,8 @@ static enum err check_cols(const struct hparams *hp)
 static enum err load_numbers(struct loader *l)
 {
     struct hparams *hp = l->hp;
-    uint32_t experts, window;
+    uint32_t experts, window, pooling;
+    bool causal = true;
     TRY(get_u32(l, "block_count", 1, LAYERS_MAX, &hp->n_layers));
     TRY(get_u32(l, "embedding_length", 1, DIM_MAX, &hp->dim));
     TRY(get_u32(l, "feed_forward_length", 1, DIM_MAX, &hp->ffn_dim));
@@ -192,6 +193,10 @@ static enum err load_numbers(struct loader *l)
     TRY(get_u32_or(l, "expert_count", 0, UINT32_MAX, 0, &experts));
     if (experts)
         return err_set(ERR_UNSUPPORTED, "the model is a mixture of %u experts, which is not supported yet", experts);
+    TRY(get_u32_or(l, "pooling_type", POOLING_NONE, POOLING_RANK, POOLING_NONE, &pooling));
+    hp->pooling = (enum pooling)pooling;
+    if (gguf_get_bool(l->g, arch_key(l, "attention.causal"), &causal) && !causal)
+        return err_set(ERR_UNSUPPORTED, "the model is an encoder (attention.causal is false), which is not supported yet");
     TRY(get_u32_or(l, "attention.sliding_window", 0, UINT32_MAX, 0, &window));
     if (window && window < hp->ctx_train) {
         LOG(WARN, MODEL, "context lowered to the sliding window", "from=%u to=%u", hp->ctx_train, window);

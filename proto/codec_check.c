@@ -111,7 +111,7 @@ static enum err rules_step(const struct step *m)
     for (uint32_t i = 0; i < m->n_runs; i++) {
         if (m->n_tokens[i] == 0)
             return err_set(ERR_PROTOCOL, "step.n_tokens: run %u has no tokens", i);
-        if (m->want[i] & ~(uint32_t)(RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS | RUN_WANT_PROMPT_LOGPROBS))
+        if (m->want[i] & ~(uint32_t)RUN_WANT_ALL)
             return err_set(ERR_PROTOCOL, "step.want: run %u wants unknown bits 0x%x", i, m->want[i]);
     }
     uint64_t tokens = sum(m->n_tokens, m->n_runs), blocks = sum(m->n_blocks, m->n_runs);
@@ -139,7 +139,9 @@ static enum err rules_step_result(const struct step_result *m)
     if (top != m->n_all_top)
         return err_set(ERR_PROTOCOL, "step_result.top_id: %u entries, the positions have %llu", m->n_all_top,
                        (unsigned long long)top);
-    return ERR_OK;
+    if (m->pooled_dim ? m->n_all_pooled % m->pooled_dim : m->n_all_pooled)
+        return err_set(ERR_PROTOCOL, "step_result.pooled: %u entries in states of %u", m->n_all_pooled, m->pooled_dim);
+    return check_reals("step_result", "pooled", m->pooled, m->n_all_pooled);
 }
 
 /* Rules between fields, for the types that have any. */

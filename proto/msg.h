@@ -21,7 +21,8 @@ enum {
     MSG_RUNS_MAX = 4096,       /* runs of a step */
     MSG_TOKENS_MAX = 1 << 20,  /* tokens of a step */
     MSG_BLOCKS_MAX = 1 << 20,
-    MSG_BIAS_MAX = 1024, MSG_STOP_IDS_MAX = 128,
+    MSG_BIAS_MAX = 1024, MSG_STOP_IDS_MAX = 128, MSG_TARGETS_MAX = 16,
+    MSG_POOLED_MAX = 1 << 20,  /* floats of the pooled states of a step */
     MSG_LOGPROBS_MAX = 128,    /* top log-probabilities of a position */
     MSG_POSITIONS_MAX = MSG_TOKENS_MAX + MSG_RUNS_MAX, /* rows of log-probabilities of a step */
     MSG_TOP_MAX = 8 << 20,     /* top log-probabilities of a step */
@@ -143,6 +144,9 @@ enum run_want {
     RUN_WANT_SAMPLE = 1,      /* a token after the last position of the run */
     RUN_WANT_LOGPROBS = 2,    /* with SAMPLE: of the sampled token and the top n_logprobs */
     RUN_WANT_PROMPT_LOGPROBS = 4, /* of every input token of this run given what precedes it (position 0 has none), and the top n */
+    RUN_WANT_TARGETS = 8,     /* log-probabilities of the slot's target ids after the last position of the run */
+    RUN_WANT_POOLED = 16,     /* the slot's pooled hidden state after this run */
+    RUN_WANT_ALL = 31,
 };
 enum { STEP_TOKEN_SAMPLED = 0xffffffffu }; /* input token: "what this slot sampled last" */
 
@@ -165,6 +169,9 @@ struct slot_setup {
     uint32_t *bias_id;
     float *bias;
     uint32_t n_bias;
+    uint32_t pooling;         /* NONE, MEAN or LAST of enum pooling (model/hparams.h): hidden states after the final norm */
+    uint32_t *target;         /* ids whose log-probabilities a run may want */
+    uint32_t n_targets;
 };
 struct step {
     uint64_t epoch, step_id;
@@ -188,13 +195,15 @@ struct step_result {
     uint32_t n_runs;
     uint32_t *slot, *gen;
     uint32_t *token;          /* sampled; STEP_TOKEN_SAMPLED where none was wanted */
-    uint32_t *n_positions;    /* rows of log-probabilities: 0, 1 (sample), or the run's tokens (+1 with sample) */
+    uint32_t *n_positions;    /* rows of log-probabilities: the run's tokens (prompt), 1 (sample), the slot's targets, one after the other */
     uint32_t n_all_positions;
     float *logprob;           /* [n_all_positions] of the token there; NaN where none */
     uint32_t *n_top;          /* [n_all_positions] */
     uint32_t n_all_top;
     uint32_t *top_id;         /* [n_all_top], descending */
     float *top_logprob;
+    uint32_t pooled_dim, n_all_pooled;
+    float *pooled;            /* [runs that wanted it][pooled_dim] */
     uint32_t compute_us, comm_us, sample_us;
 };
 

@@ -457,6 +457,11 @@ void forward_head(struct forward *f, uint32_t n)
     pool_run(f->cfg.pool, head_pass, f);
 }
 
+void forward_final_norm(const struct forward *f, const float *x, float *y)
+{
+    f->cfg.k->rmsnorm(x, f->cfg.w->out_norm, f->cfg.hp->norm_eps, f->cfg.hp->dim, y);
+}
+
 /* ---- buffers */
 
 static void *carve(struct forward *f, size_t n, size_t size)

@@ -84,6 +84,8 @@ void forward_deinit(struct forward *f);
 /* Runs the layers of this stage over a batch: from the embedding or the stage before, to the stage after or, on the last stage, into f->x
  * [n_tok][dim]. Errors of comm.h. */
 enum err forward_run(struct forward *f, const struct batch *b);
+/* The state after the final norm of one row of x: what pooling takes. Any thread, last stage. */
+void forward_final_norm(const struct forward *f, const float *x, float *y);
 /* head_x [n][dim] -> logits [n][logits_stride] of own.vocab. n <= rows_cap. */
 void forward_head(struct forward *f, uint32_t n);
 

@@ -58,6 +58,8 @@ struct runner {
     uint32_t *res_of_run;         /* [max_seqs] */
     uint32_t *pos_base;           /* [max_seqs] first row of log-probabilities of a run of the result */
     uint32_t *top_base;           /* [n_all_positions] in the arena */
+    uint32_t n_pooled;            /* states of the result so far */
+    float *normed;                /* [dim] scratch of pooling */
     runner_logits_fn *hook;
     void *hook_arg;
     uint64_t forward_ns, sample_ns;
@@ -144,7 +146,8 @@ static enum err make_buffers(struct runner *r)
     r->dest = calloc(r->rows_cap, sizeof(*r->dest));
     r->res_of_run = calloc(c->max_seqs, sizeof(*r->res_of_run));
     r->pos_base = calloc(c->max_seqs, sizeof(*r->pos_base));
-    bool ok = r->tokens && r->sampled && r->awaiting && r->handovers && r->rows && r->dest && r->res_of_run && r->pos_base;
+    r->normed = calloc(hp->dim, sizeof(*r->normed));
+    bool ok = r->normed && r->tokens && r->sampled && r->awaiting && r->handovers && r->rows && r->dest && r->res_of_run && r->pos_base;
     for (uint32_t i = 0; ok && i < c->pp + 2; i++) {
         r->handovers[i].slot = calloc(c->max_seqs, sizeof(uint32_t));
         r->handovers[i].gen = calloc(c->max_seqs, sizeof(uint32_t));
@@ -243,6 +246,7 @@ void runner_destroy(struct runner **rp)
     free(r->dest);
     free(r->res_of_run);
     free(r->pos_base);
+    free(r->normed);
     arena_deinit(&r->arena);
     free(r);
     *rp = NULL;
@@ -342,17 +346,25 @@ static enum err resolve_tokens(struct runner *r, const struct step *s)
 
 /* ---- the result */
 
+/* Rows of log-probabilities that a run gets. */
+static uint32_t n_rows_of(const struct runner *r, const struct step *s, uint32_t run)
+{
+    uint32_t want = s->want[run];
+    bool sample_lp = (want & RUN_WANT_SAMPLE) && (want & RUN_WANT_LOGPROBS);
+    return (want & RUN_WANT_PROMPT_LOGPROBS ? s->n_tokens[run] : 0) + sample_lp + (want & RUN_WANT_TARGETS ? r->slots.slot[s->slot[run]].n_targets : 0);
+}
+
 static enum err begin_result(struct runner *r, const struct step *s)
 {
     struct step_result *o = &r->res;
     arena_reset(&r->arena);
     *o = (struct step_result){.epoch = s->epoch, .step_id = s->step_id};
-    uint64_t positions = 0, tops = 0;
+    uint64_t positions = 0, tops = 0, pooled = 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
         r->res_of_run[i] = s->want[i] ? o->n_runs++ : SAMPLER_NONE;
-        bool sample_lp = (s->want[i] & RUN_WANT_SAMPLE) && (s->want[i] & RUN_WANT_LOGPROBS);
-        uint32_t n = (s->want[i] & RUN_WANT_PROMPT_LOGPROBS ? s->n_tokens[i] : 0) + sample_lp;
+        uint32_t n = n_rows_of(r, s, i);
         positions += n;
+        pooled += s->want[i] & RUN_WANT_POOLED ? r->hp.dim : 0;
         tops += (uint64_t)n * r->slots.slot[s->slot[i]].n_logprobs;
     }
     uint32_t n = o->n_runs;
@@ -365,18 +377,18 @@ static enum err begin_result(struct runner *r, const struct step *s)
     r->top_base = arena_array(&r->arena, positions, sizeof(uint32_t));
     o->top_id = arena_array(&r->arena, tops, sizeof(uint32_t));
     o->top_logprob = arena_array(&r->arena, tops, sizeof(float));
-    if (!o->slot || !o->gen || !o->token || !o->n_positions || !o->logprob || !o->n_top || !r->top_base || !o->top_id || !o->top_logprob)
+    o->pooled = arena_array(&r->arena, pooled, sizeof(float));
+    if (!o->pooled || !o->slot || !o->gen || !o->token || !o->n_positions || !o->logprob || !o->n_top || !r->top_base || !o->top_id || !o->top_logprob)
         return err_set(ERR_NOMEM, "out of memory for the result of a step with %llu log-probabilities", (unsigned long long)tops);
     uint32_t pos = 0, top = 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
         uint32_t at = r->res_of_run[i];
         if (at == SAMPLER_NONE)
             continue;
-        bool sample_lp = (s->want[i] & RUN_WANT_SAMPLE) && (s->want[i] & RUN_WANT_LOGPROBS);
         o->slot[at] = s->slot[i];
         o->gen[at] = s->gen[i];
         o->token[at] = STEP_TOKEN_SAMPLED;
-        o->n_positions[at] = (s->want[i] & RUN_WANT_PROMPT_LOGPROBS ? s->n_tokens[i] : 0) + sample_lp;
+        o->n_positions[at] = n_rows_of(r, s, i);
         r->pos_base[at] = pos;
         for (uint32_t p = 0; p < o->n_positions[at]; p++) {
             o->logprob[pos] = NAN;
@@ -385,6 +397,9 @@ static enum err begin_result(struct runner *r, const struct step *s)
         }
     }
     o->n_all_positions = pos;
+    o->pooled_dim = pooled ? r->hp.dim : 0;
+    o->n_all_pooled = (uint32_t)pooled;
+    r->n_pooled = 0;
     return ERR_OK;
 }
 
@@ -453,6 +468,31 @@ static enum err add_row(struct runner *r, const struct step *s, uint32_t run, co
     return ++r->n_rows == r->rows_cap ? flush_rows(r) : ERR_OK;
 }
 
+/* What a batch's part of a run adds to the pooled state of its slot; on the rank that answers alone. */
+static enum err pool_rows(struct runner *r, const struct step *s, const struct batch_run *b)
+{
+    struct slot *sl = &r->slots.slot[s->slot[b->run]];
+    uint32_t dim = r->hp.dim;
+    const float *x = r->fwd.x + (size_t)b->tok0 * dim;
+    for (uint32_t i = 0; sl->pooling == POOLING_MEAN && i < b->n_tok; i++) {
+        forward_final_norm(&r->fwd, x + (size_t)i * dim, r->normed);
+        for (uint32_t j = 0; j < dim; j++)
+            sl->pool_sum[j] += (double)r->normed[j];
+    }
+    if (!(s->want[b->run] & RUN_WANT_POOLED) || b->first + b->n_tok < s->n_tokens[b->run])
+        return ERR_OK;
+    float *y = r->res.pooled + (size_t)r->n_pooled++ * dim;
+    bool finite = true;
+    if (sl->pooling == POOLING_LAST)
+        forward_final_norm(&r->fwd, x + (size_t)(b->n_tok - 1) * dim, y);
+    for (uint32_t j = 0; j < dim; j++) {
+        if (sl->pooling == POOLING_MEAN)
+            y[j] = (float)(sl->pool_sum[j] / (b->pos0 + b->n_tok));
+        finite &= isfinite(y[j]) != 0;
+    }
+    return finite ? ERR_OK : err_set(ERR_CORRUPT, "the hidden state at position %u is not finite (damaged weights)", b->pos0 + b->n_tok - 1);
+}
+
 /* The rows that a batch's part of a run gives to the head. tokens: of the whole run. */
 static enum err rows_of_run(struct runner *r, const struct step *s, const struct batch_run *b, const uint32_t *tokens)
 {
@@ -472,6 +512,8 @@ static enum err rows_of_run(struct runner *r, const struct step *s, const struct
             TRY(add_row(r, s, run, x, next, false, tokens[j + 1], base + j + 1));
         else if (r->hook)
             TRY(add_row(r, s, run, x, next, false, SAMPLER_NONE, SAMPLER_NONE));
+        for (uint32_t k = 0; last && (want & RUN_WANT_TARGETS) && k < sl->n_targets; k++) /* the last rows of the run */
+            TRY(add_row(r, s, run, x, next, false, sl->target[k], base + n_rows_of(r, s, run) - sl->n_targets + k));
         if (last) {
             sl->hidden_valid = prompt;
             if (prompt)
@@ -493,6 +535,8 @@ static enum err run_batches(struct runner *r, const struct step *s)
         for (uint32_t i = 0; r->last_stage && i < r->batch.n_runs; i++) {
             const struct batch_run *b = &r->batch.runs[i];
             TRY(rows_of_run(r, s, b, r->batch.token + b->tok0 - b->first));
+            if (r->cfg.tp_rank == 0 && r->slots.slot[s->slot[b->run]].pooling)
+                TRY(pool_rows(r, s, b));
         }
     }
     return r->last_stage ? flush_rows(r) : ERR_OK;

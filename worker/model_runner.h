@@ -68,7 +68,9 @@ void runner_reset(struct runner *r);
  * ERR_PROTOCOL: the step names what does not exist or contradicts the slots (nothing of it was run); errors of comm.h; ERR_CORRUPT: the
  * logits are not finite. After an error only runner_reset and runner_destroy may follow.
  *
- * n_positions of a run in the result: (PROMPT_LOGPROBS ? n_tokens : 0) + (SAMPLE and LOGPROBS ? 1 : 0). A token whose
+ * n_positions of a run in the result: (PROMPT_LOGPROBS ? n_tokens : 0) + (SAMPLE and LOGPROBS ? 1 : 0) + (TARGETS ? the slot's targets : 0).
+ * A pooled state is the state after the final norm: of the last position, or the mean over all of them, added up in double in the order of
+ * positions, so that its bits depend on nothing but weights and tokens either. A token whose
  * predecessor's logits this worker has not seen (position 0, or the first after a cached prefix) has logprob NaN and no top.
  * Small messages between stages must be buffered by the communicator: the last stage sends sampled ids (at most 4 KiB a message) that
  * stage 0 may take only in a later step. */

@@ -21,7 +21,8 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
     size_t lists = pages((MSG_STOP_IDS_MAX + 2 * MSG_BIAS_MAX) * sizeof(uint32_t));
     size_t counts = cfg->sampling ? pages((size_t)cfg->vocab * sizeof(uint32_t)) : 0;
     size_t hidden = cfg->sampling ? pages((size_t)cfg->dim * sizeof(float)) : 0;
-    size_t per = blocks + lists + counts + hidden;
+    size_t sum = cfg->sampling ? pages((size_t)cfg->dim * sizeof(double)) : 0;
+    size_t per = blocks + lists + counts + hidden + sum;
     s->counts_bytes = counts;
     s->slot = calloc(cfg->max_seqs, sizeof(*s->slot));
     s->last_run = calloc(cfg->max_seqs, sizeof(*s->last_run));
@@ -43,6 +44,7 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
         p += lists;
         sl->counts = counts ? (uint32_t *)p : NULL;
         sl->hidden = hidden ? (float *)(p + counts) : NULL;
+        sl->pool_sum = sum ? (double *)(p + counts + hidden) : NULL;
     }
     return ERR_OK;
 }
@@ -89,14 +91,17 @@ static enum err check_setup(const struct slots *s, const struct slot_setup *u)
     if (u->slot >= s->cfg.max_seqs)
         REFUSE("setup of slot %u: there are %u", u->slot, s->cfg.max_seqs);
     if (u->n_stop > MSG_STOP_IDS_MAX || u->n_bias > MSG_BIAS_MAX || u->n_history > s->cfg.ctx || u->n_output > u->n_history ||
-        u->n_logprobs > MSG_LOGPROBS_MAX)
-        REFUSE("setup of slot %u: counts out of range (stop %u, bias %u, history %u, output %u, logprobs %u)", u->slot, u->n_stop, u->n_bias,
-               u->n_history, u->n_output, u->n_logprobs);
+        u->n_logprobs > MSG_LOGPROBS_MAX || u->n_targets > MSG_TARGETS_MAX)
+        REFUSE("setup of slot %u: counts out of range (stop %u, bias %u, history %u, output %u, logprobs %u, targets %u)", u->slot, u->n_stop, u->n_bias,
+               u->n_history, u->n_output, u->n_logprobs, u->n_targets);
+    if (u->pooling != POOLING_NONE && ((u->pooling != POOLING_MEAN && u->pooling != POOLING_LAST) || u->n_history))
+        REFUSE("setup of slot %u: pooling %u with %u skipped tokens", u->slot, u->pooling, u->n_history);
     if (!isfinite(u->temperature) || !isfinite(u->top_p) || !isfinite(u->min_p) || !isfinite(u->repetition_penalty) ||
         !isfinite(u->presence_penalty) || !isfinite(u->frequency_penalty) || u->temperature < 0 || u->repetition_penalty < 0)
         REFUSE("setup of slot %u: a sampling parameter is no finite number or below zero", u->slot);
     TRY(check_ids(s, "stop ids", u->slot, u->stop, u->n_stop));
     TRY(check_ids(s, "bias ids", u->slot, u->bias_id, u->n_bias));
+    TRY(check_ids(s, "targets", u->slot, u->target, u->n_targets));
     TRY(check_ids(s, "history", u->slot, u->history, u->n_history));
     if (u->n_bias && !u->bias)
         REFUSE("setup of slot %u: biases are missing", u->slot);
@@ -109,19 +114,20 @@ static enum err check_setup(const struct slots *s, const struct slot_setup *u)
 /* The state a slot will have when the runs come: after frees and setups. */
 struct view {
     bool live, has_sampled;
-    uint32_t gen, pos, n_blocks;
+    uint32_t gen, pos, n_blocks, pooling, n_targets;
 };
 
 static struct view view_of(const struct slots *s, const struct step *step, uint32_t slot)
 {
     const struct slot *sl = &s->slot[slot];
-    struct view v = {sl->live, sl->has_sampled, sl->gen, sl->pos, sl->n_blocks};
+    struct view v = {sl->live, sl->has_sampled, sl->gen, sl->pos, sl->n_blocks, sl->pooling, sl->n_targets};
     for (uint32_t i = 0; i < step->n_freed; i++)
         if (step->freed[i] == slot)
             v = (struct view){0};
     for (uint32_t i = 0; i < step->n_setups; i++)
         if (step->setups[i].slot == slot)
-            v = (struct view){.live = true, .gen = step->setups[i].gen, .pos = step->setups[i].n_history};
+            v = (struct view){.live = true, .gen = step->setups[i].gen, .pos = step->setups[i].n_history,
+                              .pooling = step->setups[i].pooling, .n_targets = step->setups[i].n_targets};
     return v;
 }
 
@@ -137,8 +143,10 @@ static enum err check_run(const struct slots *s, const struct step *st, uint32_t
         REFUSE("run %u: slot %u continues at position %u, the step says %u", r, slot, v.pos, st->start[r]);
     if (n == 0 || n > s->cfg.ctx || v.pos > s->cfg.ctx - n)
         REFUSE("run %u: %u tokens from position %u do not fit a context of %u", r, n, v.pos, s->cfg.ctx);
-    if (st->want[r] & ~(uint32_t)(RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS | RUN_WANT_PROMPT_LOGPROBS))
+    if (st->want[r] & ~(uint32_t)RUN_WANT_ALL)
         REFUSE("run %u: unknown want bits %#x", r, st->want[r]);
+    if (((st->want[r] & RUN_WANT_POOLED) && !v.pooling) || ((st->want[r] & RUN_WANT_TARGETS) && !v.n_targets))
+        REFUSE("run %u: slot %u was not set up for what is wanted (%#x)", r, slot, st->want[r]);
     uint32_t table_max = (s->cfg.ctx + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK;
     if (st->n_blocks[r] > table_max - v.n_blocks)
         REFUSE("run %u: slot %u would have more than %u blocks", r, slot, table_max);
@@ -180,7 +188,7 @@ enum err slots_check(struct slots *s, const struct step *st)
     }
     for (uint32_t i = 0; i < s->cfg.max_seqs; i++)
         s->last_run[i] = NO_RUN;
-    uint64_t tok = 0, blk = 0;
+    uint64_t tok = 0, blk = 0, pooled = 0;
     for (uint32_t r = 0; r < st->n_runs; r++) {
         if (st->slot[r] >= s->cfg.max_seqs)
             REFUSE("run %u: slot %u of %u", r, st->slot[r], s->cfg.max_seqs);
@@ -190,9 +198,12 @@ enum err slots_check(struct slots *s, const struct step *st)
         if (!check_range(tok, st->n_tokens[r], st->n_all_tokens) || !check_range(blk, st->n_blocks[r], st->n_all_blocks))
             REFUSE("run %u: more tokens or blocks than the step holds", r);
         TRY(check_run(s, st, r, st->tokens + tok, st->blocks + blk));
+        pooled += st->want[r] & RUN_WANT_POOLED ? s->cfg.dim : 0;
         tok += st->n_tokens[r];
         blk += st->n_blocks[r];
     }
+    if (pooled > MSG_POOLED_MAX)
+        REFUSE("step %llu: pooled states of %llu floats, at most %d", (unsigned long long)st->step_id, (unsigned long long)pooled, (int)MSG_POOLED_MAX);
     if (tok != st->n_all_tokens || blk != st->n_all_blocks)
         REFUSE("step %llu: tokens or blocks that belong to no run", (unsigned long long)st->step_id);
     return ERR_OK;
@@ -245,6 +256,12 @@ static void setup(struct slots *s, const struct slot_setup *u)
     sl->min_tokens = u->min_tokens;
     sl->prompt_len = u->prompt_len;
     sl->n_logprobs = u->n_logprobs;
+    sl->pooling = (enum pooling)u->pooling;
+    if (sl->pooling == POOLING_MEAN && s->cfg.sampling)
+        memset(sl->pool_sum, 0, s->cfg.dim * sizeof(*sl->pool_sum));
+    sl->n_targets = u->n_targets;
+    if (u->n_targets)
+        memcpy(sl->target, u->target, u->n_targets * sizeof(*sl->target));
     sl->n_stop = u->n_stop;
     if (u->n_stop)
         memcpy(sl->stop, u->stop, u->n_stop * sizeof(*sl->stop));

@@ -35,6 +35,9 @@ struct slot {
     uint32_t *stop;         /* [MSG_STOP_IDS_MAX] */
     uint32_t *bias_id;      /* [MSG_BIAS_MAX], rising */
     float *bias;
+    uint32_t n_targets, target[MSG_TARGETS_MAX];
+    enum pooling pooling;
+    double *pool_sum;       /* [dim], last stage: of the states so far, MEAN only */
     bool has_penalties;     /* counts are kept only then */
     uint32_t *counts;       /* [vocab] */
 };

@@ -138,6 +138,9 @@ static void fill_setup(struct msg_random *r, struct slot_setup *m)
     m->bias = list(r, m->n_bias, sizeof *m->bias);
     for (uint32_t i = 0; i < m->n_bias; i++)
         m->bias[i] = real(r);
+    m->pooling = word(r);
+    m->n_targets = count(r, MSG_TARGETS_MAX);
+    m->target = words(r, m->n_targets);
 }
 
 static void fill_step(struct msg_random *r, struct step *m)
@@ -153,7 +156,7 @@ static void fill_step(struct msg_random *r, struct step *m)
     m->n_blocks = words(r, m->n_runs);
     for (uint32_t i = 0; i < m->n_runs; i++) {
         m->n_tokens[i] = 1 + m->n_tokens[i] % 5;
-        m->want[i] %= 8;
+        m->want[i] &= RUN_WANT_ALL;
         m->n_blocks[i] %= 3;
         m->n_all_tokens += m->n_tokens[i];
         m->n_all_blocks += m->n_blocks[i];
@@ -189,6 +192,11 @@ static void fill_step_result(struct msg_random *r, struct step_result *m)
     m->top_logprob = list(r, m->n_all_top, sizeof *m->top_logprob);
     for (uint32_t i = 0; i < m->n_all_top; i++)
         m->top_logprob[i] = real(r);
+    m->pooled_dim = msg_random_below(r, 5);
+    m->n_all_pooled = m->pooled_dim * count(r, 10);
+    m->pooled = list(r, m->n_all_pooled, sizeof *m->pooled);
+    for (uint32_t i = 0; i < m->n_all_pooled; i++)
+        m->pooled[i] = real(r);
     m->compute_us = word(r);
     m->comm_us = word(r);
     m->sample_us = word(r);
@@ -303,7 +311,7 @@ static const char *diff_setup(const struct slot_setup *a, const struct slot_setu
 {
     SAME(slot); SAME(gen); SAME(seed); SAME(choice); SAME_REAL(temperature); SAME_REAL(top_p); SAME_REAL(min_p); SAME(top_k);
     SAME_REAL(repetition_penalty); SAME_REAL(presence_penalty); SAME_REAL(frequency_penalty); SAME(min_tokens); SAME(n_logprobs);
-    SAME(n_output); SAME(prompt_len); SAME_LIST(history, n_history); SAME_LIST(stop, n_stop); SAME_LIST(bias_id, n_bias);
+    SAME(n_output); SAME(prompt_len); SAME_LIST(history, n_history); SAME_LIST(stop, n_stop); SAME_LIST(bias_id, n_bias); SAME(pooling); SAME_LIST(target, n_targets);
     SAME_LIST(bias, n_bias);
     return NULL;
 }
@@ -318,7 +326,7 @@ static const char *diff_step_result(const struct step_result *a, const struct st
 {
     SAME(epoch); SAME(step_id); SAME_LIST(slot, n_runs); SAME_LIST(gen, n_runs); SAME_LIST(token, n_runs); SAME_LIST(n_positions, n_runs);
     SAME_LIST(logprob, n_all_positions); SAME_LIST(n_top, n_all_positions); SAME_LIST(top_id, n_all_top);
-    SAME_LIST(top_logprob, n_all_top); SAME(compute_us); SAME(comm_us); SAME(sample_us);
+    SAME_LIST(top_logprob, n_all_top); SAME(pooled_dim); SAME_LIST(pooled, n_all_pooled); SAME(compute_us); SAME(comm_us); SAME(sample_us);
     return NULL;
 }
 static const char *diff_replica_info(const struct msg_replica_info *a, const struct msg_replica_info *b)

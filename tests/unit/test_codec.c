@@ -145,6 +145,7 @@ static const struct cap {
     {"slot_setup.history", 15, 11, 15, PACKED, 1 << 20},
     {"slot_setup.stop", 15, 11, 16, PACKED, 128},
     {"slot_setup.bias_id", 15, 11, 17, PACKED, 1024},
+    {"slot_setup.target", 15, 11, 34, PACKED, 16},
     {"step_result.slot", 16, 0, 3, PACKED, 4096},
     {"step_result.token", 16, 0, 5, PACKED, 4096},
     {"step_result.n_positions", 16, 0, 6, PACKED, 4096},
@@ -282,7 +283,7 @@ static void expect_refused(const struct msg *m, enum err want, const char *field
 static void counts_that_disagree_are_refused(void **state)
 {
     (void)state;
-    uint32_t zero[2] = {1, 0}, wild[2] = {0, 8}, share[2] = {1, 1}, layers[3] = {0, 4, 2};
+    uint32_t zero[2] = {1, 0}, wild[2] = {0, 32}, share[2] = {1, 1}, layers[3] = {0, 4, 2};
     struct slot_setup setup = {.n_output = 1};
     struct msg m = small_step();
     m.step.n_all_tokens = 2;
@@ -337,6 +338,17 @@ static void counts_that_disagree_are_refused(void **state)
     expect_refused(&m, ERR_PROTOCOL, "top_id");
     top[0] = MSG_LOGPROBS_MAX + 1;
     expect_refused(&m, ERR_TOO_BIG, "n_top");
+    top[0] = 0;
+    float pooled[3] = {0, 1, NAN};
+    m.step_result.pooled = pooled;
+    m.step_result.n_all_pooled = 3;
+    expect_refused(&m, ERR_PROTOCOL, "pooled");
+    m.step_result.pooled_dim = 2;
+    expect_refused(&m, ERR_PROTOCOL, "pooled");
+    m.step_result.pooled_dim = 3;
+    expect_refused(&m, ERR_PROTOCOL, "not finite");
+    m.step_result.n_all_pooled = MSG_POOLED_MAX + 3;
+    expect_refused(&m, ERR_TOO_BIG, "pooled");
 }
 
 static void arrays_that_are_not_parallel_are_refused(void **state)

@@ -338,6 +338,90 @@ static void test_prompt_logprobs_are_those_of_the_logits_across_chunks(void **st
     }
 }
 
+/* ---- pooled states and scores of target ids */
+
+enum { POOL_LONG = 150, POOL_SHORT = 5, N_TARGETS = 3 };
+
+/* Slot 0 pools by mean and slot 1 takes the last state of the same ids; slot 2, with scores of three ids, is a short neighbour. */
+static void pool_in_chunks(struct replica *r, uint32_t chunk, float *mean, float *last, float *lp)
+{
+    static uint32_t target[N_TARGETS] = {7, 0, 1023};
+    uint32_t ids[POOL_LONG];
+    for (uint32_t i = 0; i < POOL_LONG; i++)
+        ids[i] = (i * 7919u + 13) % 1000;
+    for (uint32_t k = 0; k < 3; k++) {
+        r->seq[k].gen++;
+        r->seq[k].pos = r->seq[k].n_blocks = 0;
+    }
+    r->seq[0].setup = (struct slot_setup){.top_p = 1, .pooling = POOLING_MEAN};
+    r->seq[1].setup = (struct slot_setup){.top_p = 1, .pooling = POOLING_LAST};
+    r->seq[2].setup = (struct slot_setup){.top_p = 1, .target = target, .n_targets = N_TARGETS};
+    for (uint32_t i = 0; i < POOL_LONG; i += chunk) {
+        uint32_t n = MIN(chunk, POOL_LONG - i), want = i + n == POOL_LONG ? RUN_WANT_POOLED : RUN_WANT_NOTHING;
+        begin_step(r);
+        if (i == 0)
+            add_run(r, 2, ids + 20, POOL_SHORT, RUN_WANT_TARGETS);
+        add_run(r, 0, ids + i, n, want);
+        add_run(r, 1, ids + i, n, want);
+        const struct step_result *res = run(r);
+        if (i == 0) {
+            assert_int_equal(res->slot[0], 2);
+            assert_int_equal(res->n_positions[0], N_TARGETS);
+            memcpy(lp, res->logprob, N_TARGETS * sizeof(*lp));
+        }
+        if (want) {
+            assert_int_equal(res->n_all_pooled, 2 * res->pooled_dim);
+            memcpy(mean, res->pooled, res->pooled_dim * sizeof(*mean));
+            memcpy(last, res->pooled + res->pooled_dim, res->pooled_dim * sizeof(*last));
+        }
+    }
+}
+
+static void test_pooled_states_have_the_same_bits_however_they_are_cut(void **state)
+{
+    (void)state;
+    static const struct variant v[] = {{"cpu", 1, 1, 1, POOL_LONG, {0}, {0}}, {"cpu", 1, 1, 2, 1, {0}, {0}},  {"cpu", 1, 1, 1, 7, {0}, {0}},
+                                       {"cpu", 1, 1, 3, 64, {0}, {0}},        {"cpu", 2, 1, 1, 64, {0}, {0}}, {"cpu", 3, 1, 2, 7, {0}, {0}},
+                                       {"cpu", 1, 2, 1, 64, {0}, {0}},        {"cpu", 2, 2, 1, 7, {0}, {0}},  {"ref", 1, 1, 1, 64, {0}, {0}}};
+    static float base[2][HPARAMS_COLS_MAX], got[2][HPARAMS_COLS_MAX];
+    float base_lp[N_TARGETS], lp[N_TARGETS];
+    for (uint32_t i = 0; i < ARRAY_LEN(v); i++) {
+        struct replica r;
+        struct runner_group_config c = {.model_path = DEMO, .backend = v[i].backend, .tp = v[i].tp, .pp = v[i].pp, .n_threads = v[i].threads,
+                                        .kv_type = KV_F16};
+        open_replica(&r, &c);
+        pool_in_chunks(&r, v[i].chunk, i ? got[0] : base[0], i ? got[1] : base[1], i ? lp : base_lp);
+        enum { DIM = 256, BYTES = DIM * sizeof(float) }; /* of the demo model */
+        if (i == 0) { /* two different vectors; log-probabilities as the logits have them */
+            double norm[2] = {0, 0}, dot = 0;
+            for (uint32_t j = 0; j < DIM; j++) {
+                norm[0] += (double)base[0][j] * (double)base[0][j];
+                norm[1] += (double)base[1][j] * (double)base[1][j];
+                dot += (double)base[0][j] * (double)base[1][j];
+            }
+            assert_true(norm[0] > 0.01 && norm[1] > 0.01 && fabs(dot) < 0.99 * sqrt(norm[0] * norm[1]));
+            hook(&r);
+            memset(r.logits, 0, (size_t)CTX * r.info.vocab * sizeof(float));
+            uint32_t ids[POOL_SHORT];
+            for (uint32_t j = 0; j < POOL_SHORT; j++)
+                ids[j] = ((j + 20) * 7919u + 13) % 1000;
+            r.seq[0].gen++;
+            r.seq[0].pos = r.seq[0].n_blocks = 0;
+            r.seq[0].setup = (struct slot_setup){.top_p = 1};
+            begin_step(&r);
+            add_run(&r, 0, ids, POOL_SHORT, RUN_WANT_NOTHING);
+            run(&r);
+            const float *z = r.logits + (size_t)(POOL_SHORT - 1) * r.info.vocab;
+            double lse = log_sum_exp(z, r.info.vocab);
+            assert_true(fabs((double)z[7] - lse - (double)base_lp[0]) < 2e-5 && fabs((double)z[0] - lse - (double)base_lp[1]) < 2e-5 &&
+                        fabs((double)z[1023] - lse - (double)base_lp[2]) < 2e-5);
+        } else if (memcmp(base[0], got[0], BYTES) != 0 || memcmp(base[1], got[1], BYTES) != 0 || memcmp(base_lp, lp, sizeof(lp)) != 0) {
+            fail_msg("%s tp %u pp %u threads %u chunk %u pools other bits", v[i].backend, v[i].tp, v[i].pp, v[i].threads, v[i].chunk);
+        }
+        close_replica(&r);
+    }
+}
+
 /* ---- the demo model against independent numbers */
 
 static void against_reference(const char *backend, double rms_max, double margin_min)
@@ -482,6 +566,7 @@ int main(void)
         cmocka_unit_test(test_a_stream_does_not_see_its_neighbours),
         cmocka_unit_test(test_a_pipeline_takes_sampled_tokens_from_steps_in_flight),
         cmocka_unit_test(test_prompt_logprobs_are_those_of_the_logits_across_chunks),
+        cmocka_unit_test(test_pooled_states_have_the_same_bits_however_they_are_cut),
         cmocka_unit_test(test_a_hostile_step_is_refused_by_every_rank),
         cmocka_unit_test(test_what_cannot_be_loaded_is_said_in_numbers),
     };

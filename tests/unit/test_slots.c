@@ -163,6 +163,13 @@ static bool break_step(struct fixture *f, uint32_t i)
     case 41: f->setups[0].bias = NULL; break;
     case 42: f->setups[0].history = f->history; f->setups[0].n_history = 60; f->start[0] = 60; break; /* 60 + 20 positions in 64 */
     case 43: f->n_blocks[0] = 5; f->st.n_all_blocks = 6; f->setups[0].n_history = 0; f->n_blocks[1] = 1; break; /* beyond the context's table */
+    case 44: f->want[0] |= RUN_WANT_POOLED; break; /* not set up to pool */
+    case 45: f->want[0] |= RUN_WANT_TARGETS; break;
+    case 46: f->setups[0].pooling = POOLING_CLS; break;
+    case 47: f->setups[0].pooling = POOLING_LAST; f->setups[0].history = f->history; f->setups[0].n_history = 2; f->start[0] = 2; break;
+    case 48: f->setups[0].target = f->stop; f->setups[0].n_targets = 2; f->stop[1] = 100; break;
+    case 49: f->setups[0].target = f->stop; f->setups[0].n_targets = MSG_TARGETS_MAX + 1; break;
+    case 50: f->setups[0].n_targets = 1; break;
     default: return false;
     }
     return true;
@@ -190,7 +197,7 @@ static void test_every_broken_field_is_refused_and_nothing_changes(void **state)
             assert_false(f.s.slot[i].live);
         end(&f);
     }
-    assert_int_equal(n, 44);
+    assert_int_equal(n, 51);
 }
 
 static void test_a_live_generation_is_not_set_up_again(void **state)
