@@ -2,7 +2,7 @@
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 foreach(pkg "zmq libzmq" "yaml yaml-0.1" "jansson jansson" "pcre2 libpcre2-8" "sodium libsodium" "event libevent_core libevent_extra libevent_pthreads"
-            "hwloc hwloc" "protobufc libprotobuf-c" "curl libcurl")
+            "hwloc hwloc" "protobufc libprotobuf-c" "curl libcurl" "utf8proc libutf8proc")
     string(REPLACE " " ";" parts "${pkg}")
     list(POP_FRONT parts name)
     pkg_check_modules(${name} REQUIRED IMPORTED_TARGET ${parts})

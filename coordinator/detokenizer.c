@@ -11,7 +11,7 @@ void detokenizer_init(struct detokenizer *d, const struct tokenizer *t, const ch
 {
     const struct vocab *v = tokenizer_vocab(t);
     *d = (struct detokenizer){.tok = t, .stops = stops, .n_stops = n_stops, .special = special, .stop_idx = -1};
-    d->first = v->kind == VOCAB_SPM && v->add_space_prefix;
+    d->first = v->strip_space;
     buf_init(&d->held);
     buf_init(&d->piece);
 }

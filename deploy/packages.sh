@@ -1,6 +1,6 @@
 # Debian and Ubuntu packages, in one place; sourced by deploy/quickstart.sh and tests/run.sh. Defines install_packages LIST...
 PACKAGES_BUILD="ca-certificates cmake gcc ninja-build pkg-config libc6-dev
-    libcurl4-openssl-dev libevent-dev libhwloc-dev libjansson-dev libpcre2-dev libprotobuf-c-dev libsodium-dev libucx-dev libyaml-dev libzmq3-dev
+    libcurl4-openssl-dev libevent-dev libhwloc-dev libjansson-dev libpcre2-dev libprotobuf-c-dev libsodium-dev libucx-dev libutf8proc-dev libyaml-dev libzmq3-dev
     protobuf-c-compiler"
 PACKAGES_TEST="g++ clang llvm iproute2 nftables libcmocka-dev libsimde-dev prometheus python3 python3-venv procps"
 

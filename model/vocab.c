@@ -1,12 +1,14 @@
-/* The tokenizer section of a GGUF file as plain arrays of views. Everything is checked here once (kinds, counts, ids),
+/* The tokenizer section of a GGUF file as plain arrays of views (a tokenizer.json: tokenizer_json.c). Everything is checked here once (kinds, counts, ids),
  * so that the tokenizer indexes without looking. One allocation for each array; immutable once loaded, so any thread
  * may read it. */
 #include "model/vocab.h"
 
 #include "base/check.h"
+#include "model/tokenizer_json.h"
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,9 +28,11 @@ static enum err load_kind(const struct gguf *g, struct vocab *v)
         v->kind = VOCAB_SPM;
     else if (str_is(kind, "gpt2"))
         v->kind = VOCAB_BPE;
+    else if (str_is(kind, "t5"))
+        v->kind = VOCAB_UNIGRAM;
     else
-        return err_set(ERR_UNSUPPORTED,
-                       "tokenizer.ggml.model is neither llama nor gpt2; no other tokenizer is supported");
+        return err_set(ERR_UNSUPPORTED, "tokenizer.ggml.model is \"%.*s\"; supported are llama, gpt2 and t5",
+                       (int)MIN(kind.len, 40u), kind.s);
     gguf_get_str(g, "tokenizer.ggml.pre", &v->pre);
     gguf_get_str(g, "tokenizer.chat_template", &v->chat_template);
     return ERR_OK;
@@ -69,7 +73,7 @@ static enum err load_scores(const struct gguf *g, struct vocab *v)
     const char *key = "tokenizer.ggml.scores";
     const struct gguf_kv *kv = gguf_find(g, key);
     if (!kv)
-        return v->kind == VOCAB_SPM ? err_set(ERR_CORRUPT, "the model lacks the key %s", key) : ERR_OK;
+        return v->kind != VOCAB_BPE ? err_set(ERR_CORRUPT, "the model lacks the key %s", key) : ERR_OK;
     if (kv->n != v->n_tokens)
         return wrong_count(key, kv, v);
     v->scores = calloc(v->n_tokens, sizeof(*v->scores));
@@ -147,12 +151,12 @@ static enum err load_ids(const struct gguf *g, struct vocab *v)
 {
     static const char *const eot[] = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"};
     static const char *const eom[] = {"<|eom_id|>"};
-    bool spm = v->kind == VOCAB_SPM;
-    /* SentencePiece's own defaults where a file is silent. */
+    bool spm = v->kind == VOCAB_SPM, t5 = v->kind == VOCAB_UNIGRAM;
+    /* SentencePiece's own defaults, and those of T5, where a file is silent. */
     TRY(load_id(g, v, "tokenizer.ggml.bos_token_id", spm ? 1 : VOCAB_NONE, &v->bos));
-    TRY(load_id(g, v, "tokenizer.ggml.eos_token_id", spm ? 2 : VOCAB_NONE, &v->eos));
-    TRY(load_id(g, v, "tokenizer.ggml.unknown_token_id", spm ? 0 : VOCAB_NONE, &v->unk));
-    TRY(load_id(g, v, "tokenizer.ggml.padding_token_id", VOCAB_NONE, &v->pad));
+    TRY(load_id(g, v, "tokenizer.ggml.eos_token_id", spm ? 2 : t5 ? 1 : VOCAB_NONE, &v->eos));
+    TRY(load_id(g, v, "tokenizer.ggml.unknown_token_id", spm ? 0 : t5 ? 2 : VOCAB_NONE, &v->unk));
+    TRY(load_id(g, v, "tokenizer.ggml.padding_token_id", t5 ? 0 : VOCAB_NONE, &v->pad));
     TRY(load_id(g, v, "tokenizer.ggml.eot_token_id", VOCAB_NONE, &v->eot));
     TRY(load_id(g, v, "tokenizer.ggml.eom_token_id", VOCAB_NONE, &v->eom));
     if (v->eot == VOCAB_NONE)
@@ -174,12 +178,29 @@ static enum err load_flags(const struct gguf *g, struct vocab *v)
 {
     /* Byte-level vocabularies whose own tokenizer puts BOS first; older files of them lack the key. */
     static const char *const pre_with_bos[] = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"};
-    bool spm = v->kind == VOCAB_SPM, bos = spm;
+    bool spm = v->kind == VOCAB_SPM, t5 = v->kind == VOCAB_UNIGRAM, bos = spm;
     for (unsigned i = 0; i < ARRAY_LEN(pre_with_bos) && !spm; i++)
         bos = bos || str_is(v->pre, pre_with_bos[i]);
     TRY(load_flag(g, "tokenizer.ggml.add_bos_token", bos, &v->add_bos));
-    TRY(load_flag(g, "tokenizer.ggml.add_eos_token", false, &v->add_eos));
-    return load_flag(g, "tokenizer.ggml.add_space_prefix", spm, &v->add_space_prefix);
+    TRY(load_flag(g, "tokenizer.ggml.add_eos_token", t5, &v->add_eos));
+    TRY(load_flag(g, "tokenizer.ggml.add_space_prefix", spm || t5, &v->add_space_prefix));
+    TRY(load_flag(g, "tokenizer.ggml.remove_extra_whitespaces", t5, &v->merge_spaces));
+    TRY(load_flag(g, "tokenizer.ggml.treat_whitespace_as_suffix", false, &v->space_suffix));
+    v->strip_space = v->kind != VOCAB_BPE && v->add_space_prefix && !v->space_suffix;
+    return ERR_OK;
+}
+
+/* Bytes as an array of 8-bit integers. */
+static enum err load_charsmap(const struct gguf *g, struct vocab *v)
+{
+    const char *key = "tokenizer.ggml.precompiled_charsmap";
+    const struct gguf_kv *kv = gguf_find(g, key);
+    if (!kv || v->kind != VOCAB_UNIGRAM)
+        return ERR_OK;
+    if (kv->type != GGUF_ARR || (kv->elem != GGUF_U8 && kv->elem != GGUF_I8))
+        return err_set(ERR_CORRUPT, "%s is no array of bytes", key);
+    v->charsmap = (struct gguf_str){(const char *)kv->data, kv->n};
+    return ERR_OK;
 }
 
 enum err vocab_load(const struct gguf *g, struct vocab **out)
@@ -196,11 +217,59 @@ enum err vocab_load(const struct gguf *g, struct vocab **out)
     TRY_GOTO(load_merges(g, v), fail);
     TRY_GOTO(load_ids(g, v), fail);
     TRY_GOTO(load_flags(g, v), fail);
+    TRY_GOTO(load_charsmap(g, v), fail);
     *out = v;
     return ERR_OK;
 fail:
     vocab_destroy(&v);
     return e;
+}
+
+enum err vocab_open(const char *path, struct vocab **out)
+{
+    struct gguf *g;
+    char magic[4] = "";
+    *out = NULL;
+    FILE *f = fopen(path, "rb");
+    size_t n = f ? fread(magic, 1, sizeof(magic), f) : 0;
+    if (f)
+        fclose(f);
+    if (n > 0 && (n < sizeof(magic) || memcmp(magic, "GGUF", sizeof(magic)) != 0) && strchr("{ \t\r\n", magic[0]))
+        return tokenizer_json_load(path, out);
+    TRY(gguf_open(path, &g));
+    enum err e = vocab_load(g, out);
+    if (e == ERR_OK)
+        (*out)->file = g;
+    else
+        gguf_close(&g);
+    return e;
+}
+
+/* What a tokenizer.json alone does not say. */
+static void inherit(struct vocab *v, const struct vocab *from)
+{
+    int32_t *const ids[] = {&v->bos, &v->eos, &v->eot, &v->eom, &v->pad};
+    const int32_t theirs[] = {from->bos, from->eos, from->eot, from->eom, from->pad};
+    for (unsigned i = 0; i < ARRAY_LEN(ids); i++)
+        if (*ids[i] == VOCAB_NONE && theirs[i] >= 0 && (uint32_t)theirs[i] < v->n_tokens)
+            *ids[i] = theirs[i];
+    if (v->chat_template.len == 0)
+        v->chat_template = from->chat_template;
+}
+
+enum err vocab_replace(struct vocab **vp, const char *path, uint32_t n_vocab)
+{
+    struct vocab *v;
+    TRY(tokenizer_json_load(path, &v));
+    uint32_t n = v->n_tokens;
+    if (n > n_vocab) {
+        vocab_destroy(&v);
+        return err_set(ERR_CORRUPT, "%s has ids up to %u, but the model knows %u: it belongs to another model", path, n - 1, n_vocab);
+    }
+    inherit(v, *vp);
+    vocab_destroy(vp);
+    *vp = v;
+    return ERR_OK;
 }
 
 void vocab_destroy(struct vocab **vp)
@@ -213,5 +282,8 @@ void vocab_destroy(struct vocab **vp)
     free(v->scores);
     free(v->types);
     free(v->merges);
+    free(v->merge_ids);
+    tokenizer_json_destroy(&v->json);
+    gguf_close(&v->file);
     free(v);
 }

@@ -40,7 +40,8 @@ static int setup(void **state)
                            .eom = VOCAB_NONE,
                            .unk = VOCAB_NONE,
                            .pad = VOCAB_NONE,
-                           .add_space_prefix = true};
+                           .add_space_prefix = true,
+                           .strip_space = true};
     for (unsigned i = 0; i < ARRAY_LEN(tokens); i++) {
         if (i < 256)
             snprintf(names[i], 8, "<0x%02X>", i);
