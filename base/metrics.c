@@ -280,30 +280,35 @@ static void put_labelled(const struct metrics *m, struct buf *out, enum metric i
     }
 }
 
-void metrics_render(const struct metrics *m, struct buf *out)
+static void put_metric(const struct metrics *m, struct buf *out, enum metric id)
+{
+    for (unsigned engine = 0; engine < m->n_engines; engine++) {
+        const struct series *s = &m->series[(size_t)id * m->n_engines + engine];
+        switch (rows[id].type) {
+        case HISTOGRAM:
+            put_histogram(m, out, id, engine, s);
+            break;
+        case LABELLED:
+            put_labelled(m, out, id, engine);
+            break;
+        case GAUGE:
+            put_series(m, out, id, "", engine, NULL, NULL);
+            put_double(out, from_bits(load(&s->bits)));
+            buf_putc(out, '\n');
+            break;
+        case COUNTER:
+            put_series(m, out, id, "", engine, NULL, NULL);
+            buf_printf(out, "%llu\n", (unsigned long long)load(&s->count));
+            break;
+        }
+    }
+}
+
+void metrics_render(const struct metrics *const *m, unsigned n, struct buf *out)
 {
     for (unsigned id = 0; id < METRIC_COUNT; id++) {
-        buf_printf(out, "# HELP racklm:%s %s\n# TYPE racklm:%s %s\n", rows[id].name, rows[id].help, rows[id].name,
-                   type_names[rows[id].type]);
-        for (unsigned engine = 0; engine < m->n_engines; engine++) {
-            const struct series *s = &m->series[(size_t)id * m->n_engines + engine];
-            switch (rows[id].type) {
-            case HISTOGRAM:
-                put_histogram(m, out, (enum metric)id, engine, s);
-                break;
-            case LABELLED:
-                put_labelled(m, out, (enum metric)id, engine);
-                break;
-            case GAUGE:
-                put_series(m, out, (enum metric)id, "", engine, NULL, NULL);
-                put_double(out, from_bits(load(&s->bits)));
-                buf_putc(out, '\n');
-                break;
-            case COUNTER:
-                put_series(m, out, (enum metric)id, "", engine, NULL, NULL);
-                buf_printf(out, "%llu\n", (unsigned long long)load(&s->count));
-                break;
-            }
-        }
+        buf_printf(out, "# HELP racklm:%s %s\n# TYPE racklm:%s %s\n", rows[id].name, rows[id].help, rows[id].name, type_names[rows[id].type]);
+        for (unsigned i = 0; i < n; i++)
+            put_metric(m[i], out, (enum metric)id);
     }
 }

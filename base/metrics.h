@@ -1,5 +1,5 @@
 /* Metrics: one table (metrics.def), plain atomics, rendered as Prometheus text. Counters and histograms have one series
- * per replica ("engine" label); model_name is the same for all. Any thread may update; rendering reads without locks. */
+ * per replica ("engine" label); one struct metrics for each model ("model_name"). Any thread may update; rendering reads without locks. */
 #ifndef BASE_METRICS_H
 #define BASE_METRICS_H
 
@@ -24,6 +24,7 @@ void metrics_set(struct metrics *m, enum metric id, unsigned engine, double v); 
 void metrics_observe(struct metrics *m, enum metric id, unsigned engine, double v);        /* histogram */
 /* A counter with one more label, value one of a fixed small set: request_success_total{finished_reason="stop"}. */
 void metrics_add_label(struct metrics *m, enum metric id, unsigned engine, const char *label_value, uint64_t v);
-void metrics_render(const struct metrics *m, struct buf *out);
+/* Several models together: the series of a metric stand side by side, as the format wants. */
+void metrics_render(const struct metrics *const *m, unsigned n, struct buf *out);
 
 #endif

@@ -11,15 +11,15 @@
 
 static bool fill_replicas(struct cluster *c, struct msg_admin_reply *r)
 {
-    r->replicas = arena_array(&c->arena, c->cfg.n_engines, sizeof *r->replicas);
+    r->replicas = arena_array(&c->arena, c->members.n_groups, sizeof *r->replicas);
     if (!r->replicas)
         return false;
-    r->n_replicas = c->cfg.n_engines;
+    r->n_replicas = c->members.n_groups;
     for (uint32_t i = 0; i < r->n_replicas; i++) {
-        const struct engine_snapshot *s = engine_snapshot(c->cfg.engines[i]);
+        const struct engine_snapshot *s = engine_snapshot(cluster_engine(c, i));
         uint64_t done = atomic_load(&s->load_done), total = atomic_load(&s->load_total);
         r->replicas[i] =
-            (struct msg_replica_info){.replica = i,
+            (struct msg_replica_info){.replica = c->members.groups[i].replica,
                                       .state = (char *)engine_state_name((enum engine_state)atomic_load(&s->state)),
                                       .epoch = atomic_load(&s->epoch),
                                       .running = atomic_load(&s->running),
@@ -63,7 +63,6 @@ static bool fill_nodes(struct cluster *c, struct msg_admin_reply *r)
 static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
 {
     struct members *m = &c->members;
-    const struct shard_split *sp = c->cfg.split;
     r->workers = arena_array(&c->arena, m->n_workers, sizeof *r->workers);
     if (!r->workers)
         return false;
@@ -71,6 +70,9 @@ static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
     for (uint32_t i = 0; i < m->n_workers; i++) {
         struct worker *w = &m->workers[i];
         struct node *n = w->node == PLACEMENT_NONE ? NULL : &m->nodes[w->node];
+        const struct group *g = &m->groups[w->group];
+        const struct served *s = &c->served[g->deployment];
+        const struct shard_split *sp = &s->d->split;
         uint32_t stage = w->world_rank / sp->tp;
         r->workers[i] = (struct msg_worker_info){
             .worker_id = w->id,
@@ -79,18 +81,18 @@ static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
             .state = (char *)members_worker_state_name(w->state),
             .backend = w->backend,
             .pid = w->pid,
-            .replica = w->replica,
+            .replica = g->replica,
             .stage = stage,
             .tp_rank = w->world_rank % sp->tp,
             .layer_first = sp->layer_first[stage],
             .layer_end = sp->layer_first[stage + 1],
             .weights_bytes = w->info.weights_bytes,
-            .weights_bytes_planned = c->need_bytes[w->world_rank],
+            .weights_bytes_planned = s->need_bytes[w->world_rank],
             .kv_bytes = w->info.kv_bytes,
             .kv_blocks = w->info.kv_blocks,
             .load_ms = w->info.load_ms,
             .restarts = w->n_starts ? w->n_starts - 1 : 0,
-            .steps = atomic_load(&engine_snapshot(c->cfg.engines[w->replica])->steps),
+            .steps = atomic_load(&engine_snapshot(cluster_engine(c, w->group))->steps),
             .heartbeat_age_ms = n ? (uint32_t)((c->now_ns - MIN(n->heard_ns, c->now_ns)) / NS_PER_MS) : 0};
     }
     return true;
@@ -124,15 +126,11 @@ void admin_answer(struct cluster *c, unsigned server, const struct link_peer *fr
     struct msg_admin_reply *r = &m.admin_reply;
     struct front_health health;
     char url[sizeof c->http_url];
-    cluster_health(c, &health);
+    cluster_health(c, NULL, &health);
     pthread_mutex_lock(&c->lock);
     memcpy(url, c->http_url, sizeof url);
     pthread_mutex_unlock(&c->lock);
-    uint32_t ctx = c->ctx;
-    for (uint32_t i = 0; i < c->cfg.n_engines; i++) {
-        uint32_t n = atomic_load(&engine_snapshot(c->cfg.engines[i])->ctx);
-        ctx = n && n < ctx ? n : ctx;
-    }
+    const struct deployment *first = &c->cfg.deployments[0];
     enum err e = build(c, from, q, r);
     if (e != ERR_OK)
         *r = (struct msg_admin_reply){0};
@@ -140,11 +138,11 @@ void admin_answer(struct cluster *c, unsigned server, const struct link_peer *fr
     r->err = e;
     r->text = e == ERR_OK ? health.text : (char *)err_detail();
     r->version = RACKLM_VERSION;
-    r->model = (char *)c->cfg.model_name;
+    r->model = (char *)first->names[0];
     r->http_url = url;
     r->uptime_ms = (c->now_ns - c->started_ns) / NS_PER_MS;
-    r->tp = c->cfg.split->tp;
-    r->pp = c->cfg.split->pp;
-    r->ctx = ctx;
+    r->tp = first->split.tp;
+    r->pp = first->split.pp;
+    r->ctx = deployment_ctx(first);
     link_server_send(c->servers[server], from, &m);
 }

@@ -209,16 +209,6 @@ static enum err load_keys(struct api *a)
     return e;
 }
 
-static char *token_text(const struct tokenizer *t, int32_t id)
-{
-    struct buf b;
-    buf_init(&b);
-    if (id >= 0)
-        tokenizer_piece(t, (uint32_t)id, true, &b);
-    buf_putc(&b, '\0');
-    return buf_take(&b, NULL);
-}
-
 enum err api_init(struct api *a)
 {
     if (sodium_init() < 0)
@@ -228,12 +218,8 @@ enum err api_init(struct api *a)
     a->loopback = strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
     if (!a->loopback && a->n_keys == 0)
         return err_set(ERR_CONFIG, "http.host: %s is reachable from other machines; give --api-key-file (or --api-key), or listen on 127.0.0.1", host);
-    a->n_end_ids = tokenizer_end_ids(a->tok, a->end_ids, ARRAY_LEN(a->end_ids));
-    const struct vocab *v = tokenizer_vocab(a->tok);
-    a->bos_text = token_text(a->tok, v->bos);
-    a->eos_text = token_text(a->tok, v->eos);
     a->started_s = clock_unix_s();
-    return a->bos_text && a->eos_text ? ERR_OK : err_set(ERR_NOMEM, "no memory for the API");
+    return ERR_OK;
 }
 
 void api_deinit(struct api *a)
@@ -243,7 +229,4 @@ void api_deinit(struct api *a)
             api_generation_gone(a->gens[i]);
     free(a->gens);
     free(a->key_hashes);
-    free(a->bos_text);
-    free(a->eos_text);
-    free(a->tmpl_error);
 }

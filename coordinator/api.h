@@ -5,14 +5,11 @@
 #ifndef COORDINATOR_API_H
 #define COORDINATOR_API_H
 
-#include "base/metrics.h"
 #include "base/options.h"
-#include "coordinator/chat_template.h"
+#include "coordinator/deployment.h"
 #include "coordinator/detokenizer.h"
-#include "coordinator/engine.h"
 #include "coordinator/front.h"
 #include "coordinator/http.h"
-#include "coordinator/tokenizer.h"
 
 #include <jansson.h>
 
@@ -37,17 +34,8 @@ bool api_error(struct api_error *e, int status, const char *param, const char *f
 struct api {
     const struct options *opts;
     struct http *http;
-    const struct tokenizer *tok;
-    const struct chat_template *tmpl; /* NULL: the model has none */
-    char *tmpl_error;                 /* why there is none, or NULL */
-    const char *model_name, *model_stem;
-    uint32_t ctx, vocab, ctx_train;
-    uint64_t n_params, model_bytes;
-    struct engine *const *engines;
-    uint32_t n_engines;
-    struct metrics *metrics;
-    uint32_t end_ids[32], n_end_ids;
-    char *bos_text, *eos_text;
+    struct deployment *deployments;   /* what is served; a request's own is generation.d */
+    uint32_t n_deployments;
     uint8_t (*key_hashes)[32];        /* BLAKE2b of each API key; none: open to whoever reaches the address */
     uint32_t n_keys;
     bool loopback;
@@ -55,7 +43,7 @@ struct api {
     uint64_t started_s;
     struct generation **gens;         /* slot table; NULL where free */
     uint32_t n_gens, gens_cap, serial;
-    void (*health)(void *arg, struct front_health *out);
+    void (*health)(void *arg, const struct deployment *d, struct front_health *out); /* front_config */
     void *health_arg;
 };
 
@@ -79,6 +67,8 @@ struct choice {
 };
 struct generation {
     struct api *api;
+    struct deployment *d;      /* that the request's `model` names */
+    uint32_t ctx;              /* deployment_ctx when the request came */
     struct http_exchange *x;
     uint32_t slot, serial;
     bool chat, stream, include_usage, continuous_usage, echo, return_token_ids, logprobs, prompt_logprobs, began;
@@ -97,7 +87,7 @@ struct generation {
 };
 
 /* api.c */
-enum err api_init(struct api *a); /* the given fields set: keys, end ids, texts of BOS and EOS */
+enum err api_init(struct api *a); /* opts and deployments are set: reads the keys */
 void api_deinit(struct api *a);
 void api_handle(void *arg, struct http_exchange *x); /* http_config.handle */
 void api_gone(void *arg, struct http_exchange *x);   /* http_config.gone */
@@ -112,16 +102,18 @@ bool api_get_bool(const json_t *o, const char *key, bool *out, struct api_error 
 bool api_get_int(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *out, struct api_error *e);
 bool api_get_float(const json_t *o, const char *key, double min, double max, double *out, struct api_error *e);
 bool api_get_str(const json_t *o, const char *key, const char **out, struct api_error *e);
-bool api_check_model(const struct api *a, const json_t *o, struct api_error *e);
+/* What `model` (absent: the first) or the name says; NULL: 404, *e is filled. */
+struct deployment *api_find_model(const struct api *a, const char *name, struct api_error *e);
+struct deployment *api_get_model(const struct api *a, const json_t *o, struct api_error *e);
 /* api_sampling.c. Sampling parameters of a request (not n, stop strings or the prompt), arrays owned by *s: api_sampling_deinit. What the answer shows of
- * log-probabilities goes into *g. */
-bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g, struct sampling *s, struct api_error *e);
+ * log-probabilities goes into *g. Here and below g->d and g->ctx are set. */
+bool api_get_sampling(const json_t *o, struct generation *g, struct sampling *s, struct api_error *e);
 void api_sampling_deinit(struct sampling *s);
 bool api_get_stops(const json_t *o, struct generation *g, struct api_error *e);
 /* Text, texts, ids or lists of ids (`prompt`); fills g->prompts. */
-bool api_get_prompts(const struct api *a, const json_t *o, struct generation *g, struct api_error *e);
+bool api_get_prompts(const json_t *o, struct generation *g, struct api_error *e);
 /* messages through the chat template; one prompt. */
-bool api_get_chat(const struct api *a, const json_t *o, struct generation *g, struct api_error *e);
+bool api_get_chat(const json_t *o, struct generation *g, struct api_error *e);
 
 /* api_generate.c */
 void api_generate(struct api *a, struct http_exchange *x, bool chat);

@@ -132,7 +132,7 @@ static void put_prompt_logprob(struct buf *b, const struct tokenizer *tok, uint3
 
 static void take_prompt(struct choice *c, struct generation *g, const struct token_event *ev)
 {
-    const struct tokenizer *tok = g->api->tok;
+    const struct tokenizer *tok = g->d->tok;
     size_t offset = 0;
     struct detokenizer d;
     struct buf piece;
@@ -166,7 +166,7 @@ static void take_start(struct choice *c, struct generation *g)
     if (!g->echo)
         return;
     struct detokenizer d;
-    detokenizer_init(&d, g->api->tok, NULL, 0, false);
+    detokenizer_init(&d, g->d->tok, NULL, 0, false);
     for (uint32_t i = 0; i < c->n_prompt; i++)
         detokenizer_push(&d, c->prompt[i], &c->text);
     detokenizer_finish(&d, &c->text);
@@ -175,7 +175,7 @@ static void take_start(struct choice *c, struct generation *g)
 
 void api_answer_tokens(struct choice *c, struct generation *g, const struct token_event *ev)
 {
-    const struct tokenizer *tok = g->api->tok;
+    const struct tokenizer *tok = g->d->tok;
     if (ev->n_tokens || ev->n_prompt_logprobs || ev->finish != FINISH_NONE)
         take_start(c, g);
     if (ev->n_prompt_logprobs)
@@ -209,7 +209,7 @@ void api_answer_tokens(struct choice *c, struct generation *g, const struct toke
 static void put_head(struct buf *b, const struct generation *g, const char *object)
 {
     buf_printf(b, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%llu,\"model\":", g->id, object, (unsigned long long)g->created_s);
-    buf_json_str(b, g->api->model_name, strlen(g->api->model_name));
+    buf_json_str(b, g->d->names[0], strlen(g->d->names[0]));
     buf_printf(b, ",\"system_fingerprint\":\"racklm-%s\"", RACKLM_VERSION);
 }
 

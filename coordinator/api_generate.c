@@ -94,18 +94,18 @@ void api_generation_gone(struct generation *g)
     generation_destroy(g);
 }
 
-static struct engine *least_loaded(const struct api *a)
+static struct engine *least_loaded(const struct deployment *d)
 {
     struct engine *best = NULL;
     unsigned best_load = 0;
-    for (uint32_t i = 0; i < a->n_engines; i++) {
-        const struct engine_snapshot *s = engine_snapshot(a->engines[i]);
+    for (uint32_t i = 0; i < d->n_engines; i++) {
+        const struct engine_snapshot *s = engine_snapshot(d->engines[i]);
         int state = atomic_load(&s->state);
         if (state == ENGINE_STOPPED)
             continue;
         unsigned load = atomic_load(&s->running) + atomic_load(&s->waiting) + (state == ENGINE_READY ? 0 : 1u << 20);
         if (!best || load < best_load) {
-            best = a->engines[i];
+            best = d->engines[i];
             best_load = load;
         }
     }
@@ -138,7 +138,7 @@ static struct request *make_request(const struct generation *g, const struct cho
     r->sampling.stop_ids = dup_array(s->stop_ids, s->n_stop_ids, sizeof(*s->stop_ids), &ok);
     r->sampling.bias_id = dup_array(s->bias_id, s->n_bias, sizeof(*s->bias_id), &ok);
     r->sampling.bias = dup_array(s->bias, s->n_bias, sizeof(*s->bias), &ok);
-    r->sampling.max_tokens = MIN(s->max_tokens, g->api->ctx - c->n_prompt);
+    r->sampling.max_tokens = MIN(s->max_tokens, g->ctx - c->n_prompt);
     if (!ok)
         request_destroy(&r);
     return r;
@@ -146,11 +146,10 @@ static struct request *make_request(const struct generation *g, const struct cho
 
 static bool submit(struct generation *g, const struct sampling *s, struct api_error *e)
 {
-    struct api *a = g->api;
     uint32_t per_prompt = g->n_choices / g->n_prompts;
     for (uint32_t i = 0; i < g->n_choices; i++) {
         struct choice *c = &g->choices[i];
-        struct engine *engine = least_loaded(a);
+        struct engine *engine = least_loaded(g->d);
         if (!engine)
             return api_error(e, 503, NULL, "the server is stopping");
         struct request *r = make_request(g, c, s, i % per_prompt);
@@ -160,7 +159,7 @@ static bool submit(struct generation *g, const struct sampling *s, struct api_er
         if (err != ERR_OK) {
             request_destroy(&r);
             if (err == ERR_BUSY)
-                return api_error(e, 429, NULL, "the queue is full (queue_max = %lld); try again later", (long long)a->opts->queue_max);
+                return api_error(e, 429, NULL, "the queue is full (queue_max = %lld); try again later", (long long)g->d->opts->queue_max);
             return api_error(e, err_http_status(err), NULL, "%.300s", err_detail());
         }
         c->engine = engine;
@@ -187,11 +186,11 @@ static bool init_choices(struct generation *g, const struct sampling *s, int64_t
         c->n_prompt = (uint32_t)g->prompts[c->prompt_idx].n;
         c->id = request_id(g, i);
         c->stop_id = -1;
-        detokenizer_init(&c->detok, g->api->tok, (const char *const *)g->stops, g->n_stops, false);
+        detokenizer_init(&c->detok, g->d->tok, (const char *const *)g->stops, g->n_stops, false);
         detokenizer_continue(&c->detok);
-        if (s->max_tokens > 0 && c->n_prompt >= g->api->ctx)
+        if (s->max_tokens > 0 && c->n_prompt >= g->ctx)
             return api_error(e, 400, g->chat ? "messages" : "prompt",
-                             "the prompt has %u tokens, the context is %u: no room for an answer", c->n_prompt, g->api->ctx);
+                             "the prompt has %u tokens, the context is %u: no room for an answer", c->n_prompt, g->ctx);
     }
     for (uint32_t i = 0; i < g->n_prompts; i++)
         g->prompt_tokens += (uint32_t)g->prompts[i].n;
@@ -216,13 +215,23 @@ static bool read_options(struct generation *g, const json_t *o, int64_t *n, stru
     return true;
 }
 
+static bool servable(const struct api *a, const struct deployment *d, struct api_error *e)
+{
+    struct front_health h = {0};
+    a->health(a->health_arg, d, &h);
+    return !h.fatal || api_error(e, 503, NULL, "the model cannot be served: %.300s", h.text);
+}
+
 static bool start(struct generation *g, const json_t *o, struct sampling *s, struct api_error *e)
 {
-    struct api *a = g->api;
     int64_t n = 1;
-    if (!api_check_model(a, o, e) || !read_options(g, o, &n, e) || !api_get_sampling(a, o, g, s, e) || !api_get_stops(o, g, e))
+    g->d = api_get_model(g->api, o, e);
+    if (!g->d || !servable(g->api, g->d, e))
         return false;
-    if (!(g->chat ? api_get_chat(a, o, g, e) : api_get_prompts(a, o, g, e)))
+    g->ctx = deployment_ctx(g->d);
+    if (!read_options(g, o, &n, e) || !api_get_sampling(o, g, s, e) || !api_get_stops(o, g, e))
+        return false;
+    if (!(g->chat ? api_get_chat(o, g, e) : api_get_prompts(o, g, e)))
         return false;
     g->logprobs = s->logprobs;
     g->prompt_logprobs = s->prompt_logprobs;
@@ -231,13 +240,6 @@ static bool start(struct generation *g, const json_t *o, struct sampling *s, str
     if (s->max_tokens == 0 && !g->echo && !s->prompt_logprobs)
         return api_error(e, 400, "max_tokens", "`max_tokens` 0 needs `echo` or `prompt_logprobs`");
     return init_choices(g, s, n, e) && submit(g, s, e);
-}
-
-static bool servable(const struct api *a, struct api_error *e)
-{
-    struct front_health h = {0};
-    a->health(a->health_arg, &h);
-    return !h.fatal || api_error(e, 503, NULL, "the model cannot be served: %.300s", h.text);
 }
 
 void api_generate(struct api *a, struct http_exchange *x, bool chat)
@@ -251,7 +253,7 @@ void api_generate(struct api *a, struct http_exchange *x, bool chat)
         api_error(&e, 503, NULL, "out of memory");
     else if (a->draining)
         api_error(&e, 503, NULL, "the server is stopping");
-    else if (servable(a, &e))
+    else
         o = api_body(x, &e);
     if (o) {
         uint64_t r[2];

@@ -8,64 +8,114 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void put_model(struct buf *b, const struct api *a)
+/* Each name is an entry; an alias tells the name that it stands for, as vLLM's adapters do. */
+static void put_model(struct buf *b, const struct api *a, const struct deployment *d, uint32_t name)
 {
     buf_puts(b, "{\"id\":");
-    buf_json_str(b, a->model_name, strlen(a->model_name));
+    buf_json_str(b, d->names[name], strlen(d->names[name]));
     buf_printf(b, ",\"object\":\"model\",\"created\":%llu,\"owned_by\":\"racklm\",\"root\":", (unsigned long long)a->started_s);
-    buf_json_str(b, a->model_stem, strlen(a->model_stem));
-    buf_printf(b, ",\"parent\":null,\"max_model_len\":%u,\"meta\":{\"n_vocab\":%u,\"n_ctx_train\":%u,\"n_params\":%llu,\"size\":%llu}}", a->ctx, a->vocab,
-               a->ctx_train, (unsigned long long)a->n_params, (unsigned long long)a->model_bytes);
+    buf_json_str(b, d->stem, strlen(d->stem));
+    buf_puts(b, ",\"parent\":");
+    if (name)
+        buf_json_str(b, d->names[0], strlen(d->names[0]));
+    else
+        buf_puts(b, "null");
+    buf_printf(b, ",\"max_model_len\":%u,\"meta\":{\"n_vocab\":%u,\"n_ctx_train\":%u,\"n_params\":%llu,\"size\":%llu}}", deployment_ctx(d),
+               d->hp.vocab, d->hp.ctx_train, (unsigned long long)d->n_params, (unsigned long long)d->bytes);
+}
+
+/* An alias shows itself; the other names that requests may use show the deployment. */
+static uint32_t name_idx(const struct deployment *d, const char *id)
+{
+    for (uint32_t k = 0; k < d->n_names; k++)
+        if (strcmp(d->names[k], id) == 0)
+            return k;
+    return 0;
 }
 
 void api_models(struct api *a, struct http_exchange *x, const char *id)
 {
     struct buf b;
     buf_init(&b);
-    if (!id) {
-        buf_puts(&b, "{\"object\":\"list\",\"data\":[");
-        put_model(&b, a);
-        buf_puts(&b, "]}");
-    } else if (strcmp(id, a->model_name) == 0 || strcmp(id, a->model_stem) == 0 || strcmp(id, "default") == 0) {
-        put_model(&b, a);
-    } else {
+    if (id) {
         struct api_error e = {0};
-        api_error(&e, 404, "model", "there is no model `%.100s` here; this server has `%.100s`", id, a->model_name);
-        api_fail(x, &e);
-        return;
+        const struct deployment *d = api_find_model(a, id, &e);
+        if (!d) {
+            api_fail(x, &e);
+            return;
+        }
+        put_model(&b, a, d, name_idx(d, id));
+    } else {
+        buf_puts(&b, "{\"object\":\"list\",\"data\":[");
+        for (uint32_t i = 0; i < a->n_deployments; i++)
+            for (uint32_t k = 0; k < a->deployments[i].n_names; k++) {
+                buf_puts(&b, i || k ? "," : "");
+                put_model(&b, a, &a->deployments[i], k);
+            }
+        buf_puts(&b, "]}");
     }
     api_reply_json(x, 200, &b);
 }
 
-void api_health(struct api *a, struct http_exchange *x)
+static void put_replicas(struct buf *b, const struct deployment *d)
 {
-    struct front_health h = {0};
-    a->health(a->health_arg, &h);
-    bool ready = h.ready && !a->draining;
-    struct buf b;
-    buf_init(&b);
-    buf_printf(&b, "{\"status\":\"%s\",\"progress\":%.2f,\"workers_ready\":%u,\"workers\":%u,\"message\":",
-               ready ? "ok" : h.fatal ? "failed" : a->draining ? "stopping" : "loading", ready ? 1.0 : h.load_percent / 100.0, h.n_workers_ready,
-               h.n_workers);
-    buf_json_str(&b, h.text, strlen(h.text));
-    buf_puts(&b, ",\"replicas\":[");
-    for (uint32_t i = 0; i < a->n_engines; i++) {
-        const struct engine_snapshot *s = engine_snapshot(a->engines[i]);
-        buf_printf(&b, "%s{\"replica\":%u,\"state\":\"%s\",\"epoch\":%llu,\"running\":%u,\"waiting\":%u}", i ? "," : "", i,
+    for (uint32_t i = 0; i < d->n_engines; i++) {
+        const struct engine_snapshot *s = engine_snapshot(d->engines[i]);
+        buf_puts(b, d->index || i ? ",{\"model\":" : "{\"model\":");
+        buf_json_str(b, d->names[0], strlen(d->names[0]));
+        buf_printf(b, ",\"replica\":%u,\"state\":\"%s\",\"epoch\":%llu,\"running\":%u,\"waiting\":%u}", i,
                    engine_state_name((enum engine_state)atomic_load(&s->state)), (unsigned long long)atomic_load(&s->epoch), atomic_load(&s->running),
                    atomic_load(&s->waiting));
     }
+}
+
+static void put_health(struct buf *b, const struct front_health *h, bool draining)
+{
+    bool ready = h->ready && !draining;
+    buf_printf(b, "\"status\":\"%s\",\"progress\":%.2f,\"workers_ready\":%u,\"workers\":%u,\"message\":",
+               ready ? "ok" : draining ? "stopping" : h->fatal ? "failed" : h->degraded ? "degraded" : "loading",
+               ready ? 1.0 : h->load_percent / 100.0, h->n_workers_ready, h->n_workers);
+    buf_json_str(b, h->text, strlen(h->text));
+}
+
+/* 200 when every model can be used, or (later) some of several still can: a server that was up is not taken out for one of them. */
+void api_health(struct api *a, struct http_exchange *x)
+{
+    struct front_health h = {0};
+    a->health(a->health_arg, NULL, &h);
+    bool ok = (h.ready || h.degraded) && !a->draining;
+    struct buf b;
+    buf_init(&b);
+    buf_putc(&b, '{');
+    put_health(&b, &h, a->draining);
+    buf_puts(&b, ",\"models\":[");
+    for (uint32_t i = 0; i < a->n_deployments; i++) {
+        const struct deployment *d = &a->deployments[i];
+        a->health(a->health_arg, d, &h);
+        buf_puts(&b, i ? ",{\"model\":" : "{\"model\":");
+        buf_json_str(&b, d->names[0], strlen(d->names[0]));
+        buf_putc(&b, ',');
+        put_health(&b, &h, a->draining);
+        buf_putc(&b, '}');
+    }
+    buf_putc(&b, ']');
+    buf_puts(&b, ",\"replicas\":[");
+    for (uint32_t i = 0; i < a->n_deployments; i++)
+        put_replicas(&b, &a->deployments[i]);
     buf_puts(&b, "]}");
-    if (!ready)
+    if (!ok)
         http_set_header(x, "Retry-After", "1");
-    api_reply_json(x, ready ? 200 : 503, &b);
+    api_reply_json(x, ok ? 200 : 503, &b);
 }
 
 void api_metrics(struct api *a, struct http_exchange *x)
 {
     struct buf b;
     buf_init(&b);
-    metrics_render(a->metrics, &b);
+    const struct metrics *all[DEPLOYMENTS_MAX];
+    for (uint32_t i = 0; i < a->n_deployments; i++)
+        all[i] = a->deployments[i].metrics;
+    metrics_render(all, a->n_deployments, &b);
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", b.data ? b.data : "", b.len);
     buf_deinit(&b);
 }
@@ -88,16 +138,18 @@ void api_tokenize(struct api *a, struct http_exchange *x)
     json_t *o = api_body(x, &e);
     const char *text = NULL;
     bool special = true, parse = true;
-    if (o && api_check_model(a, o, &e) && api_get_bool(o, "add_special_tokens", &special, &e) && api_get_bool(o, "parse_special", &parse, &e)) {
+    if (o && (g.d = api_get_model(a, o, &e)))
+        g.ctx = deployment_ctx(g.d);
+    if (g.d && api_get_bool(o, "add_special_tokens", &special, &e) && api_get_bool(o, "parse_special", &parse, &e)) {
         const json_t *prompt = json_object_get(o, "prompt");
         const char *key = prompt ? "prompt" : "content";
         if (json_object_get(o, "messages")) {
-            api_get_chat(a, o, &g, &e);
+            api_get_chat(o, &g, &e);
         } else if (api_get_str(o, key, &text, &e)) {
             const json_t *v = json_object_get(o, key);
             if (!text)
                 api_error(&e, 400, "prompt", "`prompt` (or `messages`) is missing");
-            else if (tokenizer_encode(a->tok, text, json_string_length(v), (special ? TOKENIZER_SPECIAL : 0) | (parse ? TOKENIZER_PARSE : 0), &t) != ERR_OK)
+            else if (tokenizer_encode(g.d->tok, text, json_string_length(v), (special ? TOKENIZER_SPECIAL : 0) | (parse ? TOKENIZER_PARSE : 0), &t) != ERR_OK)
                 api_error(&e, 400, "prompt", "`prompt` cannot be tokenised: %.200s", err_detail());
         }
     }
@@ -108,7 +160,7 @@ void api_tokenize(struct api *a, struct http_exchange *x)
     } else {
         const struct tokens *out = g.n_prompts ? &g.prompts[0] : &t;
         buf_init(&b);
-        buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", out->n, a->ctx);
+        buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", out->n, g.ctx);
         for (size_t i = 0; i < out->n; i++)
             buf_printf(&b, i ? ",%u" : "%u", out->ids[i]);
         buf_puts(&b, "]}");
@@ -128,21 +180,22 @@ void api_detokenize(struct api *a, struct http_exchange *x)
     buf_init(&text);
     buf_init(&b);
     const json_t *ids = o ? json_object_get(o, "tokens") : NULL;
+    const struct deployment *m = o ? api_get_model(a, o, &e) : NULL;
     struct detokenizer d;
-    detokenizer_init(&d, a->tok, NULL, 0, true);
-    if (o && api_check_model(a, o, &e)) {
+    if (m) {
+        detokenizer_init(&d, m->tok, NULL, 0, true);
         if (!json_is_array(ids))
             api_error(&e, 400, "tokens", "`tokens` must be a list of token ids");
         for (size_t i = 0; !e.status && i < json_array_size(ids); i++) {
             const json_t *v = json_array_get(ids, i);
-            if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= a->vocab)
-                api_error(&e, 400, "tokens", "`tokens[%zu]` is no token id below %u", i, a->vocab);
+            if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= m->hp.vocab)
+                api_error(&e, 400, "tokens", "`tokens[%zu]` is no token id below %u", i, m->hp.vocab);
             else
                 detokenizer_push(&d, (uint32_t)json_integer_value(v), &text);
         }
+        detokenizer_finish(&d, &text);
+        detokenizer_deinit(&d);
     }
-    detokenizer_finish(&d, &text);
-    detokenizer_deinit(&d);
     if (o)
         json_decref(o);
     if (e.status) {

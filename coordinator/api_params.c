@@ -107,14 +107,23 @@ bool api_get_str(const json_t *o, const char *key, const char **out, struct api_
     return true;
 }
 
-bool api_check_model(const struct api *a, const json_t *o, struct api_error *e)
+struct deployment *api_find_model(const struct api *a, const char *name, struct api_error *e)
 {
-    const char *name = "default";
+    char list[256];
+    struct deployment *d = deployment_find(a->deployments, a->n_deployments, name);
+    if (!d) {
+        deployment_list(a->deployments, a->n_deployments, list, sizeof(list));
+        api_error(e, 404, "model", "there is no model `%.100s` here; this server has %s", name, list);
+    }
+    return d;
+}
+
+struct deployment *api_get_model(const struct api *a, const json_t *o, struct api_error *e)
+{
+    const char *name = NULL;
     if (!api_get_str(o, "model", &name, e))
-        return false;
-    if (strcmp(name, "default") == 0 || strcmp(name, a->model_name) == 0 || strcmp(name, a->model_stem) == 0)
-        return true;
-    return api_error(e, 404, "model", "there is no model `%.100s` here; this server has `%.100s`", name, a->model_name);
+        return NULL;
+    return name ? api_find_model(a, name, e) : &a->deployments[0];
 }
 
 /* ---- stops, prompts, messages ---- */
@@ -144,36 +153,36 @@ bool api_get_stops(const json_t *o, struct generation *g, struct api_error *e)
     return true;
 }
 
-static bool check_prompt(const struct api *a, const struct tokens *t, const char *param, struct api_error *e)
+static bool check_prompt(const struct generation *g, const struct tokens *t, const char *param, struct api_error *e)
 {
     if (t->n == 0)
         return api_error(e, 400, param, "`%s` is empty: the model needs at least one token", param);
-    if (t->n > a->ctx)
-        return api_error(e, 400, param, "the prompt has %zu tokens, the context is %u", t->n, a->ctx);
+    if (t->n > g->ctx)
+        return api_error(e, 400, param, "the prompt has %zu tokens, the context is %u", t->n, g->ctx);
     return true;
 }
 
-static bool encode(const struct api *a, const char *text, size_t len, unsigned flags, const char *param, struct tokens *out, struct api_error *e)
+static bool encode(const struct generation *g, const char *text, size_t len, unsigned flags, const char *param, struct tokens *out, struct api_error *e)
 {
-    enum err err = tokenizer_encode(a->tok, text, len, flags, out);
+    enum err err = tokenizer_encode(g->d->tok, text, len, flags, out);
     if (err != ERR_OK)
         return api_error(e, err_http_status(err), param, "`%s` cannot be tokenised: %.200s", param, err_detail());
-    return check_prompt(a, out, param, e);
+    return check_prompt(g, out, param, e);
 }
 
-static bool ids_prompt(const struct api *a, const json_t *list, struct tokens *out, struct api_error *e)
+static bool ids_prompt(const struct generation *g, const json_t *list, struct tokens *out, struct api_error *e)
 {
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *v = json_array_get(list, i);
-        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= a->vocab)
-            return api_error(e, 400, "prompt", "`prompt`: element %zu is no token id below %u", i, a->vocab);
+        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= g->d->hp.vocab)
+            return api_error(e, 400, "prompt", "`prompt`: element %zu is no token id below %u", i, g->d->hp.vocab);
         if (tokens_push(out, (uint32_t)json_integer_value(v)) != ERR_OK)
             return api_error(e, 503, NULL, "out of memory");
     }
-    return check_prompt(a, out, "prompt", e);
+    return check_prompt(g, out, "prompt", e);
 }
 
-bool api_get_prompts(const struct api *a, const json_t *o, struct generation *g, struct api_error *e)
+bool api_get_prompts(const json_t *o, struct generation *g, struct api_error *e)
 {
     const json_t *v = api_get(o, "prompt");
     static const char what[] = "`prompt` must be a string, a list of strings, a list of token ids or a list of such lists";
@@ -192,9 +201,9 @@ bool api_get_prompts(const struct api *a, const json_t *o, struct generation *g,
         const json_t *p = single ? v : json_array_get(v, i);
         bool ok;
         if (json_is_string(p))
-            ok = encode(a, json_string_value(p), json_string_length(p), TOKENIZER_SPECIAL | TOKENIZER_PARSE, "prompt", &g->prompts[i], e);
+            ok = encode(g, json_string_value(p), json_string_length(p), TOKENIZER_SPECIAL | TOKENIZER_PARSE, "prompt", &g->prompts[i], e);
         else if (json_is_array(p))
-            ok = ids_prompt(a, p, &g->prompts[i], e);
+            ok = ids_prompt(g, p, &g->prompts[i], e);
         else
             ok = api_error(e, 400, "prompt", what);
         if (!ok)
@@ -264,15 +273,16 @@ static json_t *flat_messages(const json_t *messages, struct api_error *e)
     return out;
 }
 
-bool api_get_chat(const struct api *a, const json_t *o, struct generation *g, struct api_error *e)
+bool api_get_chat(const json_t *o, struct generation *g, struct api_error *e)
 {
+    const struct deployment *d = g->d;
     const json_t *messages = api_get(o, "messages");
     if (!json_is_array(messages) || json_array_size(messages) == 0)
         return api_error(e, 400, "messages", "`messages` must be a list with at least one message");
     if (json_array_size(messages) > API_MESSAGES_MAX)
         return api_error(e, 400, "messages", "`messages` holds %zu messages, at most %d are taken", json_array_size(messages), API_MESSAGES_MAX);
-    if (!a->tmpl)
-        return api_error(e, 400, "messages", "this model has no usable chat template (%.200s); use /v1/completions", a->tmpl_error ? a->tmpl_error : "none in its file");
+    if (!d->tmpl)
+        return api_error(e, 400, "messages", "this model has no usable chat template (%.200s); use /v1/completions", d->tmpl_error ? d->tmpl_error : "none in its file");
     bool generation_prompt = true;
     const json_t *kwargs = api_get(o, "chat_template_kwargs"), *tools = api_get(o, "tools");
     if (!api_get_bool(o, "add_generation_prompt", &generation_prompt, e))
@@ -291,11 +301,11 @@ bool api_get_chat(const struct api *a, const json_t *o, struct generation *g, st
     if (tools && json_array_size(tools))
         json_object_set(ctx, "tools", (json_t *)tools);
     json_object_set_new(ctx, "add_generation_prompt", json_boolean(generation_prompt));
-    json_object_set_new(ctx, "bos_token", json_string(a->bos_text));
-    json_object_set_new(ctx, "eos_token", json_string(a->eos_text));
+    json_object_set_new(ctx, "bos_token", json_string(d->bos_text));
+    json_object_set_new(ctx, "eos_token", json_string(d->eos_text));
     struct buf text;
     buf_init(&text);
-    enum err err = chat_template_render(a->tmpl, ctx, &text);
+    enum err err = chat_template_render(d->tmpl, ctx, &text);
     json_decref(ctx);
     bool ok;
     g->prompts = calloc(1, sizeof(*g->prompts));
@@ -306,11 +316,11 @@ bool api_get_chat(const struct api *a, const json_t *o, struct generation *g, st
         ok = api_error(e, 503, NULL, "out of memory");
     } else {
         /* A template that writes BOS itself is the rule; one that does not gets it from the tokenizer. */
-        size_t n = strlen(a->bos_text);
+        size_t n = strlen(d->bos_text);
         unsigned flags = TOKENIZER_PARSE;
-        if (tokenizer_vocab(a->tok)->add_bos && (n == 0 || text.len < n || memcmp(text.data, a->bos_text, n) != 0))
+        if (tokenizer_vocab(d->tok)->add_bos && (n == 0 || text.len < n || memcmp(text.data, d->bos_text, n) != 0))
             flags |= TOKENIZER_SPECIAL;
-        ok = encode(a, text.data ? text.data : "", text.len, flags, "messages", &g->prompts[0], e);
+        ok = encode(g, text.data ? text.data : "", text.len, flags, "messages", &g->prompts[0], e);
     }
     buf_deinit(&text);
     return ok;

@@ -21,20 +21,20 @@ static bool get_ids(const json_t *v, const char *key, uint32_t vocab, uint32_t m
     return true;
 }
 
-static bool get_stop_ids(const struct api *a, const json_t *o, struct sampling *s, struct api_error *e)
+static bool get_stop_ids(const struct deployment *d, const json_t *o, struct sampling *s, struct api_error *e)
 {
     s->stop_ids = calloc(MSG_STOP_IDS_MAX, sizeof(*s->stop_ids));
     if (!s->stop_ids)
         return api_error(e, 503, NULL, "out of memory");
     if (!s->ignore_eos) {
-        memcpy(s->stop_ids, a->end_ids, a->n_end_ids * sizeof(*s->stop_ids));
-        s->n_stop_ids = a->n_end_ids;
+        memcpy(s->stop_ids, d->end_ids, d->n_end_ids * sizeof(*s->stop_ids));
+        s->n_stop_ids = d->n_end_ids;
     }
     const json_t *v = api_get(o, "stop_token_ids");
-    return !v || get_ids(v, "stop_token_ids", a->vocab, MSG_STOP_IDS_MAX - (uint32_t)ARRAY_LEN(a->end_ids), s->stop_ids, &s->n_stop_ids, e);
+    return !v || get_ids(v, "stop_token_ids", d->hp.vocab, MSG_STOP_IDS_MAX - DEPLOYMENT_END_IDS_MAX, s->stop_ids, &s->n_stop_ids, e);
 }
 
-static bool get_bias(const struct api *a, const json_t *o, struct sampling *s, struct api_error *e)
+static bool get_bias(const struct deployment *d, const json_t *o, struct sampling *s, struct api_error *e)
 {
     const json_t *v = api_get(o, "logit_bias");
     if (!v)
@@ -52,8 +52,8 @@ static bool get_bias(const struct api *a, const json_t *o, struct sampling *s, s
     {
         char *end;
         unsigned long id = strtoul(key, &end, 10);
-        if (*key < '0' || *key > '9' || *end || id >= a->vocab)
-            return api_error(e, 400, "logit_bias", "`logit_bias`: \"%.40s\" is no token id below %u", key, a->vocab);
+        if (*key < '0' || *key > '9' || *end || id >= d->hp.vocab)
+            return api_error(e, 400, "logit_bias", "`logit_bias`: \"%.40s\" is no token id below %u", key, d->hp.vocab);
         if (!json_is_number(val) || !(fabs(json_number_value(val)) <= 100))
             return api_error(e, 400, "logit_bias", "`logit_bias`: the bias of %lu must be a number from -100 to 100", id);
         s->bias_id[s->n_bias] = (uint32_t)id;
@@ -87,7 +87,7 @@ static bool get_logprobs(const json_t *o, struct generation *g, struct sampling 
     return true;
 }
 
-bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g, struct sampling *s, struct api_error *e)
+bool api_get_sampling(const json_t *o, struct generation *g, struct sampling *s, struct api_error *e)
 {
     double temperature = 1, top_p = 1, min_p = 0, rep = 1, pres = 0, freq = 0;
     int64_t top_k = 0, max_tokens = -1, max_completion = -1, min_tokens = 0, seed = 0;
@@ -106,7 +106,7 @@ bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g
     s->temperature = (float)temperature;
     s->top_p = (float)top_p;
     s->min_p = (float)min_p;
-    s->top_k = top_k > 0 && top_k < a->vocab ? (uint32_t)top_k : 0;
+    s->top_k = top_k > 0 && top_k < g->d->hp.vocab ? (uint32_t)top_k : 0;
     s->repetition_penalty = (float)rep;
     s->presence_penalty = (float)pres;
     s->frequency_penalty = (float)freq;
@@ -115,7 +115,7 @@ bool api_get_sampling(const struct api *a, const json_t *o, struct generation *g
         max_tokens = max_completion;
     s->max_tokens = max_tokens >= 0 ? (uint32_t)max_tokens : g->chat ? UINT32_MAX : 16;
     s->min_tokens = (uint32_t)MIN(min_tokens, (int64_t)s->max_tokens);
-    return get_stop_ids(a, o, s, e) && get_bias(a, o, s, e) && get_logprobs(o, g, s, e);
+    return get_stop_ids(g->d, o, s, e) && get_bias(g->d, o, s, e) && get_logprobs(o, g, s, e);
 }
 
 void api_sampling_deinit(struct sampling *s)

@@ -26,72 +26,98 @@ void cluster_wake_main(struct cluster *c)
         LOG(ERROR, CLUSTER, "cannot wake the main thread", "errno=%d", errno);
 }
 
-static void set_text(struct cluster *c, const char *text)
+struct engine *cluster_engine(const struct cluster *c, uint32_t group)
+{
+    const struct group *g = &c->members.groups[group];
+    return c->served[g->deployment].d->engines[g->replica];
+}
+
+static struct served *served_by(struct cluster *c, const struct worker *w)
+{
+    return &c->served[c->members.groups[w->group].deployment];
+}
+
+static void copy_text(struct cluster *c, char *to, const char *text)
 {
     pthread_mutex_lock(&c->lock);
-    snprintf(c->text, sizeof c->text, "%s", text);
+    snprintf(to, sizeof c->text, "%s", text);
     pthread_mutex_unlock(&c->lock);
 }
 
-static void set_fatal(struct cluster *c, const char *text)
+/* The deployment cannot be served; the others go on, unless the server is only starting and its owner waits for all of them. */
+static void set_fatal(struct cluster *c, struct served *s, const char *text)
 {
-    LOG(ERROR, CLUSTER, "cannot serve", "why=\"%s\"", text);
-    set_text(c, text);
+    char all[256];
+    bool others = false;
+    if (c->cfg.n_deployments > 1)
+        snprintf(all, sizeof all, "%.60s: %s", s->d->names[0], text);
+    else
+        snprintf(all, sizeof all, "%s", text);
+    LOG(ERROR, CLUSTER, "cannot serve", "model=\"%s\" why=\"%s\"", s->d->names[0], text);
+    copy_text(c, s->text, text);
+    atomic_store(&s->fatal, true);
+    for (uint32_t i = 0; i < c->cfg.n_deployments; i++)
+        others |= !atomic_load(&c->served[i].fatal);
+    if (others && atomic_load(&c->was_ready))
+        return;
+    copy_text(c, c->text, all);
     atomic_store(&c->fatal, true);
     cluster_wake_main(c);
 }
 
 static void tell_engine(struct cluster *c, const struct worker *w, enum engine_command_type type, const char *text)
 {
-    struct engine_command cmd = {.type = type, .world_rank = w->world_rank, .worker_id = w->id, .ctx = c->ctx};
+    struct engine_command cmd = {.type = type, .world_rank = w->world_rank, .worker_id = w->id, .ctx = served_by(c, w)->ctx};
     snprintf(cmd.text, sizeof cmd.text, "%s", text);
-    while (engine_command(c->cfg.engines[w->replica], &cmd) == ERR_BUSY)
+    while (engine_command(cluster_engine(c, w->group), &cmd) == ERR_BUSY)
         usleep(1000); /* the engine never waits for this thread */
 }
 
 /* ---- starting workers ---- */
 
 /* With the devices of the first placed replica known: how long may a sequence be? */
-static bool decide_ctx(struct cluster *c, uint32_t replica)
+static bool decide_ctx(struct cluster *c, struct served *s, const struct group *g)
 {
-    const struct shard_split *sp = c->cfg.split;
-    const struct options *o = c->cfg.opts;
-    uint32_t fit = UINT32_MAX;
-    for (uint32_t r = 0; r < c->members.ranks; r++) {
-        const struct worker *w = &c->members.workers[(size_t)replica * c->members.ranks + r];
-        uint64_t block = shard_kv_block_bytes(c->cfg.hp, sp, (enum kv_type)o->kv_type, r % sp->tp, r / sp->tp);
+    const struct shard_split *sp = &s->d->split;
+    const struct options *o = s->d->opts;
+    uint32_t fit = UINT32_MAX, ctx_train = s->d->hp.ctx_train;
+    for (uint32_t r = 0; r < g->tp * g->pp; r++) {
+        const struct worker *w = &c->members.workers[g->first + r];
+        uint64_t block = shard_kv_block_bytes(&s->d->hp, sp, (enum kv_type)o->kv_type, r % sp->tp, r / sp->tp);
         uint64_t memory = c->members.nodes[w->node].devices[w->device].memory_bytes;
-        fit = MIN(fit, placement_ctx_fit(memory, c->need_bytes[r], o->kv_memory, block));
+        fit = MIN(fit, placement_ctx_fit(memory, s->need_bytes[r], o->kv_memory, block));
     }
     bool lowered;
-    if (placement_ctx((uint32_t)o->ctx, c->cfg.hp->ctx_train, fit, &c->ctx, &lowered) != ERR_OK) {
-        set_fatal(c, err_detail());
+    if (placement_ctx((uint32_t)o->ctx, ctx_train, fit, &s->ctx, &lowered) != ERR_OK) {
+        set_fatal(c, s, err_detail());
         return false;
     }
     if (lowered)
-        LOG(WARN, CLUSTER, "context lowered to what fits", "ctx=%u model_ctx=%u", c->ctx, c->cfg.hp->ctx_train);
-    else if (c->ctx > c->cfg.hp->ctx_train)
-        LOG(WARN, CLUSTER, "the context is longer than the model was trained for", "ctx=%u model_ctx=%u", c->ctx,
-            c->cfg.hp->ctx_train);
+        LOG(WARN, CLUSTER, "context lowered to what fits", "model=\"%s\" ctx=%u model_ctx=%u", s->d->names[0], s->ctx, ctx_train);
+    else if (s->ctx > ctx_train)
+        LOG(WARN, CLUSTER, "the context is longer than the model was trained for", "model=\"%s\" ctx=%u model_ctx=%u", s->d->names[0], s->ctx, ctx_train);
     return true;
 }
 
 static void start_worker(struct cluster *c, struct worker *w)
 {
     struct node *n = &c->members.nodes[w->node];
-    const struct shard_split *sp = c->cfg.split;
-    const struct options *o = c->cfg.opts;
-    struct engine *e = c->cfg.engines[w->replica];
+    struct served *s = served_by(c, w);
+    const struct deployment *d = s->d;
+    const struct shard_split *sp = &d->split;
+    const struct options *o = d->opts;
+    struct engine *e = cluster_engine(c, w->group);
+    uint32_t replica = c->members.groups[w->group].replica;
     members_started(&c->members, w, c->now_ns);
     tell_engine(c, w, ENGINE_CMD_EXPECT, "");
     struct msg m = {.type = MSG_START_WORKER};
     m.start_worker = (struct msg_start_worker){
         .worker_id = w->id,
         .device = n->devices[w->device].name,
-        .model_path = (char *)c->cfg.model_path,
-        .model_bytes = c->model_bytes,
-        .deployment = (char *)c->cfg.model_name,
-        .replica = w->replica,
+        .model_path = (char *)d->path,
+        .model_bytes = d->gguf->files[0].size,
+        .deployment = (char *)d->names[0],
+        .replica = replica,
         .tp = sp->tp,
         .pp = sp->pp,
         .tp_rank = w->world_rank % sp->tp,
@@ -101,17 +127,16 @@ static void start_worker(struct cluster *c, struct worker *w)
         .layer_first = (uint32_t *)sp->layer_first,
         .n_layer_first = sp->pp + 1,
         .epoch = atomic_load(&engine_snapshot(e)->epoch),
-        .ctx = c->ctx,
+        .ctx = s->ctx,
         .max_seqs = (uint32_t)o->max_seqs,
-        .max_step_tokens = c->cfg.max_step_tokens,
+        .max_step_tokens = d->max_step_tokens,
         .kv_memory_bytes = o->kv_memory,
         .kv_type = (uint32_t)o->kv_type,
-        .endpoint =
-            (char *)(n->server == CLUSTER_TCP && engine_endpoint_tcp(e) ? engine_endpoint_tcp(e) : engine_endpoint(e)),
+        .endpoint = (char *)(n->server == CLUSTER_TCP && engine_endpoint_tcp(e) ? engine_endpoint_tcp(e) : engine_endpoint(e)),
         .heartbeat_ms = o->heartbeat_ms,
         .step_timeout_ms = o->step_timeout_ms};
-    LOG(INFO, CLUSTER, "worker starts", "worker=%llu replica=%u rank=%u host=%s device=%s", (unsigned long long)w->id,
-        w->replica, w->world_rank, n->host, n->devices[w->device].name);
+    LOG(INFO, CLUSTER, "worker starts", "worker=%llu model=\"%s\" replica=%u rank=%u host=%s device=%s", (unsigned long long)w->id, d->names[0], replica,
+        w->world_rank, n->host, n->devices[w->device].name);
     if (link_server_send(c->servers[n->server], &n->peer, &m) != ERR_OK) {
         /* The agent is gone or hangs; its heartbeat decides. Try again after a while. */
         tell_engine(c, w, ENGINE_CMD_WORKER_LOST, "its node cannot be reached");
@@ -121,34 +146,46 @@ static void start_worker(struct cluster *c, struct worker *w)
     }
 }
 
-/* Places what has no device, starts what is due, and says what is missing. Returns when the next start is due (0:
- * none). */
+/* Places the replicas of a deployment, and says what is missing. False: nothing of it can be started. */
+static bool place(struct cluster *c, struct served *s)
+{
+    bool waits = false;
+    char text[256] = "";
+    if (atomic_load(&s->fatal))
+        return false;
+    for (uint32_t i = 0; i < s->d->n_engines; i++) {
+        const struct group *g = &c->members.groups[s->group + i];
+        if (!members_place(&c->members, g, c->now_ns))
+            waits = true;
+        else if (!s->ctx && !decide_ctx(c, s, g))
+            return false;
+    }
+    if (waits)
+        snprintf(text, sizeof text, "waiting for devices: %u workers need one each, %u have joined (a device must hold its shard)",
+                 c->members.n_workers, members_n_devices(&c->members));
+    copy_text(c, s->text, text);
+    return true;
+}
+
+/* Places what has no device and starts what is due. Returns when the next start is due (0: none). */
 static uint64_t after_change(struct cluster *c)
 {
-    const struct shard_split *sp = c->cfg.split;
     uint64_t due = 0;
-    bool waits = false;
-    if (atomic_load(&c->draining) || atomic_load(&c->fatal))
+    if (atomic_load(&c->draining))
         return 0;
-    for (uint32_t i = 0; i < c->cfg.n_engines; i++) {
-        if (!members_place(&c->members, i, sp->tp, sp->pp, c->need_bytes, c->now_ns))
-            waits = true;
-        else if (!c->ctx && !decide_ctx(c, i))
-            return 0;
+    for (uint32_t k = 0; k < c->cfg.n_deployments; k++) {
+        struct served *s = &c->served[k];
+        if (!place(c, s))
+            continue;
+        const struct group *g = &c->members.groups[s->group];
+        for (uint32_t i = 0; i < s->d->n_engines * g->tp * g->pp; i++) {
+            struct worker *w = &c->members.workers[g->first + i];
+            if (w->state == WORKER_PLACED && w->start_at_ns <= c->now_ns)
+                start_worker(c, w);
+            if (w->state == WORKER_PLACED && (!due || w->start_at_ns < due))
+                due = w->start_at_ns;
+        }
     }
-    for (uint32_t i = 0; i < c->members.n_workers; i++) {
-        struct worker *w = &c->members.workers[i];
-        if (w->state == WORKER_PLACED && w->start_at_ns <= c->now_ns)
-            start_worker(c, w);
-        if (w->state == WORKER_PLACED && (!due || w->start_at_ns < due))
-            due = w->start_at_ns;
-    }
-    char text[160] = "";
-    if (waits)
-        snprintf(text, sizeof text,
-                 "waiting for devices: %u workers need one each, %u have joined (a device must hold its shard)",
-                 c->members.n_workers, members_n_devices(&c->members));
-    set_text(c, text);
     return due;
 }
 
@@ -163,12 +200,13 @@ static void worker_gone(struct cluster *c, struct worker *w, const char *why)
         return;
     }
     members_exited(&c->members, w, why, c->now_ns);
-    LOG(WARN, CLUSTER, "worker ended", "replica=%u rank=%u host=%s why=\"%s\" restart_in_ms=%llu", w->replica,
-        w->world_rank, n->host, why, (unsigned long long)((w->start_at_ns - c->now_ns) / NS_PER_MS));
+    struct served *s = served_by(c, w);
+    uint32_t replica = c->members.groups[w->group].replica;
+    LOG(WARN, CLUSTER, "worker ended", "model=\"%s\" replica=%u rank=%u host=%s why=\"%s\" restart_in_ms=%llu", s->d->names[0], replica, w->world_rank,
+        n->host, why, (unsigned long long)((w->start_at_ns - c->now_ns) / NS_PER_MS));
     if (w->state == WORKER_FATAL) {
-        snprintf(text, sizeof text, "worker %u of replica %u failed to load %d times: %.160s", w->world_rank,
-                 w->replica, MEMBERS_LOAD_FAILURES_MAX, why);
-        set_fatal(c, text);
+        snprintf(text, sizeof text, "worker %u of replica %u failed to load %d times: %.160s", w->world_rank, replica, MEMBERS_LOAD_FAILURES_MAX, why);
+        set_fatal(c, s, text);
     }
 }
 
@@ -311,14 +349,18 @@ static void on_engine_event(struct cluster *c, const struct engine_event *ev)
             w->state = WORKER_LOADED;
         break;
     case ENGINE_EVENT_DRAINED:
-        c->drained[ev->replica] = true;
-        for (uint32_t i = 0; i < c->cfg.n_engines; i++)
+        c->drained[c->served[ev->deployment].group + ev->replica] = true;
+        for (uint32_t i = 0; i < c->members.n_groups; i++)
             if (!c->drained[i])
                 return;
         atomic_store(&c->all_drained, true);
         cluster_wake_main(c);
         break;
-    case ENGINE_EVENT_READY:
+    case ENGINE_EVENT_READY: {
+        struct front_health h;
+        cluster_health(c, NULL, &h); /* notes that all were ready once */
+        break;
+    }
     case ENGINE_EVENT_RECOVERING:
         break; /* in the snapshot */
     }
@@ -397,29 +439,63 @@ static void *cluster_main(void *arg)
 
 /* ---- any thread ---- */
 
-void cluster_health(struct cluster *c, struct front_health *out)
+static void deployment_health(struct cluster *c, struct served *s, struct front_health *out)
 {
     uint64_t done = 0, total = 0;
+    const struct deployment *d = s->d;
     enum engine_state worst = ENGINE_READY;
-    *out = (struct front_health){.n_replicas = c->cfg.n_engines, .n_workers = c->members.n_workers};
-    for (uint32_t i = 0; i < c->cfg.n_engines; i++) {
-        const struct engine_snapshot *s = engine_snapshot(c->cfg.engines[i]);
-        enum engine_state st = (enum engine_state)atomic_load(&s->state);
+    *out = (struct front_health){.n_replicas = d->n_engines, .n_workers = d->n_engines * d->split.tp * d->split.pp};
+    for (uint32_t i = 0; i < d->n_engines; i++) {
+        const struct engine_snapshot *snap = engine_snapshot(d->engines[i]);
+        enum engine_state st = (enum engine_state)atomic_load(&snap->state);
         out->n_ready += st == ENGINE_READY;
-        out->n_workers_ready += atomic_load(&s->workers_ready);
-        done += atomic_load(&s->load_done);
-        total += atomic_load(&s->load_total);
+        out->n_workers_ready += atomic_load(&snap->workers_ready);
+        done += atomic_load(&snap->load_done);
+        total += atomic_load(&snap->load_total);
         if (st != ENGINE_READY)
             worst = worst == ENGINE_READY || st < worst ? st : worst;
     }
     out->load_percent = total ? (uint32_t)(MIN(done, total) * 100 / total) : 0;
-    out->fatal = atomic_load(&c->fatal);
+    out->fatal = atomic_load(&s->fatal);
     out->ready = !out->fatal && out->n_ready == out->n_replicas;
-    pthread_mutex_lock(&c->lock);
-    snprintf(out->text, sizeof out->text, "%s", c->text);
-    pthread_mutex_unlock(&c->lock);
+    copy_text(c, out->text, s->text);
     if (!out->text[0])
         snprintf(out->text, sizeof out->text, "%s", engine_state_name(worst));
+}
+
+/* The sums; the text of the first that is not ready. */
+static void all_health(struct cluster *c, struct front_health *out)
+{
+    struct front_health h;
+    uint32_t n_ready = 0, percent = 0;
+    *out = (struct front_health){0};
+    for (uint32_t i = 0; i < c->cfg.n_deployments; i++) {
+        deployment_health(c, &c->served[i], &h);
+        out->n_replicas += h.n_replicas;
+        out->n_ready += h.n_ready;
+        out->n_workers += h.n_workers;
+        out->n_workers_ready += h.n_workers_ready;
+        out->fatal |= h.fatal;
+        percent += h.load_percent;
+        if (!h.ready && n_ready == i && c->cfg.n_deployments > 1)
+            snprintf(out->text, sizeof out->text, "%.60s: %.180s", c->served[i].d->names[0], h.text);
+        else if (i == 0)
+            snprintf(out->text, sizeof out->text, "%s", h.text);
+        n_ready += h.ready;
+    }
+    out->load_percent = percent / c->cfg.n_deployments;
+    out->ready = n_ready == c->cfg.n_deployments;
+    if (out->ready)
+        atomic_store(&c->was_ready, true);
+    out->degraded = !out->ready && n_ready > 0 && atomic_load(&c->was_ready);
+}
+
+void cluster_health(struct cluster *c, const struct deployment *d, struct front_health *out)
+{
+    if (d)
+        deployment_health(c, &c->served[d->index], out);
+    else
+        all_health(c, out);
 }
 
 void cluster_set_url(struct cluster *c, const char *http_url)
@@ -433,8 +509,8 @@ void cluster_drain(struct cluster *c, uint32_t grace_ms)
 {
     atomic_store(&c->draining, true);
     struct engine_command cmd = {.type = ENGINE_CMD_DRAIN, .grace_ms = grace_ms};
-    for (uint32_t i = 0; i < c->cfg.n_engines; i++)
-        while (engine_command(c->cfg.engines[i], &cmd) == ERR_BUSY)
+    for (uint32_t i = 0; i < c->members.n_groups; i++)
+        while (engine_command(cluster_engine(c, i), &cmd) == ERR_BUSY)
             usleep(1000);
 }
 
@@ -463,11 +539,42 @@ const char *cluster_endpoint_tcp(const struct cluster *c)
 
 /* ---- life ---- */
 
+/* A row for each deployment, a group for each replica. */
+static enum err init_tables(struct cluster *c)
+{
+    uint32_t n_groups = 0, n = 0;
+    for (uint32_t i = 0; i < c->cfg.n_deployments; i++)
+        n_groups += c->cfg.deployments[i].n_engines;
+    struct group *groups = calloc((size_t)n_groups + 1, sizeof *groups);
+    c->served = calloc((size_t)c->cfg.n_deployments + 1, sizeof *c->served);
+    c->drained = calloc((size_t)n_groups + 1, sizeof *c->drained);
+    enum err e = groups && c->served && c->drained ? ERR_OK : err_set(ERR_NOMEM, "the tables of the cluster");
+    for (uint32_t i = 0; e == ERR_OK && i < c->cfg.n_deployments; i++) {
+        const struct deployment *d = &c->cfg.deployments[i];
+        const struct shard_split *sp = &d->split;
+        struct served *s = &c->served[i];
+        s->d = d;
+        s->group = n;
+        s->need_bytes = calloc((size_t)sp->tp * sp->pp, sizeof *s->need_bytes);
+        if (!s->need_bytes) {
+            e = err_set(ERR_NOMEM, "the tables of the cluster");
+            break;
+        }
+        for (uint32_t r = 0; r < sp->tp * sp->pp; r++)
+            s->need_bytes[r] = shard_file_bytes(d->gguf, &d->hp, sp, r % sp->tp, r / sp->tp);
+        for (uint32_t k = 0; k < d->n_engines; k++)
+            groups[n++] = (struct group){.deployment = i, .replica = k, .tp = sp->tp, .pp = sp->pp, .need_bytes = s->need_bytes};
+    }
+    /* Ids of an earlier coordinator must not be taken for ours: they start at the clock. */
+    if (e == ERR_OK)
+        e = members_init(&c->members, groups, n, clock_unix_s() << 20);
+    free(groups);
+    return e;
+}
+
 enum err cluster_create(const struct cluster_config *cfg, struct cluster **out)
 {
     const unsigned roles = 1u << KEY_ROLE_WORKER | 1u << KEY_ROLE_ADMIN | 1u << KEY_ROLE_VIEWER;
-    const struct shard_split *sp = cfg->split;
-    uint32_t ranks = sp->tp * sp->pp;
     enum err e;
     struct cluster *c = calloc(1, sizeof *c);
     *out = NULL;
@@ -477,18 +584,9 @@ enum err cluster_create(const struct cluster_config *cfg, struct cluster **out)
     c->stop_fd = -1;
     c->started_ns = c->now_ns = c->last_tick_ns = clock_ns();
     c->tick_ns = MAX(10u, MIN(cfg->opts->heartbeat_timeout_ms / 8, 250u)) * NS_PER_MS;
-    c->model_bytes = cfg->gguf->files[0].size;
     arena_init(&c->arena, 256u << 20);
     pthread_mutex_init(&c->lock, NULL);
-    c->need_bytes = calloc(ranks, sizeof *c->need_bytes);
-    c->drained = calloc(cfg->n_engines, sizeof *c->drained);
-    e = ERR_NOMEM;
-    if (!c->need_bytes || !c->drained)
-        goto fail;
-    for (uint32_t r = 0; r < ranks; r++)
-        c->need_bytes[r] = shard_file_bytes(cfg->gguf, cfg->hp, sp, r % sp->tp, r / sp->tp);
-    /* Ids of an earlier coordinator must not be taken for ours: they start at the clock. */
-    TRY_GOTO(members_init(&c->members, cfg->n_engines, ranks, clock_unix_s() << 20), fail);
+    TRY_GOTO(init_tables(c), fail);
     TRY_GOTO(link_server_open(cfg->links, cfg->endpoint, roles, &c->servers[CLUSTER_IPC]), fail);
     if (cfg->endpoint_tcp)
         TRY_GOTO(link_server_open(cfg->links, cfg->endpoint_tcp, roles, &c->servers[CLUSTER_TCP]), fail);
@@ -525,7 +623,9 @@ void cluster_destroy(struct cluster **cp)
     members_deinit(&c->members);
     pthread_mutex_destroy(&c->lock);
     arena_deinit(&c->arena);
-    free(c->need_bytes);
+    for (uint32_t i = 0; c->served && i < c->cfg.n_deployments; i++)
+        free(c->served[i].need_bytes);
+    free(c->served);
     free(c->drained);
     free(c);
     *cp = NULL;

@@ -6,21 +6,16 @@
 #ifndef COORDINATOR_CLUSTER_H
 #define COORDINATOR_CLUSTER_H
 
-#include "coordinator/engine.h"
+#include "coordinator/deployment.h"
 #include "coordinator/front.h"
 
 struct cluster;
 struct cluster_config {
     const struct options *opts;
-    const struct gguf *gguf;
-    const struct hparams *hp;
-    const struct shard_split *split;
-    const char *model_path; /* absolute: workers open it by this name on their host */
-    const char *model_name;
+    const struct deployment *deployments;
+    uint32_t n_deployments;
     const char *endpoint;     /* ipc:// */
     const char *endpoint_tcp; /* or NULL */
-    struct engine *const *engines;
-    uint32_t n_engines, max_step_tokens;
     struct link_context *links;
     struct queue *engine_events; /* struct engine_event * */
     int wake_fd;                 /* eventfd of the main thread: written when one of the three below turns true */
@@ -30,11 +25,12 @@ void cluster_destroy(struct cluster **c);                                       
 const char *cluster_endpoint_tcp(const struct cluster *c);                       /* with the real port, or NULL */
 
 /* Any thread. */
-void cluster_health(struct cluster *c, struct front_health *out);
+void cluster_health(struct cluster *c, const struct deployment *d /* NULL: all */, struct front_health *out);
 void cluster_set_url(struct cluster *c, const char *http_url);
 void cluster_drain(struct cluster *c, uint32_t grace_ms); /* engines drain; workers that end are not started again */
 bool cluster_drained(const struct cluster *c);
 bool cluster_shutdown_asked(const struct cluster *c); /* an admin sent SHUTDOWN */
+/* A person is needed: a deployment cannot come up while the server starts, or none can be served any more. */
 bool cluster_fatal(struct cluster *c, char *text, size_t cap);
 
 #endif

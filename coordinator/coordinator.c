@@ -9,7 +9,6 @@
 #include "proto/msg.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -23,115 +22,19 @@ enum { STEP_TOKENS_MIN = 512, EVENTS_PER_REQUEST = 4 };
 
 struct coordinator {
     const struct options *opts;
-    char state_dir[256], runtime_dir[256], model_path[PATH_MAX], model_name[256];
+    char state_dir[256], runtime_dir[256];
     struct keys keys;
     bool has_keys;
     struct link_context *links;
-    struct gguf *gguf;
-    struct hparams hp;
-    struct shard_split split;
+    struct deployment deployments[DEPLOYMENTS_MAX];
+    uint32_t n_deployments;
     struct instance instance;
-    struct metrics *metrics;
     struct queue *events, *engine_events;
-    struct engine *engines[METRIC_ENGINES_MAX];
-    uint32_t n_engines, max_step_tokens;
+    uint32_t n_engines; /* of all deployments */
     struct cluster *cluster;
     struct front *front;
     int signal_fd, wake_fd;
 };
-
-/* ---- options that are lists ---- */
-
-/* "3,1" -> values; the error names the option. */
-static enum err parse_list(const char *option, const char *text, uint32_t *out, uint32_t cap, uint32_t *n)
-{
-    *n = 0;
-    for (const char *p = text; p && *p;) {
-        char *end;
-        errno = 0;
-        unsigned long v = strtoul(p, &end, 10);
-        if (end == p || *p == '-' || *p == '+' || errno || v > UINT32_MAX || v == 0 || (*end && *end != ',') ||
-            (*end == ',' && !end[1]))
-            return err_set(ERR_CONFIG, "--%s '%s': a list of positive numbers like 3,1 is expected", option, text);
-        if (*n == cap)
-            return err_set(ERR_CONFIG, "--%s '%s': at most %u numbers", option, text, cap);
-        out[(*n)++] = (uint32_t)v;
-        p = *end ? end + 1 : end;
-    }
-    return ERR_OK;
-}
-
-static enum err make_split(struct coordinator *c)
-{
-    uint32_t shares[SHARD_TP_MAX], layers[SHARD_PP_MAX], n_shares, n_layers;
-    const struct options *o = c->opts;
-    TRY(parse_list("shares", o->shares, shares, SHARD_TP_MAX, &n_shares));
-    TRY(parse_list("layers", o->layers, layers, SHARD_PP_MAX, &n_layers));
-    return shard_split_init(&c->hp, (uint32_t)o->tp, (uint32_t)o->pp, n_shares ? shares : NULL, n_shares,
-                            n_layers ? layers : NULL, n_layers, &c->split);
-}
-
-/* ---- the model ---- */
-
-/* llama-1b-00001-of-00004.gguf and llama-1b.gguf are both llama-1b. */
-static void name_model(struct coordinator *c)
-{
-    if (c->opts->served_model_name) {
-        snprintf(c->model_name, sizeof c->model_name, "%s", c->opts->served_model_name);
-        return;
-    }
-    const char *base = strrchr(c->opts->model, '/');
-    snprintf(c->model_name, sizeof c->model_name, "%s", base ? base + 1 : c->opts->model);
-    size_t n = strlen(c->model_name);
-    if (n > 5 && strcmp(c->model_name + n - 5, ".gguf") == 0)
-        c->model_name[n -= 5] = 0;
-    unsigned part, of;
-    int used = 0;
-    if (n > 15 && sscanf(c->model_name + n - 15, "-%5u-of-%5u%n", &part, &of, &used) == 2 && used == 15)
-        c->model_name[n - 15] = 0;
-}
-
-static enum err load_model(struct coordinator *c)
-{
-    if (!c->opts->model)
-        return err_set(ERR_CONFIG, "no model: give --model FILE.gguf, or `model:` in racklm.yaml");
-    TRY(gguf_open(c->opts->model, &c->gguf));
-    if (!realpath(c->opts->model, c->model_path))
-        return err_set(ERR_IO, "%s: %s", c->opts->model, strerror(errno));
-    enum err e = hparams_load(c->gguf, &c->hp);
-    if (e != ERR_OK) {
-        char why[512];
-        snprintf(why, sizeof why, "%s", err_detail());
-        return err_set(e, "%s: %s", c->opts->model, why);
-    }
-    name_model(c);
-    return make_split(c);
-}
-
-/* What is wrong whatever workers join is said before anything starts. */
-static enum err check_memory(const struct coordinator *c)
-{
-    const struct options *o = c->opts;
-    uint64_t ctx = o->ctx ? (uint64_t)o->ctx : c->hp.ctx_train;
-    TRY(shard_kv_check(&c->hp, (enum kv_type)o->kv_type));
-    if (ctx < 2 * SHARD_KV_BLOCK) /* what the first steps of a worker take */
-        return err_set(ERR_CONFIG, "a context of %llu tokens is too short, %d are the least: %s", (unsigned long long)ctx,
-                       2 * SHARD_KV_BLOCK, o->ctx ? "raise --ctx" : "the model names it; set --ctx");
-    if (!o->kv_memory)
-        return ERR_OK;
-    uint64_t asked = o->ctx ? (uint64_t)o->ctx : 2 * SHARD_KV_BLOCK,
-             blocks = (asked + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK, need = 0;
-    for (uint32_t r = 0; r < c->split.tp * c->split.pp; r++)
-        need = MAX(need,
-                   shard_kv_block_bytes(&c->hp, &c->split, (enum kv_type)o->kv_type, r % c->split.tp, r / c->split.tp) *
-                       blocks);
-    if (need > o->kv_memory)
-        return err_set(ERR_NO_FIT,
-                       "a context of %llu tokens needs %llu bytes of KV cache in a worker, --kv-memory gives %llu: "
-                       "lower --ctx or raise --kv-memory",
-                       (unsigned long long)asked, (unsigned long long)need, (unsigned long long)o->kv_memory);
-    return ERR_OK;
-}
 
 /* ---- parts ---- */
 
@@ -150,45 +53,58 @@ static enum err engine_tcp(const char *listen, uint32_t replica, char *out, size
     return ERR_OK;
 }
 
-static enum err make_engines(struct coordinator *c)
+static enum err make_engines(struct coordinator *c, struct deployment *d)
 {
-    const struct options *o = c->opts;
-    if (o->replicas > METRIC_ENGINES_MAX)
-        return err_set(ERR_CONFIG, "--replicas %lld: at most %d", (long long)o->replicas, METRIC_ENGINES_MAX);
-    uint64_t per_engine = (uint64_t)(o->max_seqs + o->queue_max) * EVENTS_PER_REQUEST;
-    TRY(queue_create(per_engine * (uint64_t)o->replicas + 1024, &c->events));
-    TRY(queue_create(4096, &c->engine_events));
-    c->metrics = metrics_create(c->model_name, (unsigned)o->replicas);
-    if (!c->metrics)
+    const struct options *o = d->opts;
+    d->metrics = metrics_create(d->names[0], (unsigned)o->replicas);
+    if (!d->metrics)
         return err_set(ERR_NOMEM, "metrics");
-    c->max_step_tokens =
-        (uint32_t)MIN((int64_t)MSG_TOKENS_MAX, MAX((int64_t)STEP_TOKENS_MIN, o->prefill_chunk) + o->max_seqs);
+    d->max_step_tokens = (uint32_t)MIN((int64_t)MSG_TOKENS_MAX, MAX((int64_t)STEP_TOKENS_MIN, o->prefill_chunk) + o->max_seqs);
     for (uint32_t i = 0; i < (uint32_t)o->replicas; i++) {
         char name[32], ipc[320], tcp[320];
-        snprintf(name, sizeof name, "engine-%u.sock", i);
+        snprintf(name, sizeof name, "engine-%u.sock", c->n_engines);
         TRY(instance_endpoint(&c->instance, name, ipc, sizeof ipc));
         if (o->listen)
-            TRY(engine_tcp(o->listen, i, tcp, sizeof tcp));
+            TRY(engine_tcp(o->listen, c->n_engines, tcp, sizeof tcp));
         struct engine_config cfg = {.opts = o,
-                                    .hp = &c->hp,
-                                    .split = &c->split,
+                                    .hp = &d->hp,
+                                    .split = &d->split,
+                                    .deployment = d->index,
                                     .replica = i,
                                     .endpoint = ipc,
                                     .endpoint_tcp = o->listen ? tcp : NULL,
-                                    .max_step_tokens = c->max_step_tokens,
+                                    .max_step_tokens = d->max_step_tokens,
                                     .links = c->links,
-                                    .metrics = c->metrics,
+                                    .metrics = d->metrics,
                                     .events = c->events,
                                     .cluster_events = c->engine_events};
-        TRY(engine_create(&cfg, &c->engines[i]));
+        TRY(engine_create(&cfg, &d->engines[i]));
+        d->n_engines++;
         c->n_engines++;
     }
     return ERR_OK;
 }
 
-static void health(void *arg, struct front_health *out)
+/* Room for every event that can be under way; then the engines of each deployment. */
+static enum err make_all_engines(struct coordinator *c)
 {
-    cluster_health(arg, out);
+    uint64_t n_events = 1024;
+    for (uint32_t i = 0; i < c->n_deployments; i++) {
+        const struct options *o = c->deployments[i].opts;
+        if (o->replicas > METRIC_ENGINES_MAX)
+            return err_set(ERR_CONFIG, "--replicas %lld: at most %d", (long long)o->replicas, METRIC_ENGINES_MAX);
+        n_events += (uint64_t)(o->max_seqs + o->queue_max) * EVENTS_PER_REQUEST * (uint64_t)o->replicas;
+    }
+    TRY(queue_create(n_events, &c->events));
+    TRY(queue_create(4096, &c->engine_events));
+    for (uint32_t i = 0; i < c->n_deployments; i++)
+        TRY(make_engines(c, &c->deployments[i]));
+    return ERR_OK;
+}
+
+static void health(void *arg, const struct deployment *d, struct front_health *out)
+{
+    cluster_health(arg, d, out);
 }
 
 static enum err make_cluster(struct coordinator *c)
@@ -196,16 +112,10 @@ static enum err make_cluster(struct coordinator *c)
     char ipc[320];
     TRY(instance_endpoint(&c->instance, "control.sock", ipc, sizeof ipc));
     struct cluster_config cfg = {.opts = c->opts,
-                                 .gguf = c->gguf,
-                                 .hp = &c->hp,
-                                 .split = &c->split,
-                                 .model_path = c->model_path,
-                                 .model_name = c->model_name,
+                                 .deployments = c->deployments,
+                                 .n_deployments = c->n_deployments,
                                  .endpoint = ipc,
                                  .endpoint_tcp = c->opts->listen,
-                                 .engines = c->engines,
-                                 .n_engines = c->n_engines,
-                                 .max_step_tokens = c->max_step_tokens,
                                  .links = c->links,
                                  .engine_events = c->engine_events,
                                  .wake_fd = c->wake_fd};
@@ -215,12 +125,8 @@ static enum err make_cluster(struct coordinator *c)
 static enum err make_front(struct coordinator *c)
 {
     struct front_config cfg = {.opts = c->opts,
-                               .gguf = c->gguf,
-                               .hp = &c->hp,
-                               .model_name = c->model_name,
-                               .engines = c->engines,
-                               .n_engines = c->n_engines,
-                               .metrics = c->metrics,
+                               .deployments = c->deployments,
+                               .n_deployments = c->n_deployments,
                                .events = c->events,
                                .health = health,
                                .health_arg = c->cluster};
@@ -255,15 +161,15 @@ static enum err open_fds(struct coordinator *c)
 static enum err start(struct coordinator *c)
 {
     TRY(open_fds(c));
-    TRY(load_model(c));
-    TRY(check_memory(c));
+    c->n_deployments = 1;
+    TRY(deployment_open(c->opts, 0, &c->deployments[0]));
     TRY(keys_state_dir(c->opts->state_dir, c->state_dir, sizeof c->state_dir));
     TRY(keys_runtime_dir(c->opts->runtime_dir, c->runtime_dir, sizeof c->runtime_dir));
     TRY(keys_load_or_create(c->state_dir, &c->keys));
     c->has_keys = true;
     TRY(instance_open(c->runtime_dir, &c->instance));
     TRY(link_context_create(&c->keys, c->state_dir, &c->links));
-    TRY(make_engines(c));
+    TRY(make_all_engines(c));
     TRY(make_cluster(c));
     return make_front(c);
 }
@@ -274,20 +180,20 @@ static void stop(struct coordinator *c)
 {
     front_destroy(&c->front);
     cluster_destroy(&c->cluster); /* stops the workers; before the engines, whose pointers it holds */
-    for (uint32_t i = 0; i < c->n_engines; i++)
-        engine_destroy(&c->engines[i]);
+    for (uint32_t i = 0; i < c->n_deployments; i++)
+        deployment_stop_engines(&c->deployments[i]);
     for (struct token_event *e; c->events && (e = queue_pop(c->events));)
         token_event_destroy(&e);
     for (struct engine_event *e; c->engine_events && (e = queue_pop(c->engine_events));)
         free(e);
     queue_destroy(&c->events);
     queue_destroy(&c->engine_events);
-    metrics_destroy(&c->metrics);
     link_context_destroy(&c->links);
     instance_close(&c->instance);
     if (c->has_keys)
         keys_deinit(&c->keys);
-    gguf_close(&c->gguf);
+    for (uint32_t i = 0; i < c->n_deployments; i++)
+        deployment_close(&c->deployments[i]);
     if (c->signal_fd >= 0)
         close(c->signal_fd);
     if (c->wake_fd >= 0)
@@ -367,11 +273,14 @@ enum err coordinator_run(const struct options *opts)
     c->signal_fd = c->wake_fd = -1;
     enum err e = start(c);
     if (e == ERR_OK) {
-        LOG(INFO, CLUSTER, "coordinator up",
-            "ms=%llu url=%s control=ipc://%s/control.sock tcp=%s model=\"%s\" tp=%u pp=%u replicas=%u",
+        LOG(INFO, CLUSTER, "coordinator up", "ms=%llu url=%s control=ipc://%s/control.sock tcp=%s models=%u engines=%u",
             (unsigned long long)((clock_ns() - begin_ns) / NS_PER_MS), front_url(c->front), c->instance.dir,
-            cluster_endpoint_tcp(c->cluster) ? cluster_endpoint_tcp(c->cluster) : "-", c->model_name, c->split.tp,
-            c->split.pp, c->n_engines);
+            cluster_endpoint_tcp(c->cluster) ? cluster_endpoint_tcp(c->cluster) : "-", c->n_deployments, c->n_engines);
+        for (uint32_t i = 0; i < c->n_deployments; i++) {
+            const struct deployment *d = &c->deployments[i];
+            LOG(INFO, CLUSTER, "deployment", "model=\"%s\" names=%u tp=%u pp=%u replicas=%u file=\"%s\"", d->names[0], d->n_names, d->split.tp, d->split.pp,
+                d->n_engines, d->path);
+        }
         e = wait_for_end(c);
     }
     char detail[512];

@@ -389,7 +389,7 @@ static void check_drain(struct engine *e)
     }
     if (atomic_load(&e->n_open) == 0) {
         e->drained = true;
-        struct engine_event ev = {.type = ENGINE_EVENT_DRAINED, .replica = e->replica};
+        struct engine_event ev = {.type = ENGINE_EVENT_DRAINED, .deployment = e->deployment, .replica = e->replica};
         engine_tell_cluster(e, &ev);
     }
 }
@@ -547,6 +547,7 @@ enum err engine_create(const struct engine_config *cfg, struct engine **out)
     if (!e)
         return err_set(ERR_NOMEM, "engine %u", cfg->replica);
     e->opts = cfg->opts;
+    e->deployment = cfg->deployment;
     e->replica = cfg->replica;
     e->tp = cfg->split->tp;
     e->pp = cfg->split->pp;

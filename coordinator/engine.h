@@ -1,4 +1,4 @@
-/* One replica: its continuous-batching loop in a thread of its own, its workers' link, its scheduler and KV block
+/* One replica of one deployment: its continuous-batching loop in a thread of its own, its workers' link, its scheduler and KV block
  * tables.
  *
  * In: struct request (queue), commands of the cluster thread (queue). Out: struct token_event to the front's queue,
@@ -56,7 +56,7 @@ enum engine_event_type {
 };
 struct engine_event {
     enum engine_event_type type;
-    uint32_t replica, world_rank;
+    uint32_t deployment, replica, world_rank;
     uint64_t worker_id;
     char text[160];               /* FAILED: the cluster stops and starts it again */
     struct msg_worker_ready info; /* INFO; strings and address not set, backend below */
@@ -69,7 +69,7 @@ struct engine_config {
     const struct options *opts;
     const struct hparams *hp;
     const struct shard_split *split;
-    uint32_t replica, ctx;    /* ctx 0: comes with ENGINE_CMD_EXPECT */
+    uint32_t deployment, replica, ctx; /* replica: of the deployment; ctx 0: comes with ENGINE_CMD_EXPECT */
     const char *endpoint;     /* to bind: ipc:// or tcp:// */
     const char *endpoint_tcp; /* a second one for workers of other hosts, or NULL */
     uint32_t max_step_tokens; /* what the workers are told too */

@@ -33,7 +33,7 @@ enum phase { PHASE_GATHER, PHASE_CONNECT, PHASE_WARMUP, PHASE_SERVE };
 struct engine {
     /* set at creation */
     const struct options *opts;
-    uint32_t replica, n_ranks, pp, tp, vocab, max_seqs, bound; /* bound: open requests */
+    uint32_t deployment, replica, n_ranks, pp, tp, vocab, max_seqs, bound; /* bound: open requests */
     uint32_t ctx_max; /* room given to a sequence while the context is not known yet */
     struct metrics *metrics;
     struct queue *events, *cluster_events;

@@ -59,7 +59,7 @@ void engine_workers_fail_epoch(struct engine *e, const char *why)
     if (!e->recovering && e->was_ready) {
         e->recovering = true;
         e->down_since_ns = e->now_ns;
-        struct engine_event ev = {.type = ENGINE_EVENT_RECOVERING, .replica = e->replica};
+        struct engine_event ev = {.type = ENGINE_EVENT_RECOVERING, .deployment = e->deployment, .replica = e->replica};
         snprintf(ev.text, sizeof ev.text, "%s", why);
         engine_tell_cluster(e, &ev);
     }
@@ -86,6 +86,7 @@ void engine_workers_fail_epoch(struct engine *e, const char *why)
 void engine_workers_fail_rank(struct engine *e, struct rank *r, const char *why)
 {
     struct engine_event ev = {.type = ENGINE_EVENT_WORKER_FAILED,
+                              .deployment = e->deployment,
                               .replica = e->replica,
                               .world_rank = rank_idx(e, r),
                               .worker_id = r->worker_id};
@@ -146,7 +147,7 @@ static void serve(struct engine *e)
     e->recovering = e->gave_up = false;
     if (!e->draining)
         atomic_store(&e->refuse, ERR_OK);
-    struct engine_event ev = {.type = ENGINE_EVENT_READY, .replica = e->replica};
+    struct engine_event ev = {.type = ENGINE_EVENT_READY, .deployment = e->deployment, .replica = e->replica};
     engine_tell_cluster(e, &ev);
 }
 
@@ -226,6 +227,7 @@ static void on_hello(struct engine *e, const struct link_peer *from, const struc
 static void report(struct engine *e, struct rank *r, const struct msg_worker_ready *w)
 {
     struct engine_event ev = {.type = ENGINE_EVENT_WORKER_INFO,
+                              .deployment = e->deployment,
                               .replica = e->replica,
                               .world_rank = rank_idx(e, r),
                               .worker_id = r->worker_id,

@@ -5,7 +5,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/api.h"
-#include "model/vocab.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -21,34 +20,16 @@ struct front {
     struct front_config cfg;
     struct api api;
     struct http *http;
-    struct vocab *vocab;
-    struct tokenizer *tok;
-    struct chat_template *tmpl;
     pthread_t thread;
     bool running;
     int wake_fd;          /* eventfd: drain or stop was asked for */
     atomic_bool drain, stop;
-    char url[128], stem[256];
+    char url[128];
 };
-
-/* The context is what the workers have room for; before they are up, what was asked for or what the model has. */
-static uint32_t current_ctx(const struct front *f)
-{
-    uint32_t ctx = 0;
-    for (uint32_t i = 0; i < f->cfg.n_engines; i++) {
-        uint32_t c = atomic_load(&engine_snapshot(f->cfg.engines[i])->ctx);
-        if (c && (ctx == 0 || c < ctx))
-            ctx = c;
-    }
-    if (ctx == 0 && f->cfg.opts->ctx > 0 && f->cfg.opts->ctx < f->cfg.hp->ctx_train)
-        ctx = (uint32_t)f->cfg.opts->ctx;
-    return ctx ? ctx : f->cfg.hp->ctx_train;
-}
 
 static void on_request(void *arg, struct http_exchange *x)
 {
     struct front *f = arg;
-    f->api.ctx = current_ctx(f);
     api_handle(&f->api, x);
     if (api_n_open(&f->api))
         http_timer(f->http, KEEP_ALIVE_MS, api_tick, &f->api);
@@ -91,52 +72,14 @@ static void *run(void *arg)
     return NULL;
 }
 
-static void model_stem(const struct front_config *cfg, char *out, size_t cap)
-{
-    const char *path = cfg->opts->model ? cfg->opts->model : cfg->model_name;
-    const char *base = strrchr(path, '/');
-    snprintf(out, cap, "%s", base ? base + 1 : path);
-    size_t n = strlen(out);
-    if (n > 5 && strcmp(out + n - 5, ".gguf") == 0)
-        out[n - 5] = '\0';
-}
-
-static enum err load_text(struct front *f)
-{
-    enum err e = vocab_load(f->cfg.gguf, &f->vocab);
-    if (e == ERR_OK)
-        e = tokenizer_create(f->vocab, &f->tok);
-    if (e != ERR_OK) {
-        char why[400];
-        snprintf(why, sizeof(why), "%s", err_detail());
-        return err_set(e, "%s: %s", f->cfg.gguf->files[0].path, why);
-    }
-    struct gguf_str t = f->vocab->chat_template;
-    if (t.len && chat_template_create(t.s, t.len, &f->tmpl) != ERR_OK) {
-        f->api.tmpl_error = strdup(err_detail());
-        LOG(WARN, FRONT, "chat template not understood: chat requests will be refused", "reason=\"%s\"", err_detail());
-    }
-    return ERR_OK;
-}
-
 static enum err start(struct front *f)
 {
     const struct front_config *cfg = &f->cfg;
-    TRY(load_text(f));
-    model_stem(cfg, f->stem, sizeof(f->stem));
+    for (uint32_t i = 0; i < cfg->n_deployments; i++)
+        TRY(deployment_load_text(&cfg->deployments[i]));
     f->api.opts = cfg->opts;
-    f->api.tok = f->tok;
-    f->api.tmpl = f->tmpl;
-    f->api.model_name = cfg->model_name;
-    f->api.model_stem = f->stem;
-    f->api.vocab = cfg->hp->vocab;
-    f->api.ctx_train = cfg->hp->ctx_train;
-    f->api.n_params = hparams_n_params(cfg->gguf);
-    for (uint32_t i = 0; i < cfg->gguf->n_files; i++)
-        f->api.model_bytes += cfg->gguf->files[i].size;
-    f->api.engines = cfg->engines;
-    f->api.n_engines = cfg->n_engines;
-    f->api.metrics = cfg->metrics;
+    f->api.deployments = cfg->deployments;
+    f->api.n_deployments = cfg->n_deployments;
     f->api.health = cfg->health;
     f->api.health_arg = cfg->health_arg;
     TRY(api_init(&f->api));
@@ -192,9 +135,6 @@ void front_destroy(struct front **fp)
     }
     http_destroy(&f->http); /* closing connections cancels their generations */
     api_deinit(&f->api);
-    chat_template_destroy(&f->tmpl);
-    tokenizer_destroy(&f->tok);
-    vocab_destroy(&f->vocab);
     if (f->wake_fd >= 0)
         close(f->wake_fd);
     free(f);

@@ -2,21 +2,18 @@
  * gives each to the least loaded engine (engine_snapshot) and turns struct token_event into text.
  *
  * Borrowed for its whole life: everything in front_config. The engines stop only after front_destroy, so an engine
- * pointer is always good; an engine that is not ready still queues (engine_submit), up to its bound. The context of a
- * sequence is known once workers have joined: take the smallest engine_snapshot()->ctx that is not 0. */
+ * pointer is always good; an engine that is not ready still queues (engine_submit), up to its bound. */
 #ifndef COORDINATOR_FRONT_H
 #define COORDINATOR_FRONT_H
 
-#include "base/metrics.h"
 #include "base/options.h"
 #include "base/queue.h"
-#include "coordinator/engine.h"
-#include "model/gguf.h"
-#include "model/hparams.h"
+#include "coordinator/deployment.h"
 
-/* What /health says. Filled by the coordinator, any thread. */
+/* What /health says of a deployment, or of all together. Filled by the coordinator, any thread. */
 struct front_health {
     bool ready;            /* every replica has run a real step and has all of its workers */
+    bool degraded;         /* of all: they were ready once, and at least one deployment is now */
     bool fatal;            /* it will not become ready without a person: the text says why */
     uint32_t load_percent; /* of the weights, 0..100 */
     uint32_t n_replicas, n_ready;
@@ -27,14 +24,10 @@ struct front_health {
 
 struct front_config {
     const struct options *opts;
-    const struct gguf *gguf; /* tokenizer and chat template */
-    const struct hparams *hp;
-    const char *model_name; /* served_model_name or the file's stem */
-    struct engine *const *engines;
-    uint32_t n_engines;
-    struct metrics *metrics;
+    struct deployment *deployments; /* the front loads their text side */
+    uint32_t n_deployments;
     struct queue *events; /* struct token_event *, from all engines; the front frees what it pops */
-    void (*health)(void *arg, struct front_health *out);
+    void (*health)(void *arg, const struct deployment *d /* NULL: all */, struct front_health *out);
     void *health_arg;
 };
 

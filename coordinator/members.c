@@ -16,22 +16,26 @@ const char *members_worker_state_name(enum worker_state s)
     return names[s];
 }
 
-enum err members_init(struct members *m, uint32_t n_replicas, uint32_t ranks, uint64_t first_worker_id)
+enum err members_init(struct members *m, const struct group *groups, uint32_t n_groups, uint64_t first_worker_id)
 {
     memset(m, 0, sizeof *m);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < n_groups; i++)
+        n += groups[i].tp * groups[i].pp;
     m->nodes = calloc(MEMBERS_NODES_MAX, sizeof *m->nodes);
-    m->workers = calloc((size_t)n_replicas * ranks, sizeof *m->workers);
-    if (!m->nodes || !m->workers) {
+    m->groups = calloc((size_t)n_groups + 1, sizeof *m->groups);
+    m->workers = calloc((size_t)n + 1, sizeof *m->workers);
+    if (!m->nodes || !m->groups || !m->workers) {
         members_deinit(m);
-        return err_set(ERR_NOMEM, "the table of %u workers", n_replicas * ranks);
+        return err_set(ERR_NOMEM, "the table of %u workers", n);
     }
-    m->n_workers = n_replicas * ranks;
-    m->ranks = ranks;
     m->next_worker_id = first_worker_id;
-    for (uint32_t i = 0; i < m->n_workers; i++) {
-        m->workers[i].replica = i / ranks;
-        m->workers[i].world_rank = i % ranks;
-        m->workers[i].node = m->workers[i].device = PLACEMENT_NONE;
+    m->n_groups = n_groups;
+    for (uint32_t i = 0; i < n_groups; i++) {
+        m->groups[i] = groups[i];
+        m->groups[i].first = m->n_workers;
+        for (uint32_t r = 0; r < groups[i].tp * groups[i].pp; r++)
+            m->workers[m->n_workers++] = (struct worker){.group = i, .world_rank = r, .node = PLACEMENT_NONE, .device = PLACEMENT_NONE};
     }
     return ERR_OK;
 }
@@ -41,6 +45,7 @@ void members_deinit(struct members *m)
     for (uint32_t i = 0; i < m->n_nodes; i++)
         free(m->nodes[i].devices);
     free(m->nodes);
+    free(m->groups);
     free(m->workers);
     memset(m, 0, sizeof *m);
 }
@@ -135,31 +140,30 @@ uint32_t members_n_devices(const struct members *m)
     return n;
 }
 
-bool members_place(struct members *m, uint32_t replica, uint32_t tp, uint32_t pp, const uint64_t *need_bytes,
-                   uint64_t now_ns)
+bool members_place(struct members *m, const struct group *g, uint64_t now_ns)
 {
-    struct worker *ws = &m->workers[(size_t)replica * m->ranks];
-    uint32_t n = members_n_devices(m), missing = 0, k = 0;
-    for (uint32_t r = 0; r < m->ranks; r++)
+    struct worker *ws = &m->workers[g->first];
+    uint32_t ranks = g->tp * g->pp, n = members_n_devices(m), missing = 0, k = 0;
+    for (uint32_t r = 0; r < ranks; r++)
         missing += ws[r].state == WORKER_UNPLACED;
     if (!missing)
         return true;
     struct placement_device *d = calloc((size_t)n + 1, sizeof *d);
-    uint32_t *idx = calloc((size_t)n + 1, sizeof *idx), *of_rank = calloc((size_t)m->ranks + 1, sizeof *of_rank);
+    uint32_t *idx = calloc((size_t)n + 1, sizeof *idx), *of_rank = calloc((size_t)ranks + 1, sizeof *of_rank);
     bool ok = d && idx && of_rank;
-    for (uint32_t r = 0; ok && r < m->ranks; r++)
+    for (uint32_t r = 0; ok && r < ranks; r++)
         of_rank[r] = PLACEMENT_NONE;
     for (uint32_t i = 0; ok && i < m->n_nodes; i++) {
         for (uint32_t j = 0; m->nodes[i].joined && j < m->nodes[i].n_devices; j++, k++) {
             d[k] = (struct placement_device){i, m->nodes[i].devices[j].memory_bytes, m->nodes[i].devices[j].taken};
             idx[k] = j;
-            for (uint32_t r = 0; r < m->ranks; r++)
+            for (uint32_t r = 0; r < ranks; r++)
                 if (ws[r].node == i && ws[r].device == j)
                     of_rank[r] = k;
         }
     }
-    ok = ok && placement_assign(d, n, tp, pp, need_bytes, of_rank);
-    for (uint32_t r = 0; ok && r < m->ranks; r++) {
+    ok = ok && placement_assign(d, n, g->tp, g->pp, g->need_bytes, of_rank);
+    for (uint32_t r = 0; ok && r < ranks; r++) {
         if (ws[r].state != WORKER_UNPLACED)
             continue;
         ws[r].state = WORKER_PLACED;

@@ -1,5 +1,5 @@
 /* Who is in the cluster: nodes (one agent each) with their devices, and the workers, one for every rank of every
- * replica, wherever they are or are not. Plain tables with the rules of a worker's life; no socket, no clock. Owned by
+ * replica of every deployment, wherever they are or are not. Plain tables with the rules of a worker's life; no socket, no clock. Owned by
  * the cluster thread. */
 #ifndef COORDINATOR_MEMBERS_H
 #define COORDINATOR_MEMBERS_H
@@ -32,7 +32,7 @@ struct node {
 enum worker_state { WORKER_UNPLACED, WORKER_PLACED, WORKER_STARTING, WORKER_LOADED, WORKER_STOPPING, WORKER_FATAL };
 struct worker {
     enum worker_state state;
-    uint32_t replica, world_rank;
+    uint32_t group, world_rank;
     uint64_t id;           /* of the present process; 0: none yet */
     uint32_t node, device; /* from PLACED on */
     uint64_t started_ns, start_at_ns;
@@ -44,15 +44,24 @@ struct worker {
     uint32_t pid;
 };
 
+/* The workers of one replica, placed together. */
+struct group {
+    uint32_t deployment, replica, tp, pp;
+    const uint64_t *need_bytes; /* by world rank; borrowed */
+    uint32_t first;             /* in members.workers; set by members_init */
+};
+
 struct members {
     struct node *nodes;
     uint32_t n_nodes;          /* entries in use, joined or not */
-    struct worker *workers;    /* [replicas * pp * tp] */
-    uint32_t n_workers, ranks; /* ranks: of a replica */
+    struct group *groups;
+    struct worker *workers;    /* group by group */
+    uint32_t n_groups, n_workers;
     uint64_t next_worker_id;
 };
 
-enum err members_init(struct members *m, uint32_t n_replicas, uint32_t ranks, uint64_t first_worker_id);
+/* The groups are copied. */
+enum err members_init(struct members *m, const struct group *groups, uint32_t n_groups, uint64_t first_worker_id);
 void members_deinit(struct members *m);
 /* A node says hello; copies the devices. ERR_TOO_BIG, ERR_NOMEM. */
 enum err members_join(struct members *m, unsigned server, const struct link_peer *peer, const struct msg_hello *h,
@@ -63,10 +72,8 @@ uint32_t members_find_id(const struct members *m, uint64_t peer_id);
 /* Its workers become UNPLACED (the caller tells the engines before). */
 void members_leave(struct members *m, uint32_t node);
 struct worker *members_worker(struct members *m, uint64_t worker_id);
-/* Places the missing ranks of a replica when all of them find a device. need_bytes: by world rank. True when all are
- * placed now. */
-bool members_place(struct members *m, uint32_t replica, uint32_t tp, uint32_t pp, const uint64_t *need_bytes,
-                   uint64_t now_ns);
+/* Places the missing ranks of a group when all of them find a device. True when all are placed now. */
+bool members_place(struct members *m, const struct group *g, uint64_t now_ns);
 uint32_t members_n_devices(const struct members *m);
 /* The process of the worker is gone: it will start again at start_at_ns, or not at all (FATAL). */
 void members_exited(struct members *m, struct worker *w, const char *why, uint64_t now_ns);

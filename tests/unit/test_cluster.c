@@ -25,12 +25,8 @@ struct fixture {
     struct keys keys;
     struct link_context *links, *client_links;
     struct key_file worker_key, admin_key, viewer_key;
-    struct gguf *gguf;
-    struct hparams hp;
-    struct shard_split split;
-    struct metrics *metrics;
     struct queue *events, *engine_events;
-    struct engine *engine;
+    struct deployment d;
     struct cluster *cluster;
     int wake_fd;
     struct arena arena;
@@ -55,40 +51,38 @@ static void open_fixture(struct fixture *f, uint32_t tp)
     OK(keys_load_or_create(f->dir, &f->keys));
     OK(link_context_create(&f->keys, f->dir, &f->links));
     OK(link_context_create(NULL, NULL, &f->client_links));
-    OK(gguf_open(MODEL, &f->gguf));
-    OK(hparams_load(f->gguf, &f->hp));
-    OK(shard_split_init(&f->hp, tp, 1, NULL, 0, NULL, 0, &f->split));
-    f->metrics = metrics_create("demo", 1);
+    f->opts.model = strdup(MODEL);
+    f->opts.served_model_name = strdup("demo");
+    f->opts.tp = tp;
+    OK(deployment_open(&f->opts, 0, &f->d));
+    snprintf(f->d.path, sizeof f->d.path, "/models/demo.gguf");
+    f->d.metrics = metrics_create("demo", 1);
+    f->d.max_step_tokens = 64;
     OK(queue_create(64, &f->events));
     OK(queue_create(64, &f->engine_events));
     f->wake_fd = eventfd(0, EFD_NONBLOCK);
     arena_init(&f->arena, 0);
     snprintf(engine, sizeof engine, "ipc://%s/e.sock", f->dir);
     struct engine_config cfg = {.opts = &f->opts,
-                                .hp = &f->hp,
-                                .split = &f->split,
+                                .hp = &f->d.hp,
+                                .split = &f->d.split,
                                 .endpoint = engine,
                                 .max_step_tokens = 64,
                                 .links = f->links,
-                                .metrics = f->metrics,
+                                .metrics = f->d.metrics,
                                 .events = f->events,
                                 .cluster_events = f->engine_events};
-    OK(engine_create(&cfg, &f->engine));
+    OK(engine_create(&cfg, &f->d.engines[0]));
+    f->d.n_engines = 1;
 }
 
 static void start_cluster(struct fixture *f)
 {
     snprintf(f->control, sizeof f->control, "ipc://%s/c.sock", f->dir);
     struct cluster_config cfg = {.opts = &f->opts,
-                                 .gguf = f->gguf,
-                                 .hp = &f->hp,
-                                 .split = &f->split,
-                                 .model_path = "/models/demo.gguf",
-                                 .model_name = "demo",
+                                 .deployments = &f->d,
+                                 .n_deployments = 1,
                                  .endpoint = f->control,
-                                 .engines = &f->engine,
-                                 .n_engines = 1,
-                                 .max_step_tokens = 64,
                                  .links = f->links,
                                  .engine_events = f->engine_events,
                                  .wake_fd = f->wake_fd};
@@ -99,15 +93,14 @@ static void close_fixture(struct fixture *f)
 {
     char cmd[128];
     cluster_destroy(&f->cluster);
-    engine_destroy(&f->engine);
+    deployment_stop_engines(&f->d);
     for (struct engine_event *e; (e = queue_pop(f->engine_events));)
         free(e);
     queue_destroy(&f->events);
     queue_destroy(&f->engine_events);
-    metrics_destroy(&f->metrics);
     link_context_destroy(&f->client_links);
     link_context_destroy(&f->links);
-    gguf_close(&f->gguf);
+    deployment_close(&f->d);
     keys_deinit(&f->keys);
     options_deinit(&f->opts);
     arena_deinit(&f->arena);
@@ -192,7 +185,7 @@ static void workers_start_when_enough_devices_have_joined(void **state)
     assert_int_equal(expect(&f, one, MSG_WELCOME).welcome.heartbeat_ms, f.opts.heartbeat_ms);
     struct front_health h;
     for (int i = 0; i < 100; i++) { /* still waiting, and saying so */
-        cluster_health(f.cluster, &h);
+        cluster_health(f.cluster, NULL, &h);
         if (strstr(h.text, "waiting for devices"))
             break;
         usleep(10000);
@@ -204,7 +197,7 @@ static void workers_start_when_enough_devices_have_joined(void **state)
     assert_int_equal(a.start_worker.tp_rank + b.start_worker.tp_rank, 1);
     assert_int_not_equal(a.start_worker.worker_id, b.start_worker.worker_id);
     assert_string_equal(a.start_worker.model_path, "/models/demo.gguf");
-    assert_int_equal(a.start_worker.ctx, f.hp.ctx_train);
+    assert_int_equal(a.start_worker.ctx, f.d.hp.ctx_train);
     assert_int_equal(a.start_worker.tp, 2);
     assert_string_equal(a.start_worker.device, "cpu:0");
     /* An exit: the same rank starts again at once, under a new id. */
@@ -255,7 +248,7 @@ static void a_worker_that_never_loads_is_given_up(void **state)
     assert_true(cluster_fatal(f.cluster, text, sizeof text));
     assert_non_null(strstr(text, "failed to load 3 times: /models/demo.gguf: not found"));
     struct front_health h;
-    cluster_health(f.cluster, &h);
+    cluster_health(f.cluster, NULL, &h);
     assert_true(h.fatal && !h.ready);
     assert_string_equal(h.text, text);
     link_client_close(&l);

@@ -341,7 +341,7 @@ static bool metric_is(struct fixture *f, const char *line)
 {
     struct buf b;
     buf_init(&b);
-    metrics_render(f->metrics, &b);
+    metrics_render((const struct metrics *const *)&f->metrics, 1, &b);
     bool found = strstr(b.data, line) != NULL;
     if (!found)
         fprintf(stderr, "%s", b.data);

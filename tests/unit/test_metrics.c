@@ -22,7 +22,7 @@ static struct buf out;
 static const char *render(struct metrics *m)
 {
     buf_clear(&out);
-    metrics_render(m, &out);
+    metrics_render((const struct metrics *const *)&m, 1, &out);
     assert_false(out.failed);
     return out.data;
 }

@@ -2,40 +2,35 @@
  * demo model's own template. The first byte chooses chat or completion. What is accepted must hold what the engine relies on. */
 #include "base/check.h"
 #include "coordinator/api.h"
-#include "model/gguf.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+static struct deployment deployment;
 static struct api api;
+
+enum { CTX = 64 };
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc;
     (void)argv;
-    static struct gguf *g;
-    static struct vocab *v;
-    static struct tokenizer *t;
-    static struct chat_template *tmpl;
-    ASSERT(gguf_open(DEMO_MODEL, &g) == ERR_OK && vocab_load(g, &v) == ERR_OK && tokenizer_create(v, &t) == ERR_OK);
-    ASSERT(chat_template_create(v->chat_template.s, v->chat_template.len, &tmpl) == ERR_OK);
-    api = (struct api){.tok = t, .tmpl = tmpl, .model_name = "demo", .model_stem = "demo", .ctx = 64, .vocab = v->n_tokens};
-    api.bos_text = strdup("<|begin_of_text|>");
-    api.eos_text = strdup("<|eot_id|>");
-    api.n_end_ids = tokenizer_end_ids(t, api.end_ids, ARRAY_LEN(api.end_ids));
+    static struct options opts = {.model = DEMO_MODEL, .served_model_name = "demo", .tp = 1, .pp = 1};
+    ASSERT(deployment_open(&opts, 0, &deployment) == ERR_OK && deployment_load_text(&deployment) == ERR_OK && deployment.tmpl);
+    api = (struct api){.deployments = &deployment, .n_deployments = 1};
     return 0;
 }
 
 static void check_sampling(const struct sampling *s)
 {
     ASSERT(s->temperature >= 0 && s->temperature <= 2 && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1);
-    ASSERT(s->top_k < api.vocab && s->min_tokens <= s->max_tokens && s->n_logprobs <= API_LOGPROBS_MAX);
+    ASSERT(s->top_k < deployment.hp.vocab && s->min_tokens <= s->max_tokens && s->n_logprobs <= API_LOGPROBS_MAX);
     ASSERT(s->n_stop_ids <= MSG_STOP_IDS_MAX && s->n_bias <= MSG_BIAS_MAX);
     for (uint32_t i = 0; i < s->n_stop_ids; i++)
-        ASSERT(s->stop_ids[i] < api.vocab);
+        ASSERT(s->stop_ids[i] < deployment.hp.vocab);
     for (uint32_t i = 0; i < s->n_bias; i++)
-        ASSERT(s->bias_id[i] < api.vocab && isfinite(s->bias[i]));
+        ASSERT(s->bias_id[i] < deployment.hp.vocab && isfinite(s->bias[i]));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -50,17 +45,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     }
     struct sampling s = {0};
-    struct generation g = {.api = &api, .chat = chat};
-    bool ok = api_check_model(&api, o, &e) && api_get_sampling(&api, o, &g, &s, &e) && api_get_stops(o, &g, &e) &&
-              (chat ? api_get_chat(&api, o, &g, &e) : api_get_prompts(&api, o, &g, &e));
+    struct generation g = {.api = &api, .d = api_get_model(&api, o, &e), .ctx = CTX, .chat = chat};
+    bool ok = g.d && api_get_sampling(o, &g, &s, &e) && api_get_stops(o, &g, &e) && (chat ? api_get_chat(o, &g, &e) : api_get_prompts(o, &g, &e));
     ASSERT(ok == (e.status == 0) && (ok || (e.status >= 400 && e.message[0])));
     if (ok) {
         check_sampling(&s);
         ASSERT(g.n_prompts > 0);
         for (uint32_t i = 0; i < g.n_prompts; i++) {
-            ASSERT(g.prompts[i].n > 0 && g.prompts[i].n <= api.ctx);
+            ASSERT(g.prompts[i].n > 0 && g.prompts[i].n <= CTX);
             for (size_t k = 0; k < g.prompts[i].n; k++)
-                ASSERT(g.prompts[i].ids[k] < api.vocab);
+                ASSERT(g.prompts[i].ids[k] < deployment.hp.vocab);
         }
     }
     api_sampling_deinit(&s);

@@ -1,0 +1,65 @@
+/* A deployment: one model that is served, with its names, its split, its options, its text side and its engines (one for each replica).
+ * A coordinator has one or several; a request's `model` chooses.
+ *
+ * Everything but what the engines' snapshots say is set before the threads that use it start, and only read from then on: any thread may.
+ * Order: deployment_open (model facts), the coordinator makes the engines, the front loads the text side beside the loading workers. */
+#ifndef COORDINATOR_DEPLOYMENT_H
+#define COORDINATOR_DEPLOYMENT_H
+
+#include "base/metrics.h"
+#include "base/options.h"
+#include "coordinator/chat_template.h"
+#include "coordinator/engine.h"
+#include "coordinator/tokenizer.h"
+#include "model/gguf.h"
+#include "model/hparams.h"
+#include "model/shard.h"
+#include "model/vocab.h"
+
+#include <limits.h>
+
+enum { DEPLOYMENTS_MAX = 64, DEPLOYMENT_NAMES_MAX = 16, DEPLOYMENT_END_IDS_MAX = 32 };
+
+struct deployment {
+    uint32_t index;             /* among the coordinator's */
+    const struct options *opts; /* the server's, with what this deployment has of its own */
+    char *names_text;           /* holds `names` */
+    const char *names[DEPLOYMENT_NAMES_MAX]; /* the name, then its aliases */
+    uint32_t n_names;
+    char stem[256];             /* of the file: one more name that requests may use */
+    char path[PATH_MAX];        /* absolute: workers open it by this name on their host */
+
+    struct gguf *gguf;
+    struct hparams hp;
+    struct shard_split split;
+    uint64_t n_params, bytes;   /* of all of its files */
+
+    struct vocab *vocab;
+    struct tokenizer *tok;
+    struct chat_template *tmpl; /* NULL: the model has none */
+    char *tmpl_error;           /* why there is none, or NULL */
+    uint32_t end_ids[DEPLOYMENT_END_IDS_MAX], n_end_ids;
+    char *bos_text, *eos_text;
+
+    struct metrics *metrics;
+    struct engine *engines[METRIC_ENGINES_MAX]; /* by replica */
+    uint32_t n_engines, max_step_tokens;
+};
+
+/* Reads the model's facts, names it, cuts it, checks what can be known before workers join. opts must outlive it. On failure
+ * deployment_close is still due. ERR_CONFIG, ERR_NO_FIT, and what gguf_open and hparams_load say. */
+enum err deployment_open(const struct options *opts, uint32_t index, struct deployment *d);
+/* Vocabulary, tokenizer, chat template. ERR_UNSUPPORTED (an unknown tokenizer); a template that is not understood is no error. */
+enum err deployment_load_text(struct deployment *d);
+/* The engines end before the queues that they write to, the rest after the threads that read it. */
+void deployment_stop_engines(struct deployment *d);
+void deployment_close(struct deployment *d);
+
+/* The longest sequence now: what the workers have room for; before they are up, what was asked for or what the model has. */
+uint32_t deployment_ctx(const struct deployment *d);
+/* By name, alias or file's stem, in this order; "default" is the first. NULL: there is none. */
+struct deployment *deployment_find(struct deployment *list, uint32_t n, const char *name);
+/* "`a`, `b`" for errors; cut at cap. */
+void deployment_list(const struct deployment *list, uint32_t n, char *out, size_t cap);
+
+#endif
