@@ -87,6 +87,8 @@ static void count_end(struct engine *e, const struct seq *q, enum finish finish)
         return;
     metrics_observe(e->metrics, METRIC_E2E, e->replica, seconds(r->arrival_ns, e->now_ns));
     metrics_observe(e->metrics, METRIC_REQUEST_PROMPT_TOKENS, e->replica, r->n_prompt);
+    if (r->kind != REQUEST_GENERATE)
+        return;
     metrics_observe(e->metrics, METRIC_REQUEST_GENERATION_TOKENS, e->replica, seq_n_output(q));
     if (q->first_token_ns)
         metrics_observe(e->metrics, METRIC_DECODE_TIME, e->replica, seconds(q->first_token_ns, q->last_token_ns));
@@ -238,7 +240,8 @@ static void count_token(struct engine *e, struct seq *q, struct token_event *ev)
     if (!q->last_token_ns) {
         ev->queue_ns = q->first_slot_ns > q->req->arrival_ns ? q->first_slot_ns - q->req->arrival_ns : 0;
         ev->prefill_ns = e->now_ns - q->first_slot_ns;
-        metrics_observe(e->metrics, METRIC_TTFT, e->replica, seconds(q->req->arrival_ns, e->now_ns));
+        if (q->req->kind == REQUEST_GENERATE)
+            metrics_observe(e->metrics, METRIC_TTFT, e->replica, seconds(q->req->arrival_ns, e->now_ns));
         metrics_observe(e->metrics, METRIC_QUEUE_TIME, e->replica, (double)ev->queue_ns / 1e9);
         metrics_observe(e->metrics, METRIC_PREFILL_TIME, e->replica, (double)ev->prefill_ns / 1e9);
         metrics_add(e->metrics, METRIC_PROMPT_TOKENS, e->replica, q->req->n_prompt);
@@ -445,6 +448,12 @@ static enum err check_request(const struct engine *e, const struct request *r)
     for (uint32_t i = 0; i < s->n_bias; i++)
         if (s->bias_id[i] >= e->vocab)
             return err_set(ERR_INVALID, "logit_bias of token id %u: the vocabulary has %u", s->bias_id[i], e->vocab);
+    for (uint32_t i = 0; i < r->n_targets; i++)
+        if (r->targets[i] >= e->vocab)
+            return err_set(ERR_INVALID, "target id %u: the vocabulary has %u", r->targets[i], e->vocab);
+    ASSERT(r->kind == REQUEST_GENERATE || s->max_tokens == 0);
+    ASSERT(r->kind != REQUEST_EMBED || r->pooling == POOLING_MEAN || r->pooling == POOLING_LAST);
+    ASSERT(r->kind != REQUEST_SCORE || r->n_targets >= 1);
     if (s->n_stop_ids > MSG_STOP_IDS_MAX || s->n_bias > MSG_BIAS_MAX || s->n_logprobs > MSG_LOGPROBS_MAX)
         return err_set(ERR_INVALID, "at most %d stop ids, %d biases and %d log-probabilities", MSG_STOP_IDS_MAX,
                        MSG_BIAS_MAX, MSG_LOGPROBS_MAX);
@@ -572,7 +581,8 @@ enum err engine_create(const struct engine_config *cfg, struct engine **out)
                                   .pp = e->pp,
                                   .max_step_tokens = MAX(cfg->max_step_tokens, e->max_seqs),
                                   .prefill_chunk = (uint32_t)cfg->opts->prefill_chunk,
-                                  .step_target_us = cfg->opts->step_target_ms * 1000};
+                                  .step_target_us = cfg->opts->step_target_ms * 1000,
+                                  .embed_max = MSG_POOLED_MAX / MAX(cfg->hp->dim, 1u)};
     err = ERR_NOMEM;
     e->ranks = calloc(e->n_ranks, sizeof *e->ranks);
     e->sent_ns = calloc(e->pp + 1, sizeof *e->sent_ns);

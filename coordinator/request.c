@@ -54,6 +54,16 @@ struct token_event *token_event_create(uint32_t n_tokens, bool logprobs, uint32_
     return e;
 }
 
+struct token_event *token_event_create_values(uint32_t n_values)
+{
+    struct token_event *e = calloc(1, sizeof *e + (size_t)n_values * sizeof(float));
+    if (!e)
+        return NULL;
+    e->values = (float *)(e + 1);
+    e->n_values = n_values;
+    return e;
+}
+
 void token_event_top(struct token_event *e, struct token_logprobs *lp, uint32_t n)
 {
     ASSERT(n <= e->n_top_left);

@@ -32,9 +32,19 @@ struct sampling {
     uint32_t n_bias;
 };
 
+/* What a request is for. EMBED and SCORE run their prompt and end: max_tokens is 0. */
+enum request_kind {
+    REQUEST_GENERATE,
+    REQUEST_EMBED, /* the pooled hidden state of the prompt: event.values [dim], not normalised */
+    REQUEST_SCORE, /* log-probabilities of `targets` after the prompt: event.values [n_targets] */
+};
+enum { REQUEST_TARGETS_MAX = 4 };
 struct request {
     uint64_t id;      /* unique in the process, given by the front */
     bool cancel;      /* only id counts: drop the request of that id */
+    enum request_kind kind;
+    uint32_t pooling; /* EMBED: POOLING_MEAN or POOLING_LAST */
+    uint32_t targets[REQUEST_TARGETS_MAX], n_targets;
     uint32_t *prompt; /* token ids, BOS included */
     uint32_t n_prompt;
     struct sampling sampling;
@@ -66,6 +76,8 @@ struct token_event {
     struct token_logprobs *logprobs;        /* [n_tokens] or NULL */
     uint32_t n_prompt_logprobs;             /* positions; the first one's logprob is NaN */
     struct token_logprobs *prompt_logprobs; /* once, before or with the first token */
+    uint32_t n_values;                      /* EMBED, SCORE: with the end */
+    float *values;
     bool started;                           /* first event: the request left the queue */
     bool prefilling;                        /* sign of life while the prompt runs: no tokens */
     uint32_t n_prefilled;
@@ -82,6 +94,8 @@ struct token_event {
  * made by token_event_create (NULL: out of memory), freed by token_event_destroy. */
 struct token_event *token_event_create(uint32_t n_tokens, bool logprobs, uint32_t n_top_total,
                                        uint32_t n_prompt_positions);
+/* With room for values instead. */
+struct token_event *token_event_create_values(uint32_t n_values);
 /* Gives lp room for n entries out of the event's allocation and sets lp->n_top. */
 void token_event_top(struct token_event *e, struct token_logprobs *lp, uint32_t n);
 void token_event_destroy(struct token_event **e);

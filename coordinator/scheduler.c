@@ -130,6 +130,7 @@ static void seq_detach(struct scheduler *s, struct seq *q)
     struct slot *slot = &s->slots[idx];
     ASSERT(slot->state == SLOT_ACTIVE && slot->seq == q);
     list_remove(&s->active, q);
+    s->n_embed -= q->req->kind == REQUEST_EMBED;
     q->state = SEQ_OUT;
     slot->seq = NULL;
     slot->state = SLOT_DRAINING;
@@ -216,6 +217,9 @@ static void add_run(struct scheduler *s, struct step_plan *p, struct seq *q, uin
     if (start + n == length && length < seq_limit(s, q)) {
         r->want = RUN_WANT_SAMPLE | (sp->logprobs ? RUN_WANT_LOGPROBS : 0);
         q->n_pending++;
+    } else if (start + n == length && q->req->kind != REQUEST_GENERATE) {
+        r->want |= q->req->kind == REQUEST_EMBED ? RUN_WANT_POOLED : RUN_WANT_TARGETS;
+        r->n_targets = q->req->n_targets;
     }
     if (sp->prompt_logprobs && !q->prompt_logprobs.sent && start < q->req->n_prompt)
         r->want |= RUN_WANT_PROMPT_LOGPROBS;
@@ -343,6 +347,8 @@ static struct seq *admit(struct scheduler *s, uint64_t now_ns, uint32_t *n_block
     struct seq *q = s->queue.first;
     if (!q || !s->n_free_slots)
         return NULL;
+    if (q->req->kind == REQUEST_EMBED && s->cfg.embed_max && s->n_embed >= s->cfg.embed_max)
+        return NULL;
     uint32_t need = kv_blocks_for(q->n_tokens), reserve = MIN(s->active.n, s->kv.n_blocks / 16);
     if (s->kv.n_free < need + reserve)
         return NULL;
@@ -360,6 +366,7 @@ static struct seq *admit(struct scheduler *s, uint64_t now_ns, uint32_t *n_block
     if (!q->first_slot_ns)
         q->first_slot_ns = now_ns;
     list_push_last(&s->active, q);
+    s->n_embed += q->req->kind == REQUEST_EMBED;
     *n_blocks = need;
     bool taken = kv_blocks_take(&s->kv, idx, need, first);
     ASSERT(taken);
@@ -463,7 +470,7 @@ static bool apply_run(struct scheduler *s, const struct plan_run *r, uint32_t to
     else if (end < q->n_tokens)
         o->n_prefilled = end;
     else
-        o->finish = FINISH_LENGTH; /* nothing was to be sampled */
+        o->finish = q->req->kind == REQUEST_GENERATE ? FINISH_LENGTH : FINISH_STOP; /* nothing was to be sampled */
     if (o->finish != FINISH_NONE)
         seq_detach(s, q);
     return true;

@@ -35,6 +35,7 @@ struct scheduler_config {
     uint32_t max_step_tokens; /* >= max_seqs */
     uint32_t prefill_chunk;   /* tokens of a step, 0: by time */
     uint32_t step_target_us;
+    uint32_t embed_max; /* sequences of REQUEST_EMBED that run together (the room of a result); 0: any */
 };
 
 enum slot_state { SLOT_FREE, SLOT_ACTIVE, SLOT_DRAINING };
@@ -52,6 +53,7 @@ struct plan_run {
     const uint32_t
         *tokens; /* view of the sequence's tokens until the next scheduler call; NULL: one, STEP_TOKEN_SAMPLED */
     uint32_t n_blocks, first_block; /* newly given: first_block, then kv_blocks_next */
+    uint32_t n_targets;             /* rows that RUN_WANT_TARGETS gives */
     bool setup;                     /* the first run of its generation */
 };
 struct step_plan {
@@ -85,6 +87,7 @@ struct scheduler {
     struct seq_list active; /* by order; all older than the queue */
     struct slot *slots;     /* [max_seqs] */
     uint32_t *free_slots, n_free_slots, n_draining;
+    uint32_t n_embed; /* active of REQUEST_EMBED */
     uint32_t *freed, n_freed; /* since the last plan */
     struct step_plan *plans;  /* ring of pp + 1 */
     uint32_t plan_first, n_in_flight;

@@ -54,7 +54,10 @@ static void fill_setup(struct slot_setup *u, const struct plan_run *r)
                              .n_stop = s->n_stop_ids,
                              .bias_id = s->bias_id,
                              .bias = s->bias,
-                             .n_bias = s->n_bias};
+                             .n_bias = s->n_bias,
+                             .pooling = r->seq->req->kind == REQUEST_EMBED ? r->seq->req->pooling : 0,
+                             .target = r->seq->req->targets,
+                             .n_targets = r->seq->req->n_targets};
 }
 
 enum err step_build(const struct step_plan *p, const struct kv_blocks *kv, uint64_t epoch, struct arena *a,
@@ -124,6 +127,7 @@ static enum err match_run(const struct step_plan *p, uint32_t i, const struct st
     const struct plan_run *run = &p->runs[i];
     bool sample = run->want & RUN_WANT_SAMPLE, prompt = run->want & RUN_WANT_PROMPT_LOGPROBS;
     uint32_t n = r->n_positions[j], rows = prompt ? run->n_tokens : 0;
+    rows += run->want & RUN_WANT_TARGETS ? run->n_targets : 0;
     if (r->slot[j] != run->slot || r->gen[j] != run->gen)
         return err_set(ERR_PROTOCOL, "result of step %llu: run %u is of slot %u:%u, expected %u:%u",
                        (unsigned long long)p->step_id, j, r->slot[j], r->gen[j], run->slot, run->gen);
@@ -147,8 +151,9 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
     m->token = arena_array(a, p->n_runs, sizeof *m->token);
     m->row = arena_array(a, p->n_runs, sizeof *m->row);
     m->n_rows = arena_array(a, p->n_runs, sizeof *m->n_rows);
+    m->pooled = arena_array(a, p->n_runs, sizeof *m->pooled);
     m->row_top = arena_array(a, (size_t)r->n_all_positions + 1, sizeof *m->row_top);
-    if (!m->token || !m->row || !m->n_rows || !m->row_top)
+    if (!m->token || !m->row || !m->n_rows || !m->pooled || !m->row_top)
         return err_set(ERR_NOMEM, "result of step %llu", (unsigned long long)p->step_id);
     if (r->step_id != p->step_id)
         return err_set(ERR_PROTOCOL, "result of step %llu, expected %llu", (unsigned long long)r->step_id,
@@ -162,9 +167,10 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
         top += r->n_top[i];
     }
     m->row_top[r->n_all_positions] = top;
-    uint32_t j = 0, row = 0;
+    uint32_t j = 0, row = 0, pooled = 0;
     for (uint32_t i = 0; i < p->n_runs; i++) {
         m->token[i] = STEP_TOKEN_SAMPLED;
+        m->pooled[i] = NULL;
         if (p->runs[i].want == RUN_WANT_NOTHING)
             continue;
         if (j == r->n_runs || r->n_positions[j] > r->n_all_positions - row)
@@ -172,6 +178,12 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
                            r->n_runs);
         TRY(match_run(p, i, r, j, row, vocab, m));
         row += r->n_positions[j++];
+        if (!(p->runs[i].want & RUN_WANT_POOLED))
+            continue;
+        if (r->pooled_dim == 0 || r->n_all_pooled - pooled < r->pooled_dim)
+            return err_set(ERR_PROTOCOL, "result of step %llu: pooled states are missing", (unsigned long long)p->step_id);
+        m->pooled[i] = r->pooled + pooled;
+        pooled += r->pooled_dim;
     }
     if (j != r->n_runs || row != r->n_all_positions)
         return err_set(ERR_PROTOCOL, "result of step %llu: %u runs, expected %u", (unsigned long long)p->step_id,
@@ -215,6 +227,23 @@ static void give_prompt(struct seq *q, struct token_event *e)
     g->sent = true;
 }
 
+/* The end of an EMBED or SCORE. */
+static struct token_event *values_event(const struct plan_run *run, const struct step_result *r, const struct step_samples *m,
+                                        const struct seq_outcome *o)
+{
+    bool pooled = run->want & RUN_WANT_POOLED;
+    uint32_t n = pooled ? r->pooled_dim : m->n_rows[o->run_idx];
+    struct token_event *e = token_event_create_values(n);
+    if (!e)
+        return NULL;
+    copy_words(e->values, pooled ? m->pooled[o->run_idx] : r->logprob + m->row[o->run_idx], n);
+    e->id = o->seq->req->id;
+    e->started = !o->seq->started;
+    o->seq->started = true;
+    e->finish = o->finish;
+    return e;
+}
+
 struct token_event *step_event(const struct step_plan *p, const struct step_result *r, const struct step_samples *m,
                                const struct seq_outcome *o)
 {
@@ -224,6 +253,8 @@ struct token_event *step_event(const struct step_plan *p, const struct step_resu
     if (run->want & RUN_WANT_PROMPT_LOGPROBS)
         gather_prompt(run, m->row[o->run_idx], r, m, q);
 
+    if (o->finish != FINISH_NONE && q->req->kind != REQUEST_GENERATE)
+        return values_event(run, r, m, o);
     bool known = o->has_token || o->finish != FINISH_NONE;
     bool prompt = s->prompt_logprobs && !q->prompt_logprobs.sent && known;
     bool logprobs = o->has_token && (run->want & RUN_WANT_LOGPROBS);

@@ -26,6 +26,7 @@ struct step_samples {
     uint32_t *row;   /* first row of log-probabilities */
     uint32_t *n_rows;
     uint32_t *row_top; /* [all rows + 1] where a row's top entries begin */
+    const float **pooled; /* NULL where none was wanted */
 };
 /* ERR_PROTOCOL names what does not match; ERR_NOMEM. */
 enum err step_match(const struct step_plan *p, const struct step_result *r, uint32_t vocab, struct arena *a,
