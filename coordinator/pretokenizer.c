@@ -1,19 +1,19 @@
-/* See pretokenizer.h. PCRE2 with JIT, UTF and UCP. PCRE2's \s is White_Space and U+180E, which newer Unicode took out
- * of it: the class is written out when a pattern is compiled. A subject is one stretch of valid UTF-8, so that PCRE2
- * need not check it at every match, and each further pattern sees a piece as if it stood alone (`$` and lookaheads end
- * with it). */
+/* See pretokenizer.h. Patterns are applied one after the other, each to the pieces that the one before it left; a piece is
+ * one stretch of valid UTF-8, seen as if it stood alone (`$` and lookaheads end with it). A pattern is a word_dfa, or one
+ * of two ways of grouping digits from the right, whose lookaheads reach to the end of a number, so that every digit would
+ * read all that follow. */
 #include "coordinator/pretokenizer.h"
 
 #include "base/buf.h"
 #include "base/check.h"
+#include "coordinator/unicode_props.h"
 #include "coordinator/utf8.h"
+#include "coordinator/word_dfa.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { PATTERNS_MAX = 6, MATCH_LIMIT = 200 << 20, HEAP_LIMIT_KIB = 64 << 10 };
+enum { STAGES_MAX = 7 };
 
 enum pretokenizer_id {
 #define PRETOKENIZER(id, flags, ...) PRE_ID_##id,
@@ -24,7 +24,7 @@ enum pretokenizer_id {
 };
 static const struct {
     unsigned flags;
-    const char *patterns[PATTERNS_MAX + 1]; /* NULL after the last */
+    const char *patterns[STAGES_MAX + 1]; /* NULL after the last */
 } kinds[] = {
 #define PRETOKENIZER(id, flags, ...) {flags, {__VA_ARGS__}},
 #define PRETOKENIZER_NAME(name, id)
@@ -43,63 +43,17 @@ static const struct {
 #undef PRETOKENIZER_NAME
 };
 
+/* Digits in groups of three from the right: in every number, or in those that no letter follows. */
+static const char DIGITS_ANY[] = "(?=(\\d{3})+(?!\\d))", DIGITS_WORD_END[] = "\\d{1,3}(?=(?:\\d{3})*\\b)";
+struct stage {
+    const char *digits; /* one of the two, or NULL */
+    struct word_dfa *dfa;
+};
 struct pretokenizer {
     unsigned flags;
     size_t n;
-    pcre2_code *codes[PATTERNS_MAX];
-    bool jit[PATTERNS_MAX];
-    pcre2_match_context *limits;
+    struct stage stages[STAGES_MAX];
 };
-
-#define WHITE_SPACE                                                                                                    \
-    "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-
-/* \s and \S as explicit classes. Inside a class only \s occurs in the table. */
-static void expand_spaces(const char *p, struct buf *out)
-{
-    bool in_class = false;
-    for (; *p != 0; p++) {
-        if (*p == '\\') {
-            p++;
-            ASSERT(*p != 0 && !(in_class && *p == 'S'));
-            if (*p == 's')
-                buf_puts(out, in_class ? WHITE_SPACE : "[" WHITE_SPACE "]");
-            else if (*p == 'S')
-                buf_puts(out, "[^" WHITE_SPACE "]");
-            else
-                buf_append(out, p - 1, 2);
-            continue;
-        }
-        if (*p == '[')
-            in_class = true;
-        else if (*p == ']')
-            in_class = false;
-        buf_putc(out, *p);
-    }
-}
-
-static enum err compile(struct pretokenizer *p, const char *pattern)
-{
-    struct buf full;
-    buf_init(&full);
-    expand_spaces(pattern, &full);
-    if (full.failed) {
-        buf_deinit(&full);
-        return err_set(ERR_NOMEM, "no memory for a pre-tokeniser pattern");
-    }
-    int code = 0;
-    PCRE2_SIZE at = 0;
-    pcre2_code *c =
-        pcre2_compile((PCRE2_SPTR)full.data, full.len, PCRE2_UTF | PCRE2_UCP | PCRE2_DOLLAR_ENDONLY, &code, &at, NULL);
-    buf_deinit(&full);
-    if (c == NULL)
-        return err_set(ERR_INTERNAL, "pre-tokeniser pattern refused by PCRE2: error %d at offset %zu", code,
-                       (size_t)at);
-    p->codes[p->n] = c;
-    p->jit[p->n] = pcre2_jit_compile(c, PCRE2_JIT_COMPLETE) == 0;
-    p->n++;
-    return ERR_OK;
-}
 
 static int find_name(const char *name, size_t len)
 {
@@ -123,6 +77,17 @@ static enum err unknown_name(const char *name, size_t len)
     return e;
 }
 
+const char *pretokenizer_name(size_t i)
+{
+    return i < ARRAY_LEN(names) ? names[i].name : NULL;
+}
+
+const char *const *pretokenizer_patterns(const char *name)
+{
+    int id = find_name(name, strlen(name));
+    return id < 0 ? NULL : kinds[id].patterns;
+}
+
 enum err pretokenizer_create(const char *name, size_t len, struct pretokenizer **out)
 {
     *out = NULL;
@@ -133,21 +98,20 @@ enum err pretokenizer_create(const char *name, size_t len, struct pretokenizer *
     if (p == NULL)
         return err_set(ERR_NOMEM, "no memory for a pre-tokeniser");
     p->flags = kinds[id].flags;
-    enum err e = ERR_OK;
-    for (size_t i = 0; kinds[id].patterns[i] != NULL; i++)
-        TRY_GOTO(compile(p, kinds[id].patterns[i]), fail);
-    p->limits = pcre2_match_context_create(NULL);
-    if (p->limits == NULL) {
-        e = err_set(ERR_NOMEM, "no memory for a pre-tokeniser");
-        goto fail;
+    for (; kinds[id].patterns[p->n] != NULL; p->n++) {
+        const char *pattern = kinds[id].patterns[p->n];
+        struct stage *s = &p->stages[p->n];
+        s->digits = strcmp(pattern, DIGITS_ANY) == 0        ? DIGITS_ANY
+                    : strcmp(pattern, DIGITS_WORD_END) == 0 ? DIGITS_WORD_END
+                                                            : NULL;
+        enum err e = s->digits != NULL ? ERR_OK : word_dfa_create(pattern, strlen(pattern), &s->dfa);
+        if (e != ERR_OK) {
+            pretokenizer_destroy(&p);
+            return e;
+        }
     }
-    pcre2_set_match_limit(p->limits, MATCH_LIMIT);
-    pcre2_set_heap_limit(p->limits, HEAP_LIMIT_KIB);
     *out = p;
     return ERR_OK;
-fail:
-    pretokenizer_destroy(&p);
-    return e;
 }
 
 void pretokenizer_destroy(struct pretokenizer **pp)
@@ -155,9 +119,8 @@ void pretokenizer_destroy(struct pretokenizer **pp)
     struct pretokenizer *p = *pp;
     if (p == NULL)
         return;
-    for (size_t i = 0; i < p->n; i++)
-        pcre2_code_free(p->codes[i]);
-    pcre2_match_context_free(p->limits);
+    for (size_t i = 0; i < ARRAY_LEN(p->stages); i++)
+        word_dfa_destroy(&p->stages[i].dfa);
     free(p);
     *pp = NULL;
 }
@@ -174,53 +137,88 @@ void pretokenizer_pieces_deinit(struct pretokenizer_pieces *w)
     memset(w, 0, sizeof(*w));
 }
 
-static enum err push_end(struct pretokenizer_pieces *w, size_t end)
+static enum err grow(struct pretokenizer_pieces *w)
 {
-    if (w->n == w->cap) {
-        size_t cap = w->cap == 0 ? 64 : w->cap * 2;
-        uint32_t *ends = realloc(w->ends, cap * sizeof(*ends));
-        if (ends == NULL)
-            return err_set(ERR_NOMEM, "no memory for %zu words of a text", cap);
-        w->ends = ends;
-        w->cap = cap;
-    }
+    size_t cap = w->cap == 0 ? 64 : w->cap * 2;
+    uint32_t *ends = realloc(w->ends, cap * sizeof(*ends));
+    if (ends == NULL)
+        return err_set(ERR_NOMEM, "no memory for %zu words of a text", cap);
+    w->ends = ends;
+    w->cap = cap;
+    return ERR_OK;
+}
+
+static inline enum err push_end(struct pretokenizer_pieces *w, size_t end)
+{
+    if (w->n == w->cap)
+        TRY(grow(w));
     w->ends[w->n++] = (uint32_t)end;
     return ERR_OK;
 }
 
-/* JIT first; its small stack is enough for all but odd patterns, for which the interpreter goes on. */
-static int match(const struct pretokenizer *p, size_t i, const char *s, size_t len, size_t at, pcre2_match_data *md)
+/* ---- one stage over one piece ---- */
+
+static enum err cut_dfa(struct pretokenizer_pieces *w, const struct word_dfa *d, const char *s, size_t len, size_t from)
 {
-    if (p->jit[i]) {
-        int rc = pcre2_jit_match(p->codes[i], (PCRE2_SPTR)s, len, at, 0, md, p->limits);
-        if (rc != PCRE2_ERROR_JIT_STACKLIMIT)
-            return rc;
+    size_t done = 0, at = word_dfa_skip(d, s, len);
+    while (at < len) {
+        size_t n = word_dfa_match(d, s + at, len - at);
+        if (n == 0) {
+            at += utf8_len_valid((unsigned char)s[at]);
+            at += word_dfa_skip(d, s + at, len - at);
+            continue;
+        }
+        if (at > done)
+            TRY(push_end(w, from + at));
+        done = at += n;
+        TRY(push_end(w, from + at));
     }
-    return pcre2_match(p->codes[i], (PCRE2_SPTR)s, len, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, md, p->limits);
+    return done < len ? push_end(w, from + len) : ERR_OK;
 }
 
-/* One pattern over one piece text[from, to). */
-static enum err split_piece(const struct pretokenizer *p, size_t i, const char *text, size_t from, size_t to,
-                            pcre2_match_data *md, struct pretokenizer_pieces *w)
+/* The properties of the character at s; *n its length. */
+static uint32_t props_at(const char *s, size_t len, size_t *n)
 {
-    const char *s = text + from;
-    size_t len = to - from, done = 0, at = 0;
-    while (at < len) {
-        int rc = match(p, i, s, len, at, md);
-        if (rc == PCRE2_ERROR_NOMATCH)
-            break;
-        if (rc < 0)
-            return err_set(ERR_TOO_BIG, "the pre-tokeniser gave up on a text of %zu bytes (PCRE2 error %d)", len, rc);
-        const PCRE2_SIZE *ov = pcre2_get_ovector_pointer(md);
-        size_t a = ov[0], b = ov[1];
-        if (a > done)
-            TRY(push_end(w, from + a));
-        if (b > a)
-            TRY(push_end(w, from + b));
-        done = b;
-        at = b > a ? b : b + utf8_len_valid((unsigned char)s[b]);
+    uint32_t cp = 0;
+    size_t bad;
+    bool cut;
+    *n = utf8_decode(s, len, &cp, &bad, &cut);
+    return unicode_props(cp);
+}
+
+/* A number is a run of decimal digits of any script. */
+static enum err cut_digits(struct pretokenizer_pieces *w, bool any, const char *s, size_t len, size_t from)
+{
+    const uint32_t digit = unicode_bits("Nd", 2);
+    const uint32_t word = unicode_bits("L", 1) | unicode_bits("M", 1) | unicode_bits("N", 1) | unicode_bits("Pc", 2);
+    size_t done = 0;
+    for (size_t i = 0, n; i < len; i += n) {
+        if ((signed char)s[i] > 0 && (s[i] < '0' || s[i] > '9')) {
+            n = 1;
+            continue;
+        }
+        if (!(props_at(s + i, len - i, &n) & digit))
+            continue;
+        size_t end = i, digits = 0;
+        uint32_t props = 0;
+        for (; end < len && (props = props_at(s + end, len - end, &n)) & digit; end += n)
+            digits++;
+        n = end - i;
+        if (!any && end < len && (props & word))
+            continue;
+        for (size_t at = i; at < end; digits--) {
+            if ((digits % 3 == 0 || (at == i && !any)) && at > done) {
+                TRY(push_end(w, from + at));
+                done = at;
+            }
+            at += utf8_len_valid((unsigned char)s[at]);
+        }
+        if (!any) {
+            TRY(push_end(w, from + end));
+            done = end;
+        }
     }
-    return done < len ? push_end(w, to) : ERR_OK;
+    return done < len ? push_end(w, from + len) : ERR_OK;
 }
 
 /* Stretches of valid and of invalid UTF-8, in turn. */
@@ -243,28 +241,25 @@ enum err pretokenizer_split(const struct pretokenizer *p, const char *text, size
     ASSERT(len <= UINT32_MAX);
     w->n = 0;
     TRY(split_valid(text, len, w));
-    pcre2_match_data *md = pcre2_match_data_create(8, NULL);
-    if (md == NULL)
-        return err_set(ERR_NOMEM, "no memory for a match");
-    enum err e = ERR_OK;
     for (size_t i = 0; i < p->n; i++) {
+        const struct stage *st = &p->stages[i];
         uint32_t *prev = w->ends;
-        size_t n_prev = w->n, prev_cap = w->cap;
+        size_t n_prev = w->n, prev_cap = w->cap, from = 0;
         w->ends = w->spare;
         w->cap = w->spare_cap;
         w->spare = prev;
         w->spare_cap = prev_cap;
         w->n = 0;
-        size_t from = 0;
         for (size_t k = 0; k < n_prev; from = w->spare[k], k++) {
             size_t to = w->spare[k];
-            if (utf8_valid_prefix(text + from, MIN(to - from, 4)) == 0)
-                TRY_GOTO(push_end(w, to), done);
+            const char *s = text + from;
+            if (utf8_valid_prefix(s, MIN(to - from, 4)) == 0)
+                TRY(push_end(w, to));
+            else if (st->digits != NULL)
+                TRY(cut_digits(w, st->digits == DIGITS_ANY, s, to - from, from));
             else
-                TRY_GOTO(split_piece(p, i, text, from, to, md, w), done);
+                TRY(cut_dfa(w, st->dfa, s, to - from, from));
         }
     }
-done:
-    pcre2_match_data_free(md);
-    return e;
+    return ERR_OK;
 }
