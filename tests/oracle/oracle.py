@@ -95,8 +95,8 @@ class Model:
     def norm(self, x, w):
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * w
 
-    def forward(self, ids, broken=()):
-        """Logits [len(ids)][vocab] in float64."""
+    def hidden(self, ids, broken=()):
+        """States after the final norm [len(ids)][dim] in float64."""
         if "sub_block" in broken:
             self.break_sub_block("blk.0.ffn_down.weight")
         embd = self.w("token_embd.weight")
@@ -124,9 +124,12 @@ class Model:
             h = self.norm(x, w("ffn_norm.weight"))
             g, u = h @ w("ffn_gate.weight").T, h @ w("ffn_up.weight").T
             x = x + (g / (1 + np.exp(-g)) * u) @ w("ffn_down.weight").T
-        x = self.norm(x, self.w("output_norm.weight"))
-        head = self.w("output.weight")
-        return x @ (embd if head is None else head).T
+        return self.norm(x, self.w("output_norm.weight"))
+
+    def forward(self, ids, broken=()):
+        """Logits [len(ids)][vocab] in float64."""
+        x, head = self.hidden(ids, broken), self.w("output.weight")
+        return x @ (self.w("token_embd.weight") if head is None else head).T
 
 
 def log_softmax(logits):

@@ -4,6 +4,8 @@
  *   --backend cpu|ref|ref_f32   --tp N --pp N --shares a,b --layers a,b --threads N --kv-type f32|f16|bf16|q8_0
  *   --chunk N   tokens a step (default: all at once)   --decode   one token a step
  *   --generate N  greedy continuation after the ids: the new ids, then their log-probabilities as bits (hexadecimal), on standard output
+ *   --pool mean|last  instead of the logits: the pooled state after the final norm, [dim]
+ *   --targets a,b  instead: the log-probabilities of these ids after the last position
  *   --sample JSON with --generate: {"temperature":1,"top_k":0,"top_p":1,"min_p":0,"seed":1,"repetition_penalty":1,...}
  */
 #include "base/buf.h"
@@ -23,6 +25,7 @@ struct tool {
     uint32_t *ids;
     float *logits; /* [n_ids][vocab] */
     struct slot_setup setup;
+    uint32_t targets[MSG_TARGETS_MAX];
     uint32_t pos, n_blocks;
     uint32_t *blocks;
 };
@@ -113,7 +116,7 @@ static void parse_args(struct tool *t, int argc, char **argv)
     static const char *const kv[] = {"f32", "f16", "bf16", "q8_0"};
     static const struct option opts[] = {{"backend", 1, 0, 'b'}, {"tp", 1, 0, 't'}, {"pp", 1, 0, 'p'}, {"shares", 1, 0, 's'}, {"layers", 1, 0, 'l'},
                                          {"threads", 1, 0, 'j'}, {"chunk", 1, 0, 'c'}, {"decode", 0, 0, 'd'}, {"kv-type", 1, 0, 'k'},
-                                         {"generate", 1, 0, 'g'}, {"sample", 1, 0, 'S'}, {0, 0, 0, 0}};
+                                         {"pool", 1, 0, 'P'}, {"targets", 1, 0, 'T'}, {"generate", 1, 0, 'g'}, {"sample", 1, 0, 'S'}, {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", opts, NULL)) != -1;) {
         switch (c) {
         case 'b': t->cfg.backend = optarg; break;
@@ -129,6 +132,8 @@ static void parse_args(struct tool *t, int argc, char **argv)
         case 'c': t->chunk = (uint32_t)atoi(optarg); break;
         case 'd': t->chunk = 1; break;
         case 'g': t->generate = (uint32_t)atoi(optarg); break;
+        case 'P': t->setup.pooling = strcmp(optarg, "mean") == 0 ? POOLING_MEAN : POOLING_LAST; break;
+        case 'T': t->setup.n_targets = parse_list(optarg, t->targets, MSG_TARGETS_MAX); break;
         case 'S': parse_sample(t, optarg); break;
         case 'k':
             for (t->cfg.kv_type = 0; strcmp(kv[t->cfg.kv_type], optarg) != 0; t->cfg.kv_type++)
@@ -172,7 +177,9 @@ int main(int argc, char **argv)
     ASSERT(t.blocks);
     for (uint32_t i = 0; i < info.kv_blocks; i++) /* not in order: nothing may depend on it */
         t.blocks[i] = (i ^ 1) < info.kv_blocks ? i ^ 1 : i;
-    if (strcmp(out, "-") != 0) {
+    t.setup.target = t.targets;
+    bool values = t.setup.pooling || t.setup.n_targets;
+    if (strcmp(out, "-") != 0 && !values) {
         t.logits = malloc((size_t)t.n_ids * t.vocab * sizeof(float));
         ASSERT(t.logits);
         runner_group_set_logits_hook(g, on_logits, &t);
@@ -180,7 +187,15 @@ int main(int argc, char **argv)
     const struct step_result *res = NULL;
     for (uint32_t i = 0, n; i < t.n_ids; i += n) {
         n = t.n_ids - i < t.chunk ? t.n_ids - i : t.chunk;
-        res = step(&t, g, t.ids + i, n, i + n == t.n_ids && t.generate ? RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS : RUN_WANT_NOTHING);
+        uint32_t want = values ? (t.setup.pooling ? RUN_WANT_POOLED : RUN_WANT_TARGETS) : t.generate ? RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS : 0;
+        res = step(&t, g, t.ids + i, n, i + n == t.n_ids ? want : RUN_WANT_NOTHING);
+    }
+    if (values) {
+        const float *v = t.setup.pooling ? res->pooled : res->logprob;
+        uint32_t n = t.setup.pooling ? res->n_all_pooled : res->n_all_positions;
+        FILE *f = fopen(out, "wb");
+        if (!f || fwrite(v, sizeof(float), n, f) != n || fclose(f) != 0)
+            die("cannot write the values");
     }
     if (t.logits) {
         FILE *f = fopen(out, "wb");
