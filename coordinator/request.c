@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,25 @@ struct request *request_create(uint32_t n_prompt)
     return r;
 }
 
+struct sampling_ids *sampling_ids_share(struct sampling_ids *s)
+{
+    if (s)
+        atomic_fetch_add(&s->n_refs, 1);
+    return s;
+}
+
+void sampling_ids_release(struct sampling_ids **p)
+{
+    struct sampling_ids *s = *p;
+    *p = NULL;
+    if (!s || atomic_fetch_sub(&s->n_refs, 1) > 1)
+        return;
+    uint32_t *arrays[] = {s->allowed, s->bad_id, s->bad_len, s->dry_id, s->dry_len};
+    for (size_t i = 0; i < ARRAY_LEN(arrays); i++)
+        free(arrays[i]);
+    free(s);
+}
+
 void request_destroy(struct request **r)
 {
     if (!*r)
@@ -27,6 +47,7 @@ void request_destroy(struct request **r)
     free((*r)->sampling.stop_ids);
     free((*r)->sampling.bias_id);
     free((*r)->sampling.bias);
+    sampling_ids_release(&(*r)->sampling.ids);
     free(*r);
     *r = NULL;
 }

@@ -30,7 +30,24 @@ struct sampling {
     uint32_t *bias_id;
     float *bias;
     uint32_t n_bias;
+    uint32_t penalty_last_n; /* as in struct slot_setup (proto/msg.h), to the end of the struct */
+    float typical_p, top_n_sigma, xtc_probability, xtc_threshold, dynatemp_range, dynatemp_exponent;
+    float dry_multiplier, dry_base;
+    uint32_t dry_allowed_length, dry_last_n;
+    uint32_t mirostat;
+    float mirostat_tau, mirostat_eta;
+    struct sampling_ids *ids; /* NULL: nothing is listed; shared by the choices of a generation */
 };
+/* The long lists of a request. Counted references, because n choices need them once; the count may fall on any thread. */
+struct sampling_ids {
+    _Atomic uint32_t n_refs;
+    uint32_t *allowed;
+    uint32_t n_allowed;
+    uint32_t *bad_id, *bad_len, n_bad_ids, n_bad;
+    uint32_t *dry_id, *dry_len, n_dry_ids, n_dry;
+};
+struct sampling_ids *sampling_ids_share(struct sampling_ids *s); /* NULL stays NULL */
+void sampling_ids_release(struct sampling_ids **s);
 
 /* What a request is for. EMBED and SCORE run their prompt and end: max_tokens is 0. */
 enum request_kind {

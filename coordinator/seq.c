@@ -31,6 +31,7 @@ struct seq *seq_create(struct request *r, uint32_t ctx)
     memcpy(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
     s->n_cap = cap;
     s->n_tokens = r->n_prompt;
+    s->mu = 2 * r->sampling.mirostat_tau;
     s->req = r;
     return s;
 fail:

@@ -21,6 +21,7 @@ struct seq {
     struct request *req; /* owned */
     uint32_t *tokens;    /* prompt, then output; room for n_cap */
     uint32_t n_cap;
+    float mu;            /* mirostat's state after the last token: the one thing that cannot be computed from the tokens */
     struct seq_prompt_logprobs prompt_logprobs;
     bool started; /* the client has had its first event */
     uint64_t first_slot_ns, first_token_ns, last_token_ns;

@@ -55,9 +55,37 @@ static void fill_setup(struct slot_setup *u, const struct plan_run *r)
                              .bias_id = s->bias_id,
                              .bias = s->bias,
                              .n_bias = s->n_bias,
+                             .penalty_last_n = s->penalty_last_n,
+                             .typical_p = s->typical_p,
+                             .top_n_sigma = s->top_n_sigma,
+                             .xtc_probability = s->xtc_probability,
+                             .xtc_threshold = s->xtc_threshold,
+                             .dynatemp_range = s->dynatemp_range,
+                             .dynatemp_exponent = s->dynatemp_exponent,
+                             .dry_multiplier = s->dry_multiplier,
+                             .dry_base = s->dry_base,
+                             .dry_allowed_length = s->dry_allowed_length,
+                             .dry_last_n = s->dry_last_n,
+                             .mirostat = s->mirostat,
+                             .mirostat_tau = s->mirostat_tau,
+                             .mirostat_eta = s->mirostat_eta,
+                             .mirostat_mu = r->seq->mu,
                              .pooling = r->seq->req->kind == REQUEST_EMBED ? r->seq->req->pooling : 0,
                              .target = r->seq->req->targets,
                              .n_targets = r->seq->req->n_targets};
+    const struct sampling_ids *ids = s->ids;
+    if (!ids)
+        return;
+    u->allowed = ids->allowed;
+    u->n_allowed = ids->n_allowed;
+    u->bad_id = ids->bad_id;
+    u->n_bad_ids = ids->n_bad_ids;
+    u->bad_len = ids->bad_len;
+    u->n_bad = ids->n_bad;
+    u->dry_id = ids->dry_id;
+    u->n_dry_ids = ids->n_dry_ids;
+    u->dry_len = ids->dry_len;
+    u->n_dry = ids->n_dry;
 }
 
 enum err step_build(const struct step_plan *p, const struct kv_blocks *kv, uint64_t epoch, struct arena *a,
@@ -153,7 +181,8 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
     m->n_rows = arena_array(a, p->n_runs, sizeof *m->n_rows);
     m->pooled = arena_array(a, p->n_runs, sizeof *m->pooled);
     m->row_top = arena_array(a, (size_t)r->n_all_positions + 1, sizeof *m->row_top);
-    if (!m->token || !m->row || !m->n_rows || !m->pooled || !m->row_top)
+    m->mu = arena_array(a, p->n_runs, sizeof *m->mu);
+    if (!m->token || !m->row || !m->n_rows || !m->pooled || !m->row_top || !m->mu)
         return err_set(ERR_NOMEM, "result of step %llu", (unsigned long long)p->step_id);
     if (r->step_id != p->step_id)
         return err_set(ERR_PROTOCOL, "result of step %llu, expected %llu", (unsigned long long)r->step_id,
@@ -167,16 +196,19 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
         top += r->n_top[i];
     }
     m->row_top[r->n_all_positions] = top;
-    uint32_t j = 0, row = 0, pooled = 0;
+    uint32_t j = 0, row = 0, pooled = 0, mu = 0;
     for (uint32_t i = 0; i < p->n_runs; i++) {
         m->token[i] = STEP_TOKEN_SAMPLED;
         m->pooled[i] = NULL;
+        m->mu[i] = NAN;
         if (p->runs[i].want == RUN_WANT_NOTHING)
             continue;
         if (j == r->n_runs || r->n_positions[j] > r->n_all_positions - row)
             return err_set(ERR_PROTOCOL, "result of step %llu: %u runs are too few", (unsigned long long)p->step_id,
                            r->n_runs);
         TRY(match_run(p, i, r, j, row, vocab, m));
+        if (mu < r->n_mu && r->mu_run[mu] == j)
+            m->mu[i] = r->mu[mu++];
         row += r->n_positions[j++];
         if (!(p->runs[i].want & RUN_WANT_POOLED))
             continue;
@@ -275,6 +307,8 @@ struct token_event *step_event(const struct step_plan *p, const struct step_resu
     e->n_prefilled = o->n_prefilled;
     if (o->has_token)
         e->tokens[0] = o->token;
+    if (o->has_token && !isnan(m->mu[o->run_idx]))
+        q->mu = m->mu[o->run_idx];
     if (logprobs) {
         e->logprobs[0].logprob = r->logprob[row];
         token_event_top(e, &e->logprobs[0], n_sample_top);

@@ -25,6 +25,7 @@ struct step_samples {
     uint32_t *token; /* STEP_TOKEN_SAMPLED where none was wanted */
     uint32_t *row;   /* first row of log-probabilities */
     uint32_t *n_rows;
+    float *mu;         /* mirostat's state after the sample; NaN where there is none */
     uint32_t *row_top; /* [all rows + 1] where a row's top entries begin */
     const float **pooled; /* NULL where none was wanted */
 };
@@ -32,7 +33,7 @@ struct step_samples {
 enum err step_match(const struct step_plan *p, const struct step_result *r, uint32_t vocab, struct arena *a,
                     struct step_samples *out);
 /* What an outcome of scheduler_apply means to the client. NULL: out of memory. Run it for every outcome, also where
- * only a chunk was computed: it gathers the prompt's log-probabilities. */
+ * only a chunk was computed: it gathers the prompt's log-probabilities and keeps mirostat's state. */
 struct token_event *step_event(const struct step_plan *p, const struct step_result *r, const struct step_samples *m,
                                const struct seq_outcome *o);
 

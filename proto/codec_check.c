@@ -97,13 +97,25 @@ static enum err rules_start_worker(const struct msg_start_worker *m)
     return ERR_OK;
 }
 
+/* Sequences of ids one after the other: none is empty, together they are the ids. */
+static enum err rules_sequences(const char *field, const uint32_t *len, uint32_t n, uint32_t n_ids)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (len[i] == 0)
+            return err_set(ERR_PROTOCOL, "%s: sequence %u is empty", field, i);
+    if (sum(len, n) != n_ids)
+        return err_set(ERR_PROTOCOL, "%s: the sequences have %llu ids, %u are there", field, (unsigned long long)sum(len, n), n_ids);
+    return ERR_OK;
+}
+
 static enum err rules_slot_setup(const struct slot_setup *m)
 {
     if (m->n_logprobs > MSG_LOGPROBS_MAX)
         return err_set(ERR_TOO_BIG, "slot_setup.n_logprobs: %u, at most %d", m->n_logprobs, (int)MSG_LOGPROBS_MAX);
     if (m->n_output > m->n_history)
         return err_set(ERR_PROTOCOL, "slot_setup.n_output: %u of %u tokens of history", m->n_output, m->n_history);
-    return ERR_OK;
+    TRY(rules_sequences("slot_setup.bad_len", m->bad_len, m->n_bad, m->n_bad_ids));
+    return rules_sequences("slot_setup.dry_len", m->dry_len, m->n_dry, m->n_dry_ids);
 }
 
 static enum err rules_step(const struct step *m)
@@ -139,6 +151,9 @@ static enum err rules_step_result(const struct step_result *m)
     if (top != m->n_all_top)
         return err_set(ERR_PROTOCOL, "step_result.top_id: %u entries, the positions have %llu", m->n_all_top,
                        (unsigned long long)top);
+    for (uint32_t i = 0; i < m->n_mu; i++)
+        if (m->mu_run[i] >= m->n_runs || (i && m->mu_run[i] <= m->mu_run[i - 1]))
+            return err_set(ERR_PROTOCOL, "step_result.mu_run: %u after %u of %u runs", m->mu_run[i], i ? m->mu_run[i - 1] : 0, m->n_runs);
     if (m->pooled_dim ? m->n_all_pooled % m->pooled_dim : m->n_all_pooled)
         return err_set(ERR_PROTOCOL, "step_result.pooled: %u entries in states of %u", m->n_all_pooled, m->pooled_dim);
     return check_reals("step_result", "pooled", m->pooled, m->n_all_pooled);

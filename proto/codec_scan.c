@@ -13,7 +13,7 @@
 
 #include <string.h>
 
-enum { FIELDS_MAX = 32, UNKNOWN_MAX = 16 };
+enum { FIELDS_MAX = 64, UNKNOWN_MAX = 16 };
 enum wire { WIRE_VARINT = 0, WIRE_64 = 1, WIRE_BYTES = 2, WIRE_32 = 5 };
 
 struct shape;

@@ -23,6 +23,9 @@ enum {
     MSG_BLOCKS_MAX = 1 << 20,
     MSG_BIAS_MAX = 1024, MSG_STOP_IDS_MAX = 128, MSG_TARGETS_MAX = 16,
     MSG_POOLED_MAX = 1 << 20,  /* floats of the pooled states of a step */
+    MSG_ALLOWED_MAX = 1 << 18, /* token ids that may be sampled at all */
+    MSG_BAD_IDS_MAX = 4096,    /* ids of the sequences that may not be sampled */
+    MSG_DRY_IDS_MAX = 1 << 16, /* ids of the sequences that end what DRY looks at */
     MSG_LOGPROBS_MAX = 128,    /* top log-probabilities of a position */
     MSG_POSITIONS_MAX = MSG_TOKENS_MAX + MSG_RUNS_MAX, /* rows of log-probabilities of a step */
     MSG_TOP_MAX = 8 << 20,     /* top log-probabilities of a step */
@@ -169,6 +172,21 @@ struct slot_setup {
     uint32_t *bias_id;
     float *bias;
     uint32_t n_bias;
+    float typical_p, top_n_sigma; /* 0: off */
+    float xtc_probability, xtc_threshold;
+    float dynatemp_range, dynatemp_exponent;
+    float dry_multiplier, dry_base; /* multiplier 0: off */
+    uint32_t dry_allowed_length, dry_last_n; /* last_n 0: the whole sequence */
+    uint32_t penalty_last_n;  /* the penalties look at so many tokens; 0: at all */
+    uint32_t mirostat;        /* 0: off, 1, 2 */
+    float mirostat_tau, mirostat_eta;
+    float mirostat_mu;        /* 2 tau, or what the last result of the sequence said */
+    uint32_t *allowed;        /* none: all */
+    uint32_t n_allowed;
+    uint32_t *bad_id, *bad_len; /* sequences that must not become output; their lengths add up to n_bad_ids */
+    uint32_t n_bad_ids, n_bad;
+    uint32_t *dry_id, *dry_len; /* sequences that no repetition reaches across; likewise */
+    uint32_t n_dry_ids, n_dry;
     uint32_t pooling;         /* NONE, MEAN or LAST of enum pooling (model/hparams.h): hidden states after the final norm */
     uint32_t *target;         /* ids whose log-probabilities a run may want */
     uint32_t n_targets;
@@ -204,6 +222,9 @@ struct step_result {
     float *top_logprob;
     uint32_t pooled_dim, n_all_pooled;
     float *pooled;            /* [runs that wanted it][pooled_dim] */
+    uint32_t *mu_run;         /* [n_mu] runs of this result, rising ... */
+    float *mu;                /* ... and mirostat's state after their samples */
+    uint32_t n_mu;
     uint32_t compute_us, comm_us, sample_us;
 };
 

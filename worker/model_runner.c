@@ -134,7 +134,8 @@ static enum err make_buffers(struct runner *r)
                                 .tick = c->tick, .tick_arg = c->tick_arg};
     TRY(forward_init(&r->fwd, &fc));
     if (r->last_stage) {
-        struct sampler_config pc = {.tp = c->tp, .tp_rank = c->tp_rank, .vocab = hp->vocab, .rows_cap = r->rows_cap, .pool = r->pool};
+        struct sampler_config pc = {.tp = c->tp, .tp_rank = c->tp_rank, .vocab = hp->vocab, .rows_cap = r->rows_cap,
+                                    .ctx = r->info.ctx, .pool = r->pool};
         memcpy(pc.ids, r->fwd.vocab.r, sizeof(pc.ids));
         TRY(sampler_create(&pc, &r->sampler));
     }
@@ -378,7 +379,9 @@ static enum err begin_result(struct runner *r, const struct step *s)
     o->top_id = arena_array(&r->arena, tops, sizeof(uint32_t));
     o->top_logprob = arena_array(&r->arena, tops, sizeof(float));
     o->pooled = arena_array(&r->arena, pooled, sizeof(float));
-    if (!o->pooled || !o->slot || !o->gen || !o->token || !o->n_positions || !o->logprob || !o->n_top || !r->top_base || !o->top_id || !o->top_logprob)
+    o->mu_run = arena_array(&r->arena, n, sizeof(uint32_t));
+    o->mu = arena_array(&r->arena, n, sizeof(float));
+    if (!o->mu_run || !o->mu || !o->pooled || !o->slot || !o->gen || !o->token || !o->n_positions || !o->logprob || !o->n_top || !r->top_base || !o->top_id || !o->top_logprob)
         return err_set(ERR_NOMEM, "out of memory for the result of a step with %llu log-probabilities", (unsigned long long)tops);
     uint32_t pos = 0, top = 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
@@ -437,7 +440,13 @@ static enum err flush_rows(struct runner *r)
         const struct row_dest *d = &r->dest[i];
         if (row->sample) {
             o->token[d->result] = row->token;
-            r->slots.slot[d->slot].sampled = row->token;
+            struct slot *sl = &r->slots.slot[d->slot];
+            sl->sampled = row->token;
+            sl->mu = row->mu;
+            if (sl->mirostat) {
+                o->mu_run[o->n_mu] = d->result;
+                o->mu[o->n_mu++] = row->mu;
+            }
         }
         if (d->position != SAMPLER_NONE) {
             o->logprob[d->position] = row->lp;

@@ -3,12 +3,15 @@
 #include "base/check.h"
 #include "base/fmath.h"
 #include "base/rng.h"
+#include "worker/sampler_filter.h"
+#include "worker/sampler_history.h"
 #include "worker/sampler_math.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#define TEMPERATURE_MIN 1e-5f /* below: greedy */
 enum { SEG = SHARD_VOCAB_SEGMENT, CAND_FIRST = 64, CAND_FIRST_MAX = 1024, CAND_GROWTH = 8 };
 
 /* What is asked of all ranks for a row in a round. */
@@ -20,21 +23,28 @@ enum ask {
     ASK_TOP = 16,    /* the n_top best raw */
     ASK_CANDS = 32,  /* the cand_cap best adjusted */
     ASK_DRAW = 64,   /* the token at draw_left in segment draw_seg */
+    ASK_MORE = 128,  /* with ASK_ADJ: what entropy and deviation are made of */
 };
+/* Draws beside the token's own come from streams of their own: this is added to the number of the choice. */
+enum { STREAM_XTC = 1u << 30 };
 struct seg_stat {
     double sum;          /* of exponentials relative to max */
     float max, pad;      /* NaN: a logit is not finite */
 };
-struct cand {
-    float z, raw;        /* adjusted and raw logit */
-    uint32_t id, pad;
+struct seg_more {        /* of the adjusted logits that are no bans */
+    double dot;          /* sum of exponential times exponent */
+    double n, z, zz;     /* how many; sums of logits and of their squares */
 };
 struct row_state {
     unsigned ask, asked; /* wanted; given in this round */
     bool adjusted, greedy, filtered, bad;
-    float scale;         /* 1 / temperature */
-    float raw_max, adj_max;
-    double raw_sum, adj_sum;
+    bool dynamic;        /* the temperature is not known yet */
+    bool lifted;         /* everything was banned: only `allowed` counts, and biases */
+    bool again;          /* the adjusted statistics are to be made once more */
+    float raw_max;
+    double raw_sum;
+    struct sampler_dist adj; /* scale: 1 / temperature */
+    uint32_t n_changes;
     float token_raw;     /* raw logit of the chosen token */
     uint32_t cand_cap, draw_seg;
     double draw_left;
@@ -44,7 +54,12 @@ struct sampler {
     uint32_t n_seg_own;
     struct row_state *state;   /* [rows_cap] */
     struct seg_stat *raw, *adj; /* [rows_cap][n_seg_own] */
+    struct seg_more *more;     /* [rows_cap][n_seg_own] */
     float *adj_logits;         /* [rows_cap][own ids], rows that bias, bans or penalties change */
+    struct sampler_change *changes; /* [rows_cap][changes_each] what looks back at the tokens takes off */
+    size_t changes_each;
+    uint32_t *best, *z;        /* [threads][vocab], [threads][ctx] scratch of that; best is zero between */
+    bool look_back;            /* some row does */
     struct cand *scratch;      /* [threads][scratch_each] */
     size_t scratch_each;
     uint8_t *xchg;
@@ -81,7 +96,7 @@ static const float *adj_row(const struct sampler *s, uint32_t i)
 /* Without adjustments and at temperature 1 the raw statistics serve both. */
 static bool shares_raw(const struct row_state *st)
 {
-    return !st->adjusted && st->scale == 1 && !st->greedy;
+    return !st->adjusted && st->adj.scale == 1 && !st->greedy;
 }
 
 /* ---- candidates: (z, id) with the higher z first, then the lower id */
@@ -178,28 +193,48 @@ static bool below_min_tokens(const struct sampler_row *row)
     return n_out < row->slot->min_tokens;
 }
 
-/* Ids [first, first + n): bias, bans, penalties. */
-static void adjust(const struct sampler_row *row, const float *raw, uint32_t first, uint32_t n, float *z)
+static void change(const struct sampler_change *c, uint32_t n_all, uint32_t first, uint32_t n, float *z)
 {
+    uint32_t lo = 0, hi = n_all; /* the first that is not below */
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        if (c[mid].id < first)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    for (; lo < n_all && c[lo].id < first + n; lo++)
+        z[c[lo].id - first] -= c[lo].minus;
+}
+
+/* Ids [first, first + n) of row i: bans by list, bias, bans by length, penalties, DRY and bad sequences. */
+static void adjust(const struct sampler *s, uint32_t i, const float *raw, uint32_t first, uint32_t n, float *z)
+{
+    const struct sampler_row *row = &s->rows[i];
+    const struct row_state *st = &s->state[i];
     const struct slot *sl = row->slot;
     memcpy(z, raw, n * sizeof(*z));
     for (uint32_t b = first_at_least(sl->bias_id, sl->n_bias, first); b < sl->n_bias && sl->bias_id[b] < first + n; b++)
         z[sl->bias_id[b] - first] += sl->bias[b];
+    for (uint32_t j = 0; sl->allowed && j < n; j++)
+        if (!slot_bit(sl->allowed, first + j))
+            z[j] = -INFINITY;
+    if (st->lifted)
+        return;
     if (below_min_tokens(row))
         for (uint32_t j = 0; j < sl->n_stop; j++)
             if (sl->stop[j] - first < n)
                 z[sl->stop[j] - first] = -INFINITY;
-    if (!sl->has_penalties)
-        return;
-    const uint32_t *counts = sl->counts + first;
-    for (uint32_t i = 0; i < n; i++) {
-        if (!counts[i])
+    for (uint32_t j = 0; sl->has_penalties && j < n; j++) {
+        struct slot_count c = sl->counts[first + j];
+        if (!c.all)
             continue;
-        uint32_t c = counts[i] & ~SLOT_SEEN;
-        z[i] = z[i] > 0 ? z[i] / sl->repetition_penalty : z[i] * sl->repetition_penalty;
-        if (c)
-            z[i] -= (float)c * sl->frequency_penalty + sl->presence_penalty;
+        z[j] = z[j] > 0 ? z[j] / sl->repetition_penalty : z[j] * sl->repetition_penalty;
+        if (c.output)
+            z[j] -= (float)c.output * sl->frequency_penalty + sl->presence_penalty;
     }
+    if (st->n_changes)
+        change(s->changes + i * s->changes_each, st->n_changes, first, n, z);
 }
 
 static struct seg_stat stat_of(const float *z, uint32_t n, float scale)
@@ -213,28 +248,52 @@ static struct seg_stat stat_of(const float *z, uint32_t n, float scale)
     return st;
 }
 
-static void segment(struct sampler *s, uint32_t i, uint32_t g)
+static struct seg_more more_of(const float *z, uint32_t n, float max, float scale)
+{
+    float e[SEG];
+    struct seg_more m = {0};
+    if (!(max > -INFINITY))
+        return m;
+    sampler_math_exps(z, n, max, scale, e);
+    for (uint32_t j = 0; j < n; j++) {
+        if (z[j] == -INFINITY)
+            continue;
+        m.dot += e[j] > 0 ? (double)e[j] * (double)((z[j] - max) * scale) : 0;
+        m.n += 1;
+        m.z += (double)z[j];
+        m.zz += (double)z[j] * (double)z[j];
+    }
+    return m;
+}
+
+static void adjusted_segment(struct sampler *s, uint32_t i, uint32_t g)
 {
     struct row_state *st = &s->state[i];
     uint32_t at = g * SEG, n = MIN((uint32_t)SEG, own(s).n - at);
-    const float *raw = raw_row(s, i) + at;
-    struct seg_stat *raw_stat = &s->raw[(size_t)i * s->n_seg_own + g], *adj_stat = &s->adj[(size_t)i * s->n_seg_own + g];
-    if (st->ask & (ASK_RAW | ASK_TOP))
-        *raw_stat = stat_of(raw, n, 1);
-    if (!s->rows[i].sample)
-        return;
-    const float *z = raw;
+    const float *raw = raw_row(s, i) + at, *z = raw;
+    struct seg_stat *adj_stat = &s->adj[(size_t)i * s->n_seg_own + g];
     if (st->adjusted) {
         float *a = s->adj_logits + (size_t)i * own(s).n + at;
-        adjust(&s->rows[i], raw, own(s).first + at, n, a);
+        adjust(s, i, raw, own(s).first + at, n, a);
         z = a;
     }
     if (st->greedy)
         *adj_stat = (struct seg_stat){.max = sampler_math_max(z, n)};
     else if (shares_raw(st) && (st->ask & ASK_RAW))
-        *adj_stat = *raw_stat;
+        *adj_stat = s->raw[(size_t)i * s->n_seg_own + g];
     else
-        *adj_stat = stat_of(z, n, st->scale);
+        *adj_stat = stat_of(z, n, st->adj.scale);
+    if (st->ask & ASK_MORE)
+        s->more[(size_t)i * s->n_seg_own + g] = more_of(z, n, adj_stat->max, st->adj.scale);
+}
+
+static void segment(struct sampler *s, uint32_t i, uint32_t g)
+{
+    uint32_t at = g * SEG, n = MIN((uint32_t)SEG, own(s).n - at);
+    if (s->state[i].ask & (ASK_RAW | ASK_TOP))
+        s->raw[(size_t)i * s->n_seg_own + g] = stat_of(raw_row(s, i) + at, n, 1);
+    if (s->rows[i].sample)
+        adjusted_segment(s, i, g);
 }
 
 /* ---- phase 2: this rank's answers */
@@ -248,6 +307,8 @@ static size_t answer_bytes(const struct sampler *s, uint32_t i, uint32_t rank)
         b += n_segs(n) * sizeof(struct seg_stat);
     if (st->asked & ASK_ADJ)
         b += n_segs(n) * sizeof(struct seg_stat);
+    if (st->asked & ASK_MORE)
+        b += n_segs(n) * sizeof(struct seg_more);
     if (st->asked & ASK_BEST)
         b += sizeof(struct cand);
     if (st->asked & ASK_TARGET)
@@ -311,7 +372,7 @@ static struct cand draw(const struct sampler *s, uint32_t i)
     at -= ids.first;
     float e[SEG];
     uint32_t n = MIN((uint32_t)SEG, ids.n - at), pick = SAMPLER_NONE;
-    sampler_math_exps(adj_row(s, i) + at, n, s->adj[(size_t)i * s->n_seg_own + at / SEG].max, st->scale, e);
+    sampler_math_exps(adj_row(s, i) + at, n, s->adj[(size_t)i * s->n_seg_own + at / SEG].max, st->adj.scale, e);
     double sum = 0;
     for (uint32_t j = 0; j < n; j++) {
         if (e[j] == 0)
@@ -327,7 +388,10 @@ static struct cand draw(const struct sampler *s, uint32_t i)
 
 static void answer(struct sampler *s, uint32_t i, struct cand *scratch)
 {
-    const struct row_state *st = &s->state[i];
+    struct row_state *st = &s->state[i];
+    for (uint32_t g = 0; st->again && g < s->n_seg_own; g++)
+        adjusted_segment(s, i, g);
+    st->again = false;
     struct shard_range ids = own(s);
     const struct seg_stat *raw = s->raw + (size_t)i * s->n_seg_own, *adj = s->adj + (size_t)i * s->n_seg_own;
     uint8_t *p = s->xchg + s->row_at[(size_t)s->cfg.tp_rank * s->cfg.rows_cap + i];
@@ -336,6 +400,10 @@ static void answer(struct sampler *s, uint32_t i, struct cand *scratch)
         memcpy(take(&p, stats), raw, stats);
     if (st->asked & ASK_ADJ)
         memcpy(take(&p, stats), adj, stats);
+    if (st->asked & ASK_MORE) {
+        size_t bytes = s->n_seg_own * sizeof(struct seg_more);
+        memcpy(take(&p, bytes), s->more + (size_t)i * s->n_seg_own, bytes);
+    }
     if (st->asked & ASK_BEST) {
         struct cand best = {-INFINITY, 0, SAMPLER_NONE, 0};
         for (uint32_t g = 0; g < s->n_seg_own; g++)
@@ -385,41 +453,84 @@ static double seg_mass(const struct seg_stat *g, float max, float scale)
 {
     return g->max > -INFINITY ? g->sum * (double)fm_exp((g->max - max) * scale) : 0;
 }
-/* False when a logit is not finite, or none is left. */
-static bool merge_segs(const struct sampler *s, const struct segs *v, float scale, float *max, double *sum)
+enum merged { MERGED_OK, MERGED_BAD /* a logit is not finite */, MERGED_NONE /* all are banned */ };
+static enum merged merge_segs(const struct sampler *s, const struct segs *v, float scale, float *max, double *sum)
 {
     *max = -INFINITY;
     *sum = 0;
     for (uint32_t r = 0; r < s->cfg.tp; r++)
         for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++) {
             if (v->of[r][g].max != v->of[r][g].max)
-                return false;
+                return MERGED_BAD;
             *max = v->of[r][g].max > *max ? v->of[r][g].max : *max;
         }
     if (!(*max > -INFINITY))
-        return false;
+        return MERGED_NONE;
     for (uint32_t r = 0; r < s->cfg.tp; r++)
         for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++)
             *sum += seg_mass(&v->of[r][g], *max, scale);
-    return true;
+    return MERGED_OK;
+}
+
+/* Entropy, deviation, and what is made of them: the temperature (then everything is asked for again at it), the floor of top_n_sigma. */
+static void merge_more(const struct sampler *s, struct row_state *st, const struct slot *sl, const struct segs *v, bool none, uint8_t **p)
+{
+    struct sampler_dist *d = &st->adj;
+    struct seg_more all = {0};
+    for (uint32_t r = 0; r < s->cfg.tp; r++) {
+        uint32_t n = n_segs(s->cfg.ids[r].n);
+        const struct seg_more *m = take(&p[r], n * sizeof(*m));
+        for (uint32_t g = 0; g < n; g++) {
+            const struct seg_stat *seg = &v->of[r][g];
+            if (!(seg->max > -INFINITY))
+                continue;
+            float x = (seg->max - d->max) * d->scale;
+            all.dot += (double)fm_exp(x) > 0 ? (double)fm_exp(x) * (m[g].dot + seg->sum * (double)x) : 0;
+            all.n += m[g].n;
+            all.z += m[g].z;
+            all.zz += m[g].zz;
+        }
+    }
+    if (none)
+        return;
+    d->mean = all.dot / d->sum;
+    if (sl->top_n_sigma > 0) {
+        double mean = all.z / all.n, variance = all.zz / all.n - mean * mean;
+        d->floor = (float)((double)d->max - (double)sl->top_n_sigma * sqrt(variance > 0 ? variance : 0));
+    }
+    if (!st->dynamic)
+        return;
+    st->dynamic = false;
+    st->again = true;
+    /* Entropy as a share of the largest that so many tokens can have. */
+    double entropy = (double)fm_log((float)d->sum) - d->mean, most = (double)fm_log((float)all.n);
+    float share = most > 0 && entropy > 0 ? fm_exp(sl->dynatemp_exponent * fm_log((float)(entropy / most))) : 0;
+    float low = fmaxf(sl->temperature - sl->dynatemp_range, 0), high = sl->temperature + sl->dynatemp_range;
+    d->scale = 1 / fmaxf(low + (high - low) * share, TEMPERATURE_MIN);
 }
 
 /* No filter: the uniform picks the segment, and how far into it. */
-static void pick_segment(const struct sampler *s, struct row_state *st, const struct segs *v, double u)
+static void ask_draw(const struct sampler *s, struct row_state *st, const struct segs *v)
 {
-    double target = u * st->adj_sum, sum = 0;
+    double target = st->adj.u * st->adj.sum, sum = 0;
+    st->ask = ASK_DRAW;
     for (uint32_t r = 0; r < s->cfg.tp; r++)
         for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++) {
             const struct seg_stat *seg = &v->of[r][g];
-            double mass = seg_mass(seg, st->adj_max, st->scale);
+            double mass = seg_mass(seg, st->adj.max, st->adj.scale);
             if (mass == 0)
                 continue;
             st->draw_seg = s->cfg.ids[r].first / SEG + g;
-            st->draw_left = (target - sum) / (double)fm_exp((seg->max - st->adj_max) * st->scale);
+            st->draw_left = (target - sum) / (double)fm_exp((seg->max - st->adj.max) * st->adj.scale);
             sum += mass;
             if (sum > target)
                 return;
         }
+}
+static unsigned more_wanted(const struct slot *sl)
+{
+    bool typical = sl->typical_p > 0 && sl->typical_p < 1;
+    return typical || sl->top_n_sigma > 0 ? ASK_MORE : 0;
 }
 
 /* The best n of the ranks' sorted lists, best first. */
@@ -444,61 +555,13 @@ static uint32_t merge_cands(const struct sampler *s, uint8_t **p, uint32_t cap, 
     return n;
 }
 
-static double mass_of(const struct row_state *st, const struct cand *c)
+static void pick_candidate(const struct sampler *s, struct row_state *st, struct sampler_row *row, const struct cand *c, uint32_t n)
 {
-    return (double)fm_exp((c->z - st->adj_max) * st->scale);
-}
-
-/* How many of the n best candidates the filters keep; false when more must be known. all: the n are the whole vocabulary. */
-static bool keep(const struct row_state *st, const struct slot *sl, const struct cand *c, uint32_t n, bool all, uint32_t *kept)
-{
-    uint32_t end = 0; /* of what min_p and top_k leave */
-    bool by_min_p = sl->min_p > 0, by_top_k = sl->top_k > 0, ended = all;
-    double mass = 0;
-    for (; end < n; end++) {
-        double p = mass_of(st, &c[end]);
-        if ((by_top_k && end == sl->top_k) || (by_min_p && end > 0 && p < (double)sl->min_p) || p == 0) {
-            ended = true;
-            break;
-        }
-        mass += p;
-    }
-    ended = ended || (by_top_k && end == sl->top_k);
-    if (sl->top_p >= 1) {
-        *kept = end;
-        return ended;
-    }
-    if (!by_min_p && !by_top_k)
-        mass = st->adj_sum; /* known without the list */
-    else if (!ended)
-        return false;
-    double want = mass * (double)sl->top_p, sum = 0;
-    for (uint32_t i = 0; i < end; i++) {
-        sum += mass_of(st, &c[i]);
-        if (sum >= want) {
-            *kept = i + 1;
-            return true;
-        }
-    }
-    *kept = end;
-    return ended;
-}
-
-static void pick_candidate(const struct sampler *s, struct row_state *st, struct sampler_row *row, const struct cand *c, uint32_t n, double u)
-{
-    uint32_t kept, pick = 0;
-    if (!keep(st, row->slot, c, n, n >= s->cfg.vocab, &kept)) {
+    uint32_t pick;
+    if (!sampler_filter_pick(&st->adj, row->slot, c, n, &pick, &row->mu)) {
         st->cand_cap = st->cand_cap > s->cfg.vocab / CAND_GROWTH ? s->cfg.vocab : st->cand_cap * CAND_GROWTH;
         st->ask = ASK_CANDS;
         return;
-    }
-    double mass = 0, sum = 0;
-    for (uint32_t i = 0; i < kept; i++)
-        mass += mass_of(st, &c[i]);
-    for (pick = 0; pick + 1 < kept; pick++) {
-        sum += mass_of(st, &c[pick]);
-        if (sum > u * mass)
-            break;
     }
     row->token = c[pick].id;
     st->token_raw = c[pick].raw;
@@ -517,22 +580,23 @@ static void merge(struct sampler *s, uint32_t i, struct cand *scratch)
     struct segs raw = {0}, adj = {0};
     for (uint32_t r = 0; r < s->cfg.tp; r++)
         p[r] = s->xchg + s->row_at[(size_t)r * s->cfg.rows_cap + i];
-    double u = row->sample && !st->greedy ? rng_uniform(row->slot->seed, row->slot->choice, row->position) : 0;
+    bool none = false;
     st->ask = 0;
     if (st->asked & ASK_RAW) {
         take_segs(s, p, &raw);
-        st->bad |= !merge_segs(s, &raw, 1, &st->raw_max, &st->raw_sum);
+        st->bad |= merge_segs(s, &raw, 1, &st->raw_max, &st->raw_sum) != MERGED_OK;
     }
     if (st->asked & ASK_ADJ) {
         take_segs(s, p, &adj);
-        st->bad |= !merge_segs(s, &adj, st->scale, &st->adj_max, &st->adj_sum);
+        enum merged m = merge_segs(s, &adj, st->adj.scale, &st->adj.max, &st->adj.sum);
+        none = m == MERGED_NONE;
+        st->bad |= m == MERGED_BAD;
     }
     if (st->bad)
         return;
-    if ((st->asked & ASK_ADJ) && !st->filtered) {
-        pick_segment(s, st, &adj, u);
-        st->ask = ASK_DRAW;
-    }
+    bool first_pass = st->dynamic;
+    if (st->asked & ASK_MORE)
+        merge_more(s, st, row->slot, &adj, none, p);
     if (st->asked & ASK_BEST) {
         struct cand best = {-INFINITY, 0, SAMPLER_NONE, 0}, c;
         for (uint32_t r = 0; r < s->cfg.tp; r++) {
@@ -541,7 +605,7 @@ static void merge(struct sampler *s, uint32_t i, struct cand *scratch)
             if (better(&c, &best))
                 best = c;
         }
-        st->bad |= best.id == SAMPLER_NONE;
+        none = best.id == SAMPLER_NONE;
         row->token = best.id;
         st->token_raw = best.raw;
     }
@@ -559,8 +623,18 @@ static void merge(struct sampler *s, uint32_t i, struct cand *scratch)
             row->top_lp[j] = logprob(st, scratch[j].raw);
         }
     }
+    if (none) { /* what a client banned leaves nothing: not an error of the replica's */
+        st->bad |= st->lifted || !st->adjusted;
+        st->lifted = st->again = true;
+        st->ask = st->bad ? 0 : st->asked & (ASK_ADJ | ASK_MORE | ASK_CANDS | ASK_BEST);
+        return;
+    }
+    if (first_pass)
+        st->ask = ASK_ADJ | more_wanted(row->slot) | (st->filtered ? ASK_CANDS : 0);
+    else if ((st->asked & ASK_ADJ) && !st->filtered)
+        ask_draw(s, st, &adj);
     if (st->asked & ASK_CANDS)
-        pick_candidate(s, st, row, scratch, merge_cands(s, p, st->cand_cap, scratch), u);
+        pick_candidate(s, st, row, scratch, merge_cands(s, p, st->cand_cap, scratch));
     if (st->asked & ASK_DRAW)
         for (uint32_t r = 0; r < s->cfg.tp; r++) {
             struct cand c;
@@ -581,9 +655,10 @@ static void begin_row(struct sampler *s, uint32_t i)
     struct sampler_row *row = &s->rows[i];
     const struct slot *sl = row->slot;
     struct row_state *st = &s->state[i];
-    *st = (struct row_state){.scale = 1};
+    *st = (struct row_state){.adj = {.scale = 1, .floor = -INFINITY, .vocab = s->cfg.vocab}};
     row->token = SAMPLER_NONE;
     row->lp = NAN;
+    row->mu = sl->mu;
     row->n_top_out = 0;
     if (row->target != SAMPLER_NONE)
         st->ask |= ASK_TARGET | ASK_RAW;
@@ -593,16 +668,34 @@ static void begin_row(struct sampler *s, uint32_t i)
         st->ask |= ASK_TOP | ASK_RAW;
     if (!row->sample)
         return;
-    st->greedy = sl->temperature < 1e-5f;
-    st->scale = st->greedy ? 1 : 1 / sl->temperature;
-    st->adjusted = sl->n_bias || sl->has_penalties || (sl->n_stop && below_min_tokens(row));
-    bool by_top_k = sl->top_k > 0 && sl->top_k < s->cfg.vocab;
-    st->filtered = !st->greedy && (by_top_k || sl->top_p < 1 || sl->min_p > 0);
-    st->ask |= st->greedy ? ASK_BEST : ASK_ADJ;
-    if (st->filtered) {
-        st->ask |= ASK_CANDS;
-        st->cand_cap = MIN(by_top_k ? MIN(sl->top_k, (uint32_t)CAND_FIRST_MAX) : (uint32_t)CAND_FIRST, s->cfg.vocab);
+    bool look_back = sl->n_bad || sl->dry_multiplier > 0, by_top_k = sl->top_k > 0 && sl->top_k < s->cfg.vocab;
+    s->look_back |= look_back;
+    st->adjusted = sl->n_bias || sl->has_penalties || sl->allowed || look_back || (sl->n_stop && below_min_tokens(row));
+    st->dynamic = sl->dynatemp_range > 0;
+    st->greedy = !st->dynamic && sl->temperature < TEMPERATURE_MIN;
+    if (st->greedy) {
+        st->ask |= ASK_BEST;
+        return;
     }
+    struct sampler_dist *d = &st->adj;
+    d->scale = st->dynamic ? 1 : 1 / sl->temperature;
+    d->u = rng_uniform(sl->seed, sl->choice, row->position);
+    d->xtc = sl->xtc_probability > 0 && !sl->mirostat && rng_uniform(sl->seed, sl->choice + STREAM_XTC, row->position) < (double)sl->xtc_probability;
+    st->filtered = by_top_k || sl->top_p < 1 || sl->min_p > 0 || more_wanted(sl) || d->xtc || sl->mirostat;
+    st->ask |= ASK_ADJ | more_wanted(sl) | (st->dynamic ? ASK_MORE : 0);
+    if (st->filtered) {
+        st->ask |= st->dynamic ? 0 : ASK_CANDS;
+        uint32_t want = sl->mirostat == 1 ? SAMPLER_FILTER_MIROSTAT_M : by_top_k ? MIN(sl->top_k, (uint32_t)CAND_FIRST_MAX) : (uint32_t)CAND_FIRST;
+        st->cand_cap = MIN(want, s->cfg.vocab);
+    }
+}
+
+static void look_back(struct sampler *s, uint32_t i, unsigned ith)
+{
+    const struct sampler_row *row = &s->rows[i];
+    if (row->sample && (row->slot->n_bad || row->slot->dry_multiplier > 0))
+        s->state[i].n_changes = sampler_history_changes(row->slot, row->position, s->best + (size_t)ith * s->cfg.vocab,
+                                                        s->z + (size_t)ith * s->cfg.ctx, s->changes + i * s->changes_each);
 }
 
 static void sampler_pass(void *arg, unsigned ith, unsigned nth)
@@ -610,6 +703,10 @@ static void sampler_pass(void *arg, unsigned ith, unsigned nth)
     struct sampler *s = arg;
     struct cand *scratch = s->scratch + ith * s->scratch_each;
     uint32_t begin, end;
+    for (uint32_t i = ith; s->look_back && i < s->n; i += nth)
+        look_back(s, i, ith);
+    if (s->look_back)
+        pool_barrier(s->cfg.pool);
     pool_part(s->n * s->n_seg_own, 1, ith, nth, &begin, &end);
     for (uint32_t item = begin; item < end; item++)
         segment(s, item / s->n_seg_own, item % s->n_seg_own);
@@ -646,12 +743,13 @@ enum err sampler_run(struct sampler *s, struct comm *comm, const float *logits, 
     s->rows = rows;
     s->n = n;
     s->err = ERR_OK;
+    s->look_back = false;
     for (uint32_t i = 0; i < n; i++)
         begin_row(s, i);
     pool_run(s->cfg.pool, sampler_pass, s);
     for (uint32_t i = 0; i < n && s->err == ERR_OK; i++)
         if (s->state[i].bad)
-            return err_set(ERR_CORRUPT, "logits at position %u are not finite (damaged weights, or a bias that bans everything)", rows[i].position);
+            return err_set(ERR_CORRUPT, "logits at position %u are not finite (damaged weights)", rows[i].position);
     return s->err;
 }
 
@@ -671,13 +769,18 @@ static void carve_all(struct sampler *s)
     s->state = carve(s, rows, sizeof(*s->state));
     s->raw = carve(s, rows * s->n_seg_own, sizeof(*s->raw));
     s->adj = carve(s, rows * s->n_seg_own, sizeof(*s->adj));
+    s->more = carve(s, rows * s->n_seg_own, sizeof(*s->more));
     s->adj_logits = carve(s, rows * own(s).n, sizeof(float));
+    s->changes_each = s->cfg.ctx + MSG_BAD_IDS_MAX;
+    s->changes = carve(s, rows * s->changes_each, sizeof(*s->changes));
+    s->best = carve(s, (size_t)s->cfg.vocab * pool_n_threads(s->cfg.pool), sizeof(*s->best));
+    s->z = carve(s, (size_t)s->cfg.ctx * pool_n_threads(s->cfg.pool), sizeof(*s->z));
     s->scratch_each = s->cfg.vocab + segs;
     s->scratch = carve(s, s->scratch_each * pool_n_threads(s->cfg.pool), sizeof(*s->scratch));
     s->row_at = carve(s, rows * tp, sizeof(*s->row_at));
     /* All rows with statistics and first candidates; or one row with the candidates of the whole vocabulary. */
     size_t lists = tp * (MSG_LOGPROBS_MAX + CAND_FIRST + 3) * sizeof(struct cand);
-    s->xchg_cap = rows * (2 * segs * sizeof(struct seg_stat) + lists) + s->cfg.vocab * sizeof(struct cand);
+    s->xchg_cap = rows * (segs * (2 * sizeof(struct seg_stat) + sizeof(struct seg_more)) + lists) + s->cfg.vocab * sizeof(struct cand);
     s->xchg = carve(s, s->xchg_cap, 1);
 }
 

@@ -5,9 +5,11 @@
  * thread count. One Philox uniform of (seed, choice, position): without filters it picks the segment, whose owner walks to the token; with
  * filters it picks among the merged candidates, of which more are asked for until they hold what top_k, min_p and top_p need.
  *
- * Order: bias, min_tokens (stop ids are banned), penalties, temperature, min_p, top_k, top_p. A temperature below 1e-5 is greedy (ties: the
- * lowest id). Log-probabilities are of the raw logits. min_p keeps p >= min_p * p_max; top_k the k best (ties: lower id first); top_p the
- * shortest run of the best whose mass reaches top_p of what min_p and top_k left.
+ * Order: bias, allowed ids, min_tokens (stop ids are banned), penalties, DRY and bad sequences (sampler_history.h), temperature (with dynatemp_range r
+ * between t - r and t + r, by the share that the entropy is of the largest possible, to the power dynatemp_exponent), then the filters
+ * (sampler_filter.h). A temperature below 1e-5 is greedy (ties: the lowest id). Log-probabilities are of the raw logits. min_p keeps p >= min_p * p_max;
+ * top_k the k best (ties: lower id first); top_p the shortest run of the best whose mass reaches top_p of what was left. When bans leave nothing,
+ * all but the allowed ids are lifted.
  *
  * SPMD over the pool: segments, then rows, are shared out; thread 0 does the exchange. Buffers are allocated once. */
 #ifndef WORKER_SAMPLER_H
@@ -20,7 +22,7 @@
 enum { SAMPLER_NONE = 0xffffffff };
 
 struct sampler_config {
-    uint32_t tp, tp_rank, vocab, rows_cap;
+    uint32_t tp, tp_rank, vocab, rows_cap, ctx;
     struct shard_range ids[SHARD_TP_MAX]; /* of each rank; begin at multiples of 512 */
     struct pool *pool;
 };
@@ -34,6 +36,7 @@ struct sampler_row {
     uint32_t n_top;        /* log-probabilities of so many best tokens; room in the two arrays below */
     uint32_t token;        /* result; SAMPLER_NONE when none was sampled */
     float lp;              /* result; NaN when none was asked for */
+    float mu;              /* result: the slot's, after this sample */
     uint32_t n_top_out;
     uint32_t *top_id;
     float *top_lp;

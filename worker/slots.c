@@ -14,15 +14,22 @@ static size_t pages(size_t bytes)
     return ROUND_UP(bytes, (size_t)PAGE);
 }
 
+static size_t bitmap_bytes(uint32_t n)
+{
+    return ((size_t)n + 31) / 32 * sizeof(uint32_t);
+}
+
 enum err slots_init(struct slots *s, const struct slots_config *cfg)
 {
     *s = (struct slots){.cfg = *cfg};
     size_t blocks = pages(((size_t)cfg->ctx + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK * sizeof(uint32_t));
-    size_t lists = pages((MSG_STOP_IDS_MAX + 2 * MSG_BIAS_MAX) * sizeof(uint32_t));
-    size_t counts = cfg->sampling ? pages((size_t)cfg->vocab * sizeof(uint32_t)) : 0;
+    size_t lists = pages((MSG_STOP_IDS_MAX + 2 * MSG_BIAS_MAX + 2 * MSG_BAD_IDS_MAX + 2 * MSG_DRY_IDS_MAX) * sizeof(uint32_t));
+    size_t bits = pages(bitmap_bytes(cfg->vocab));
+    size_t tokens = cfg->sampling ? pages((size_t)cfg->ctx * sizeof(uint32_t)) : 0;
+    size_t counts = cfg->sampling ? pages((size_t)cfg->vocab * sizeof(struct slot_count)) : 0;
     size_t hidden = cfg->sampling ? pages((size_t)cfg->dim * sizeof(float)) : 0;
     size_t sum = cfg->sampling ? pages((size_t)cfg->dim * sizeof(double)) : 0;
-    size_t per = blocks + lists + counts + hidden + sum;
+    size_t per = blocks + lists + 3 * bits + tokens + counts + hidden + sum;
     s->counts_bytes = counts;
     s->slot = calloc(cfg->max_seqs, sizeof(*s->slot));
     s->last_run = calloc(cfg->max_seqs, sizeof(*s->last_run));
@@ -41,8 +48,17 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
         sl->stop = (uint32_t *)(p += blocks);
         sl->bias_id = sl->stop + MSG_STOP_IDS_MAX;
         sl->bias = (float *)(sl->bias_id + MSG_BIAS_MAX);
-        p += lists;
-        sl->counts = counts ? (uint32_t *)p : NULL;
+        sl->bad_id = (uint32_t *)(sl->bias + MSG_BIAS_MAX);
+        sl->bad_len = sl->bad_id + MSG_BAD_IDS_MAX;
+        sl->dry_id = sl->bad_len + MSG_BAD_IDS_MAX;
+        sl->dry_len = sl->dry_id + MSG_DRY_IDS_MAX;
+        sl->allowed_bits = (uint32_t *)(p += lists);
+        sl->dry_stop = (uint32_t *)(p += bits);
+        sl->dry_head = (uint32_t *)(p += bits);
+        p += bits;
+        sl->tokens = tokens ? (uint32_t *)p : NULL;
+        p += tokens;
+        sl->counts = counts ? (struct slot_count *)p : NULL;
         sl->hidden = hidden ? (float *)(p + counts) : NULL;
         sl->pool_sum = sum ? (double *)(p + counts + hidden) : NULL;
     }
@@ -62,7 +78,7 @@ static void forget(struct slots *s, struct slot *sl)
 {
     if (sl->live && sl->has_penalties && sl->counts)
         madvise(sl->counts, s->counts_bytes, MADV_DONTNEED); /* reads as zeros again */
-    sl->live = sl->has_sampled = sl->hidden_valid = sl->has_penalties = false;
+    sl->live = sl->has_sampled = sl->hidden_valid = sl->has_penalties = sl->has_history = false;
     sl->pos = sl->n_blocks = 0;
 }
 
@@ -86,6 +102,22 @@ static enum err check_ids(const struct slots *s, const char *what, uint32_t slot
     return ERR_OK;
 }
 
+static enum err check_sequences(const struct slots *s, const char *what, uint32_t slot, const uint32_t *ids, uint32_t n_ids,
+                                const uint32_t *len, uint32_t n, uint32_t max)
+{
+    uint64_t sum = 0;
+    if (n_ids > max || n > n_ids || (n && !len))
+        REFUSE("setup of slot %u: %s: %u of %u ids, at most %u", slot, what, n, n_ids, max);
+    for (uint32_t i = 0; i < n; i++) {
+        if (len[i] == 0)
+            REFUSE("setup of slot %u: %s: one is empty", slot, what);
+        sum += len[i];
+    }
+    if (sum != n_ids)
+        REFUSE("setup of slot %u: %s: %u ids in sequences of %llu", slot, what, n_ids, (unsigned long long)sum);
+    return check_ids(s, what, slot, ids, n_ids);
+}
+
 static enum err check_setup(const struct slots *s, const struct slot_setup *u)
 {
     if (u->slot >= s->cfg.max_seqs)
@@ -99,6 +131,16 @@ static enum err check_setup(const struct slots *s, const struct slot_setup *u)
     if (!isfinite(u->temperature) || !isfinite(u->top_p) || !isfinite(u->min_p) || !isfinite(u->repetition_penalty) ||
         !isfinite(u->presence_penalty) || !isfinite(u->frequency_penalty) || u->temperature < 0 || u->repetition_penalty < 0)
         REFUSE("setup of slot %u: a sampling parameter is no finite number or below zero", u->slot);
+    const float more[] = {u->typical_p, u->top_n_sigma, u->xtc_probability, u->xtc_threshold, u->dynatemp_range, u->dynatemp_exponent,
+                          u->dry_multiplier, u->dry_base, u->mirostat_tau, u->mirostat_eta};
+    for (size_t i = 0; i < ARRAY_LEN(more); i++)
+        if (!(more[i] >= 0 && more[i] < INFINITY))
+            REFUSE("setup of slot %u: sampling parameter %zu of the second group is no finite number or below zero", u->slot, i);
+    if (!isfinite(u->mirostat_mu) || u->mirostat > 2)
+        REFUSE("setup of slot %u: mirostat %u with mu %g", u->slot, u->mirostat, (double)u->mirostat_mu);
+    TRY(check_ids(s, "allowed ids", u->slot, u->allowed, u->n_allowed));
+    TRY(check_sequences(s, "bad sequences", u->slot, u->bad_id, u->n_bad_ids, u->bad_len, u->n_bad, MSG_BAD_IDS_MAX));
+    TRY(check_sequences(s, "DRY's sequences", u->slot, u->dry_id, u->n_dry_ids, u->dry_len, u->n_dry, MSG_DRY_IDS_MAX));
     TRY(check_ids(s, "stop ids", u->slot, u->stop, u->n_stop));
     TRY(check_ids(s, "bias ids", u->slot, u->bias_id, u->n_bias));
     TRY(check_ids(s, "targets", u->slot, u->target, u->n_targets));
@@ -211,10 +253,56 @@ enum err slots_check(struct slots *s, const struct step *st)
 
 /* ---- changes */
 
-static void count(struct slot *sl, uint32_t token, bool output)
+/* The token of position pos becomes known. */
+static void learn(struct slot *sl, uint32_t pos, uint32_t token)
 {
-    uint32_t c = sl->counts[token] | SLOT_SEEN;
-    sl->counts[token] = output && (c & ~SLOT_SEEN) < ~SLOT_SEEN ? c + 1 : c;
+    if (sl->has_history)
+        sl->tokens[pos] = token;
+    if (!sl->has_penalties)
+        return;
+    sl->counts[token].all++;
+    sl->counts[token].output += pos >= sl->prompt_len;
+    uint32_t n = sl->penalty_last_n;
+    if (n && pos >= n) { /* one leaves the window */
+        uint32_t old = sl->tokens[pos - n];
+        sl->counts[old].all--;
+        sl->counts[old].output -= pos - n >= sl->prompt_len;
+    }
+}
+
+static void set_bit(uint32_t *bits, uint32_t id)
+{
+    bits[id / 32] |= 1u << id % 32;
+}
+
+static void take_sequences(const struct slots *s, struct slot *sl, const struct slot_setup *u)
+{
+    size_t bits = bitmap_bytes(s->cfg.vocab);
+    sl->allowed = u->n_allowed ? sl->allowed_bits : NULL;
+    if (sl->allowed)
+        memset(sl->allowed, 0, bits);
+    for (uint32_t i = 0; i < u->n_allowed; i++)
+        set_bit(sl->allowed, u->allowed[i]);
+    sl->n_bad = u->n_bad;
+    if (u->n_bad) {
+        memcpy(sl->bad_id, u->bad_id, u->n_bad_ids * sizeof(*sl->bad_id));
+        memcpy(sl->bad_len, u->bad_len, u->n_bad * sizeof(*sl->bad_len));
+    }
+    sl->n_dry = 0;
+    if (sl->dry_multiplier == 0)
+        return;
+    memset(sl->dry_stop, 0, bits);
+    memset(sl->dry_head, 0, bits);
+    for (uint32_t i = 0, at = 0, to = 0; i < u->n_dry; at += u->dry_len[i++]) {
+        if (u->dry_len[i] == 1) {
+            set_bit(sl->dry_stop, u->dry_id[at]);
+            continue;
+        }
+        set_bit(sl->dry_head, u->dry_id[at]);
+        memcpy(sl->dry_id + to, u->dry_id + at, u->dry_len[i] * sizeof(*sl->dry_id));
+        sl->dry_len[sl->n_dry++] = u->dry_len[i];
+        to += u->dry_len[i];
+    }
 }
 
 /* Biases in rising order of id, so that a segment of the vocabulary finds its own; equal ids are added up. */
@@ -254,7 +342,21 @@ static void setup(struct slots *s, const struct slot_setup *u)
     sl->presence_penalty = u->presence_penalty;
     sl->frequency_penalty = u->frequency_penalty;
     sl->min_tokens = u->min_tokens;
-    sl->prompt_len = u->prompt_len;
+    sl->typical_p = u->typical_p;
+    sl->top_n_sigma = u->top_n_sigma;
+    sl->xtc_probability = u->xtc_probability;
+    sl->xtc_threshold = u->xtc_threshold;
+    sl->dynatemp_range = u->dynatemp_range;
+    sl->dynatemp_exponent = u->dynatemp_exponent;
+    sl->mirostat = u->mirostat;
+    sl->mirostat_tau = u->mirostat_tau;
+    sl->mirostat_eta = u->mirostat_eta;
+    sl->mu = u->mirostat_mu;
+    sl->dry_multiplier = u->dry_multiplier;
+    sl->dry_base = u->dry_base;
+    sl->dry_allowed_length = u->dry_allowed_length;
+    sl->dry_last_n = u->dry_last_n;
+    sl->prompt_len = u->n_output ? MIN(u->prompt_len, u->n_history - u->n_output) : u->prompt_len;
     sl->n_logprobs = u->n_logprobs;
     sl->pooling = (enum pooling)u->pooling;
     if (sl->pooling == POOLING_MEAN && s->cfg.sampling)
@@ -266,11 +368,13 @@ static void setup(struct slots *s, const struct slot_setup *u)
     if (u->n_stop)
         memcpy(sl->stop, u->stop, u->n_stop * sizeof(*sl->stop));
     take_bias(sl, u);
+    take_sequences(s, sl, u);
     sl->has_penalties = s->cfg.sampling &&
                         (sl->repetition_penalty != 1 || sl->presence_penalty != 0 || sl->frequency_penalty != 0);
-    if (sl->has_penalties)
-        for (uint32_t i = 0; i < u->n_history; i++)
-            count(sl, u->history[i], i >= u->n_history - u->n_output);
+    sl->penalty_last_n = u->penalty_last_n < s->cfg.ctx ? u->penalty_last_n : 0;
+    sl->has_history = s->cfg.sampling && (sl->n_bad || sl->dry_multiplier > 0 || (sl->has_penalties && sl->penalty_last_n));
+    for (uint32_t i = 0; i < u->n_history; i++)
+        learn(sl, i, u->history[i]);
 }
 
 void slots_apply(struct slots *s, const struct step *st)
@@ -292,9 +396,8 @@ void slots_apply(struct slots *s, const struct step *st)
 void slots_advance(struct slots *s, const struct step *st, uint32_t run, const uint32_t *tokens)
 {
     struct slot *sl = &s->slot[st->slot[run]];
-    if (sl->has_penalties)
-        for (uint32_t i = 0; i < st->n_tokens[run]; i++)
-            count(sl, tokens[i], sl->pos + i >= sl->prompt_len);
+    for (uint32_t i = 0; i < st->n_tokens[run] && (sl->has_penalties || sl->has_history); i++)
+        learn(sl, sl->pos + i, tokens[i]);
     sl->pos += st->n_tokens[run];
     sl->has_sampled = (st->want[run] & RUN_WANT_SAMPLE) != 0;
 }

@@ -1,5 +1,6 @@
 /* What a worker keeps of each running sequence: its sampling setup, its block table, how many positions have run, token counts for
- * the penalties, what it sampled last, and (for log-probabilities of a prompt that comes in chunks) the last hidden state.
+ * the penalties, the tokens themselves where a parameter looks back at them, what it sampled last, and (for log-probabilities of a
+ * prompt that comes in chunks) the last hidden state.
  *
  * slots_check looks at every number of a step before anything is changed: a hostile or buggy coordinator gets ERR_PROTOCOL, never a
  * crash. The big arrays (tables, counts, hidden states) are one NORESERVE mapping, touched on use; nothing is allocated later.
@@ -12,8 +13,10 @@
 
 #include <stdbool.h>
 
-#define SLOT_SEEN 0x80000000u /* in slot.counts: the token is in prompt or output; the bits below count it in the output */
-
+/* How often a token stands in what the penalties look at, and how often in the output part of that. */
+struct slot_count {
+    uint32_t all, output;
+};
 struct slot {
     bool live;
     uint32_t gen;
@@ -39,8 +42,29 @@ struct slot {
     enum pooling pooling;
     double *pool_sum;       /* [dim], last stage: of the states so far, MEAN only */
     bool has_penalties;     /* counts are kept only then */
-    uint32_t *counts;       /* [vocab] */
+    uint32_t penalty_last_n; /* 0: of all tokens */
+    struct slot_count *counts; /* [vocab] */
+    float typical_p, top_n_sigma, xtc_probability, xtc_threshold, dynatemp_range, dynatemp_exponent; /* 0: off */
+    uint32_t mirostat;
+    float mirostat_tau, mirostat_eta, mu; /* mu: after the last sample */
+    float dry_multiplier, dry_base;
+    uint32_t dry_allowed_length, dry_last_n;
+    bool has_history;       /* tokens are kept only then: DRY, bad sequences, a window of the penalties */
+    uint32_t *tokens;       /* [ctx] of the positions below pos */
+    uint32_t *allowed;      /* [vocab] bits; NULL: all may be sampled */
+    uint32_t n_bad;         /* sequences that must not become output */
+    uint32_t *bad_id, *bad_len; /* [MSG_BAD_IDS_MAX] */
+    uint32_t *dry_stop;     /* [vocab] bits: ids that end what DRY looks at */
+    uint32_t *dry_head;     /* [vocab] bits: the first ids of the sequences below, which do the same */
+    uint32_t n_dry;
+    uint32_t *dry_id, *dry_len; /* [MSG_DRY_IDS_MAX] sequences of two and more */
+
+    uint32_t *allowed_bits; /* room */
 };
+static inline bool slot_bit(const uint32_t *bits, uint32_t id)
+{
+    return bits[id / 32] >> id % 32 & 1;
+}
 
 struct slots_config {
     uint32_t max_seqs, ctx, vocab, dim, n_kv_blocks, max_step_tokens;

@@ -112,6 +112,20 @@ static void fill_start_worker(struct msg_random *r, struct msg_start_worker *m)
     m->step_timeout_ms = word(r);
 }
 
+/* Ids in sequences of one to three. Returns how many ids. */
+static uint32_t fill_sequences(struct msg_random *r, uint32_t max, uint32_t **id, uint32_t **len, uint32_t *n)
+{
+    uint32_t n_ids = count(r, max);
+    *id = words(r, n_ids);
+    *len = list(r, n_ids, sizeof **len);
+    *n = 0;
+    for (uint32_t left = n_ids; left; left -= (*len)[(*n)++]) {
+        uint32_t one = 1 + msg_random_below(r, 3);
+        (*len)[*n] = MIN(left, one);
+    }
+    return n_ids;
+}
+
 static void fill_setup(struct msg_random *r, struct slot_setup *m)
 {
     m->slot = word(r);
@@ -138,6 +152,18 @@ static void fill_setup(struct msg_random *r, struct slot_setup *m)
     m->bias = list(r, m->n_bias, sizeof *m->bias);
     for (uint32_t i = 0; i < m->n_bias; i++)
         m->bias[i] = real(r);
+    float *reals[] = {&m->typical_p, &m->top_n_sigma, &m->xtc_probability, &m->xtc_threshold, &m->dynatemp_range, &m->dynatemp_exponent,
+                      &m->dry_multiplier, &m->dry_base, &m->mirostat_tau, &m->mirostat_eta, &m->mirostat_mu};
+    for (size_t i = 0; i < ARRAY_LEN(reals); i++)
+        *reals[i] = real(r);
+    m->dry_allowed_length = word(r);
+    m->dry_last_n = word(r);
+    m->penalty_last_n = word(r);
+    m->mirostat = word(r);
+    m->n_allowed = count(r, MSG_ALLOWED_MAX);
+    m->allowed = words(r, m->n_allowed);
+    m->n_bad_ids = fill_sequences(r, MSG_BAD_IDS_MAX, &m->bad_id, &m->bad_len, &m->n_bad);
+    m->n_dry_ids = fill_sequences(r, MSG_DRY_IDS_MAX, &m->dry_id, &m->dry_len, &m->n_dry);
     m->pooling = word(r);
     m->n_targets = count(r, MSG_TARGETS_MAX);
     m->target = words(r, m->n_targets);
@@ -192,6 +218,13 @@ static void fill_step_result(struct msg_random *r, struct step_result *m)
     m->top_logprob = list(r, m->n_all_top, sizeof *m->top_logprob);
     for (uint32_t i = 0; i < m->n_all_top; i++)
         m->top_logprob[i] = real(r);
+    m->mu_run = list(r, m->n_runs, sizeof *m->mu_run);
+    m->mu = list(r, m->n_runs, sizeof *m->mu);
+    for (uint32_t i = 0; i < m->n_runs; i++)
+        if (msg_random_below(r, 2)) {
+            m->mu_run[m->n_mu] = i;
+            m->mu[m->n_mu++] = real(r);
+        }
     m->pooled_dim = msg_random_below(r, 5);
     m->n_all_pooled = m->pooled_dim * count(r, 10);
     m->pooled = list(r, m->n_all_pooled, sizeof *m->pooled);
@@ -227,7 +260,7 @@ static void fill_admin_reply(struct msg_random *r, struct msg_admin_reply *m)
     m->n_replicas = count(r, 9);
     m->replicas = list(r, m->n_replicas, sizeof *m->replicas);
     for (uint32_t i = 0; i < m->n_replicas; i++)
-        m->replicas[i] = (struct msg_replica_info){word(r), text(r), wide(r), word(r), word(r), word(r), word(r), word(r)};
+        m->replicas[i] = (struct msg_replica_info){word(r), text(r), wide(r), word(r), word(r), word(r), word(r), word(r), text(r)};
     m->n_workers = count(r, 9);
     m->workers = list(r, m->n_workers, sizeof *m->workers);
     for (uint32_t i = 0; i < m->n_workers; i++)
@@ -313,6 +346,11 @@ static const char *diff_setup(const struct slot_setup *a, const struct slot_setu
     SAME_REAL(repetition_penalty); SAME_REAL(presence_penalty); SAME_REAL(frequency_penalty); SAME(min_tokens); SAME(n_logprobs);
     SAME(n_output); SAME(prompt_len); SAME_LIST(history, n_history); SAME_LIST(stop, n_stop); SAME_LIST(bias_id, n_bias); SAME(pooling); SAME_LIST(target, n_targets);
     SAME_LIST(bias, n_bias);
+    SAME_REAL(typical_p); SAME_REAL(top_n_sigma); SAME_REAL(xtc_probability); SAME_REAL(xtc_threshold); SAME_REAL(dynatemp_range);
+    SAME_REAL(dynatemp_exponent); SAME_REAL(dry_multiplier); SAME_REAL(dry_base); SAME(dry_allowed_length); SAME(dry_last_n);
+    SAME(penalty_last_n); SAME(mirostat); SAME_REAL(mirostat_tau); SAME_REAL(mirostat_eta); SAME_REAL(mirostat_mu);
+    SAME_LIST(allowed, n_allowed); SAME_LIST(bad_id, n_bad_ids); SAME_LIST(bad_len, n_bad); SAME_LIST(dry_id, n_dry_ids);
+    SAME_LIST(dry_len, n_dry);
     return NULL;
 }
 static const char *diff_step(const struct step *a, const struct step *b)
@@ -326,7 +364,8 @@ static const char *diff_step_result(const struct step_result *a, const struct st
 {
     SAME(epoch); SAME(step_id); SAME_LIST(slot, n_runs); SAME_LIST(gen, n_runs); SAME_LIST(token, n_runs); SAME_LIST(n_positions, n_runs);
     SAME_LIST(logprob, n_all_positions); SAME_LIST(n_top, n_all_positions); SAME_LIST(top_id, n_all_top);
-    SAME_LIST(top_logprob, n_all_top); SAME(pooled_dim); SAME_LIST(pooled, n_all_pooled); SAME(compute_us); SAME(comm_us); SAME(sample_us);
+    SAME_LIST(top_logprob, n_all_top); SAME(pooled_dim); SAME_LIST(pooled, n_all_pooled); SAME_LIST(mu_run, n_mu); SAME_LIST(mu, n_mu);
+    SAME(compute_us); SAME(comm_us); SAME(sample_us);
     return NULL;
 }
 static const char *diff_replica_info(const struct msg_replica_info *a, const struct msg_replica_info *b)

@@ -145,12 +145,18 @@ static const struct cap {
     {"slot_setup.history", 15, 11, 15, PACKED, 1 << 20},
     {"slot_setup.stop", 15, 11, 16, PACKED, 128},
     {"slot_setup.bias_id", 15, 11, 17, PACKED, 1024},
+    {"slot_setup.allowed", 15, 11, 43, PACKED, 1 << 18},
+    {"slot_setup.bad_id", 15, 11, 44, PACKED, 4096},
+    {"slot_setup.bad_len", 15, 11, 45, PACKED, 4096},
+    {"slot_setup.dry_id", 15, 11, 46, PACKED, 1 << 16},
+    {"slot_setup.dry_len", 15, 11, 47, PACKED, 1 << 16},
     {"slot_setup.target", 15, 11, 34, PACKED, 16},
     {"step_result.slot", 16, 0, 3, PACKED, 4096},
     {"step_result.token", 16, 0, 5, PACKED, 4096},
     {"step_result.n_positions", 16, 0, 6, PACKED, 4096},
     {"step_result.n_top", 16, 0, 8, PACKED, (1 << 20) + 4096},
     {"step_result.top_id", 16, 0, 9, PACKED, 8 << 20},
+    {"step_result.mu_run", 16, 0, 14, PACKED, 4096},
     {"admin_reply.text", 18, 0, 3, ONE_BLOB, 4096},
     {"admin_reply.replicas", 18, 0, 11, EMPTY, 1024},
     {"admin_reply.workers", 18, 0, 12, EMPTY, 1024},
@@ -308,6 +314,12 @@ static void counts_that_disagree_are_refused(void **state)
     expect_refused(&m, ERR_PROTOCOL, "temperature");
     setup = (struct slot_setup){.top_p = INFINITY};
     expect_refused(&m, ERR_PROTOCOL, "top_p");
+    setup = (struct slot_setup){.mirostat_mu = NAN};
+    expect_refused(&m, ERR_PROTOCOL, "mirostat_mu");
+    setup = (struct slot_setup){.bad_id = share, .n_bad_ids = 2, .bad_len = share, .n_bad = 1};
+    expect_refused(&m, ERR_PROTOCOL, "bad_len");
+    setup = (struct slot_setup){.dry_id = share, .n_dry_ids = 1, .dry_len = zero, .n_dry = 2};
+    expect_refused(&m, ERR_PROTOCOL, "dry_len");
     m = (struct msg){
         .type = MSG_START_WORKER,
         .start_worker = {.tp = 2, .pp = 2, .share = share, .n_share = 1, .layer_first = layers, .n_layer_first = 3}};

@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-enum { VOCAB = 2100, RANKS_MAX = 4 }; /* 5 segments, the last one short */
+enum { VOCAB = 2100, RANKS_MAX = 4, CTX = 512 }; /* 5 segments, the last one short */
 
 static uint64_t lcg = 1;
 static double uniform01(void)
@@ -49,7 +49,7 @@ static void *member_main(void *arg)
 {
     struct member *m = arg;
     struct stage *st = m->st;
-    struct sampler_config cfg = {.tp = st->tp, .tp_rank = m->rank, .vocab = st->vocab, .rows_cap = 16};
+    struct sampler_config cfg = {.tp = st->tp, .tp_rank = m->rank, .vocab = st->vocab, .rows_cap = 16, .ctx = CTX};
     for (uint32_t r = 0, at = 0; r < st->tp; r++) {
         uint32_t end = MIN(at + st->segs[r] * SHARD_VOCAB_SEGMENT, st->vocab);
         cfg.ids[r] = (struct shard_range){at, end - at};
@@ -189,7 +189,7 @@ static void test_unfiltered_draws_follow_the_distribution(void **state)
     uint32_t *count = calloc(VOCAB, sizeof(*count));
     struct slot sl = {.live = true, .temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = 7};
     struct sampler_row rows[16];
-    struct sampler_config cfg = {.tp = 1, .vocab = VOCAB, .rows_cap = 16, .ids = {{0, VOCAB}}};
+    struct sampler_config cfg = {.tp = 1, .vocab = VOCAB, .rows_cap = 16, .ctx = CTX, .ids = {{0, VOCAB}}};
     struct sampler *s;
     assert_int_equal(pool_create(1, NULL, 0, &cfg.pool), ERR_OK);
     assert_int_equal(sampler_create(&cfg, &s), ERR_OK);
@@ -304,10 +304,11 @@ static void test_logprobs_are_of_the_raw_distribution(void **state)
     struct slot *sl = calloc(N, sizeof(*sl));
     struct sampler_row *rows = calloc(N, sizeof(*rows));
     struct plain *p = malloc(VOCAB * sizeof(*p));
-    uint32_t bias_id[3] = {5, 600, 2099}, *counts = calloc(VOCAB, sizeof(*counts));
+    uint32_t bias_id[3] = {5, 600, 2099};
+    struct slot_count *counts = calloc(VOCAB, sizeof(*counts));
     float bias[3] = {3, -50, 8};
     for (uint32_t i = 0; i < VOCAB; i += 3)
-        counts[i] = SLOT_SEEN | (i % 4);
+        counts[i] = (struct slot_count){3, i % 4};
     for (uint32_t i = 0; i < N; i++) {
         sl[i] = (struct slot){.live = true, .temperature = i % 3 ? 0.8f : 0, .top_p = i % 4 ? 0.9f : 1, .repetition_penalty = 1.3f,
                               .frequency_penalty = 0.2f, .presence_penalty = 0.5f, .has_penalties = true, .counts = counts, .seed = i,
@@ -360,13 +361,14 @@ static void test_greedy_takes_the_best_of_the_adjusted_logits(void **state)
     float *z = random_logits(N, VOCAB, 1.0f);
     struct slot *sl = calloc(N, sizeof(*sl));
     struct sampler_row *rows = calloc(N, sizeof(*rows));
-    uint32_t *counts = calloc((size_t)N * VOCAB, sizeof(*counts)), *ids = calloc((size_t)N * 8, sizeof(*ids));
+    struct slot_count *counts = calloc((size_t)N * VOCAB, sizeof(*counts));
+    uint32_t *ids = calloc((size_t)N * 8, sizeof(*ids));
     float *bias = calloc((size_t)N * 8, sizeof(*bias));
     for (uint32_t i = 0; i < N; i++) {
         float *row = z + (size_t)i * VOCAB;
         for (uint32_t j = 0; j < VOCAB; j++)
             if (uniform01() < 0.3)
-                counts[(size_t)i * VOCAB + j] = SLOT_SEEN | (uint32_t)(uniform01() * 4);
+                counts[(size_t)i * VOCAB + j] = (struct slot_count){3, (uint32_t)(uniform01() * 4)};
         for (uint32_t j = 0; j < 8; j++) {
             ids[i * 8 + j] = j * 250 + i; /* rising */
             bias[i * 8 + j] = 4 * normal();
@@ -386,16 +388,16 @@ static void test_greedy_takes_the_best_of_the_adjusted_logits(void **state)
         double best_z = -INFINITY;
         for (uint32_t j = 0; j < VOCAB; j++) {
             double v = z[(size_t)i * VOCAB + j];
-            uint32_t c = sl[i].counts[j];
+            struct slot_count c = sl[i].counts[j];
             for (uint32_t b = 0; b < sl[i].n_bias; b++)
                 v += sl[i].bias_id[b] == j ? sl[i].bias[b] : 0;
             if (i % 2) /* 5 tokens of output so far, 10 are wanted */
                 for (uint32_t b = 0; b < 5; b++)
                     v = sl[i].stop[b] == j ? -INFINITY : v;
-            if (c)
+            if (c.all)
                 v = v > 0 ? v / sl[i].repetition_penalty : v * sl[i].repetition_penalty;
-            if (c & 3)
-                v -= (c & 3) * sl[i].frequency_penalty + sl[i].presence_penalty;
+            if (c.output)
+                v -= c.output * sl[i].frequency_penalty + sl[i].presence_penalty;
             if (v > best_z + 1e-9) {
                 best_z = v;
                 best = j;
