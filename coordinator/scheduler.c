@@ -640,6 +640,10 @@ void scheduler_check(const struct scheduler *s)
     ASSERT(s->ctx <= (uint64_t)s->kv.n_blocks * KV_BLOCKS_POSITIONS);
     check_list(s, &s->queue, SEQ_QUEUED);
     check_list(s, &s->active, SEQ_ACTIVE);
+    uint32_t n_embed = 0;
+    for (const struct seq *q = s->active.first; q; q = q->next)
+        n_embed += q->req->kind == REQUEST_EMBED;
+    ASSERT(n_embed == s->n_embed && (!s->cfg.embed_max || n_embed <= s->cfg.embed_max));
     ASSERT(!s->queue.first || !s->active.last || s->active.last->order < s->queue.first->order);
     ASSERT((uint64_t)s->queue.n + s->active.n <= (uint64_t)s->cfg.max_seqs + s->cfg.queue_max);
     check_slots(s);

@@ -57,6 +57,11 @@ void fake_worker_deinit(struct fake_worker *w)
     memset(w, 0, sizeof *w);
 }
 
+float fake_worker_value(uint32_t target, const uint32_t *tokens, uint32_t n)
+{
+    return -(float)fake_worker_next(target, 77, tokens, n);
+}
+
 static bool wrong(struct fake_worker *w, const char *fmt, ...)
 {
     va_list ap;
@@ -93,7 +98,10 @@ static bool set_up(struct fake_worker *w, const struct step *s)
                                 .seed = u->seed,
                                 .choice = u->choice,
                                 .n_logprobs = u->n_logprobs,
-                                .prompt_len = u->prompt_len};
+                                .prompt_len = u->prompt_len,
+                                .pooling = u->pooling,
+                                .n_targets = u->n_targets};
+        memcpy(f->targets, u->target, u->n_targets * sizeof *u->target);
     }
     return true;
 }
@@ -175,13 +183,24 @@ static bool answer(struct fake_worker *w, const struct step *s, uint32_t i, stru
         if (s->want[i] & RUN_WANT_LOGPROBS)
             add_row(r, token, f->n_computed, f->n_logprobs);
     }
+    if (s->want[i] & RUN_WANT_TARGETS)
+        for (uint32_t k = 0; k < f->n_targets; k++) {
+            r->n_top[r->n_all_positions] = 0;
+            r->logprob[r->n_all_positions++] = fake_worker_value(f->targets[k], tokens, f->n_computed);
+        }
+    if (s->want[i] & RUN_WANT_POOLED) {
+        if (!f->pooling)
+            return wrong(w, "slot %u is not set up to pool", s->slot[i]);
+        for (uint32_t k = 0; k < FAKE_DIM; k++)
+            r->pooled[r->n_all_pooled++] = fake_worker_value(FAKE_VOCAB + f->pooling + k, tokens, f->n_computed);
+    }
     r->n_positions[j] = r->n_all_positions - rows;
     return true;
 }
 
 static void alloc_result(const struct fake_worker *w, const struct step *s, struct arena *a, struct step_result *r)
 {
-    uint32_t top = 0, rows = s->n_all_tokens + s->n_runs;
+    uint32_t top = 0, rows = s->n_all_tokens + s->n_runs * (1 + MSG_TARGETS_MAX);
     for (uint32_t i = 0; i < w->n_slots; i++)
         top = MAX(top, w->slots[i].n_logprobs);
     *r = (struct step_result){.epoch = s->epoch, .step_id = s->step_id};
@@ -193,7 +212,9 @@ static void alloc_result(const struct fake_worker *w, const struct step *s, stru
     r->n_top = arena_array(a, rows, sizeof(uint32_t));
     r->top_id = arena_array(a, (size_t)rows * top, sizeof(uint32_t));
     r->top_logprob = arena_array(a, (size_t)rows * top, sizeof(float));
-    ASSERT(r->slot && r->gen && r->token && r->n_positions && r->logprob && r->n_top && r->top_id && r->top_logprob);
+    r->pooled = arena_array(a, (size_t)s->n_runs * FAKE_DIM, sizeof(float));
+    r->pooled_dim = FAKE_DIM;
+    ASSERT(r->pooled && r->slot && r->gen && r->token && r->n_positions && r->logprob && r->n_top && r->top_id && r->top_logprob);
 }
 
 bool fake_worker_run(struct fake_worker *w, const struct step *s, struct arena *a, struct step_result *out)

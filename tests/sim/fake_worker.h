@@ -18,7 +18,7 @@ struct fake_slot {
     uint32_t gen, n_computed, n_blocks, last_sample;
     uint32_t *blocks; /* [n_blocks of the pool] */
     uint64_t seed;
-    uint32_t choice, n_logprobs, prompt_len;
+    uint32_t choice, n_logprobs, prompt_len, pooling, n_targets, targets[MSG_TARGETS_MAX];
 };
 struct fake_worker {
     uint32_t n_slots, n_blocks, vocab;
@@ -28,13 +28,16 @@ struct fake_worker {
     char error[200]; /* the first thing that was wrong; empty: nothing */
 };
 
-enum { FAKE_VOCAB = 61 };
+enum { FAKE_VOCAB = 61, FAKE_DIM = 3 };
 
 /* The pure function behind the text: the token that follows tokens[0..n). */
 uint32_t fake_worker_next(uint64_t seed, uint32_t choice, const uint32_t *tokens, uint32_t n);
 /* Its log-probability at a position, and the i-th of the top list. */
 float fake_worker_logprob(uint32_t token, uint32_t pos);
 uint32_t fake_worker_top_id(uint32_t token, uint32_t i);
+
+/* What stands for the log-probability of a target after tokens[0..n), and (target FAKE_VOCAB + pooling + i) for value i of a pooled state. */
+float fake_worker_value(uint32_t target, const uint32_t *tokens, uint32_t n);
 
 void fake_worker_init(struct fake_worker *w, uint32_t n_slots, uint32_t n_blocks);
 void fake_worker_deinit(struct fake_worker *w);

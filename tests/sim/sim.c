@@ -11,6 +11,7 @@
  * free, and the end comes within a bounded number of events. */
 #include "base/check.h"
 #include "coordinator/step.h"
+#include "model/hparams.h"
 #include "tests/sim/fake_worker.h"
 
 #include <math.h>
@@ -30,6 +31,8 @@ enum { REQUESTS_MAX = 32, IN_FLIGHT_MAX = 8, LATE_MAX = 64, EVENTS_MAX = 100000,
 struct client {                                                        /* what the outside world knows of a request */
     struct seq *seq;                                                   /* NULL: ended, or not submitted */
     uint32_t prompt[CTX_MAX], n_prompt, tokens[2 * CTX_MAX], n_tokens; /* tokens: prompt and what came */
+    enum request_kind kind;
+    uint32_t pooling, targets[2];
     struct sampling sampling;
     uint64_t submit_ns, cancel_ns; /* cancel_ns 0: never */
     bool submitted, started, ended, prompt_logprobs;
@@ -96,6 +99,13 @@ static void make_client(struct sim *s, struct client *c)
     if (p->prompt_logprobs && chance(s, 30))
         p->max_tokens = 0;
     p->n_stop_ids = chance(s, 50) ? rnd(s, 1, 2) : 0;
+    if (chance(s, 15)) {
+        c->kind = chance(s, 50) ? REQUEST_EMBED : REQUEST_SCORE;
+        c->pooling = chance(s, 50) ? POOLING_MEAN : POOLING_LAST;
+        c->targets[0] = rnd(s, 0, FAKE_VOCAB - 1);
+        c->targets[1] = rnd(s, 0, FAKE_VOCAB - 1);
+        *p = (struct sampling){.top_p = 1};
+    }
     c->submit_ns = chance(s, 50) ? 0 : rnd64(s) % 40000000;
     c->cancel_ns = chance(s, 20) ? c->submit_ns + rnd64(s) % 20000000 + 1 : 0;
 }
@@ -107,6 +117,10 @@ static struct request *make_request(struct sim *s, struct client *c)
     memcpy(r->prompt, c->prompt, c->n_prompt * sizeof *r->prompt);
     r->id = (uint64_t)(c - s->clients) + 1;
     r->sampling = c->sampling;
+    r->kind = c->kind;
+    r->pooling = c->kind == REQUEST_EMBED ? c->pooling : 0;
+    r->n_targets = c->kind == REQUEST_SCORE ? 2 : 0;
+    memcpy(r->targets, c->targets, sizeof c->targets);
     r->sampling.stop_ids = calloc(2, sizeof(uint32_t));
     REQUIRE(s, r->sampling.stop_ids);
     r->sampling.stop_ids[0] = 7;
@@ -124,7 +138,8 @@ static void sim_init(struct sim *s, uint64_t seed)
                                    .queue_max = rnd(s, 0, 24),
                                    .pp = rnd(s, 1, 4),
                                    .prefill_chunk = chunks[rnd(s, 0, 5)],
-                                   .step_target_us = rnd(s, 100, 5000)};
+                                   .step_target_us = rnd(s, 100, 5000),
+                                   .embed_max = chance(s, 50) ? rnd(s, 1, 3) : 0};
     cfg.max_step_tokens = cfg.max_seqs + rnd(s, 0, 80);
     s->ctx = rnd(s, 2, 200);
     s->n_blocks = rnd(s, 1, chance(s, 50) ? 12 : 40);
@@ -192,7 +207,7 @@ static void client_end(struct sim *s, struct client *c, enum finish finish, uint
     REQUIRE(s, c->submitted && !c->ended);
     uint32_t n_out = c->n_tokens - c->n_prompt;
     uint32_t next = fake_worker_next(c->sampling.seed, c->sampling.choice, c->tokens, c->n_tokens);
-    if (finish == FINISH_STOP)
+    if (finish == FINISH_STOP && c->kind == REQUEST_GENERATE)
         REQUIRE(s, stop_id == next && is_stop(c, next) && n_out < c->sampling.max_tokens);
     if (finish == FINISH_LENGTH)
         REQUIRE(s, n_out == c->sampling.max_tokens || c->n_tokens >= s->sched.ctx);
@@ -200,11 +215,23 @@ static void client_end(struct sim *s, struct client *c, enum finish finish, uint
     seq_destroy(&c->seq);
 }
 
+/* Of the whole prompt, whatever was lost and run again on the way. */
+static void check_values(struct sim *s, struct client *c, const struct token_event *e)
+{
+    bool embed = c->kind == REQUEST_EMBED;
+    REQUIRE(s, e->finish == FINISH_STOP && e->n_values == (embed ? (uint32_t)FAKE_DIM : 2u));
+    for (uint32_t i = 0; i < e->n_values; i++)
+        REQUIRE(s, e->values[i] == fake_worker_value(embed ? FAKE_VOCAB + c->pooling + i : c->targets[i], c->prompt, c->n_prompt));
+}
+
 static void check_event(struct sim *s, struct client *c, const struct token_event *e)
 {
     REQUIRE(s, !c->ended && e->id == (uint64_t)(c - s->clients) + 1);
     REQUIRE(s, e->started == !c->started);
     c->started = true;
+    REQUIRE(s, (e->n_values > 0) == (c->kind != REQUEST_GENERATE && e->finish != FINISH_NONE));
+    if (e->n_values)
+        check_values(s, c, e);
     if (e->n_prompt_logprobs)
         check_prompt_logprobs(s, c, e);
     for (uint32_t i = 0; i < c->n_tokens - c->n_prompt; i++) /* no token after one that ends the text */
