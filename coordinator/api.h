@@ -16,6 +16,7 @@
 enum {
     API_CHOICES_MAX = 128,       /* n, or prompts times n, of one request */
     API_STOPS_MAX = 16, API_STOP_BYTES_MAX = 1024,
+    API_WORDS_MAX = 256, API_WORD_BYTES_MAX = 256, /* of bad_words and the like */
     API_LOGPROBS_MAX = 20,
     API_MESSAGES_MAX = 100000,
     API_JSON_DEPTH_MAX = 64,

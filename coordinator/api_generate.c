@@ -138,6 +138,7 @@ static struct request *make_request(const struct generation *g, const struct cho
     r->sampling.stop_ids = dup_array(s->stop_ids, s->n_stop_ids, sizeof(*s->stop_ids), &ok);
     r->sampling.bias_id = dup_array(s->bias_id, s->n_bias, sizeof(*s->bias_id), &ok);
     r->sampling.bias = dup_array(s->bias, s->n_bias, sizeof(*s->bias), &ok);
+    r->sampling.ids = sampling_ids_share(s->ids);
     r->sampling.max_tokens = MIN(s->max_tokens, g->ctx - c->n_prompt);
     if (!ok)
         request_destroy(&r);

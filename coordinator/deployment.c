@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "coordinator/token_sequences.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -186,6 +187,8 @@ void deployment_close(struct deployment *d)
     vocab_destroy(&d->vocab);
     gguf_close(&d->gguf);
     free(d->tmpl_error);
+    struct token_pieces *pieces = atomic_load(&d->pieces);
+    token_pieces_destroy(&pieces);
     free(d->bos_text);
     free(d->eos_text);
     free(d->names_text);
