@@ -1,10 +1,15 @@
-/* The sampling parameters of a request: from JSON to struct sampling. */
+/* The sampling parameters of a request: from JSON to struct sampling. Numbers stand in one table with their limits and defaults; lists have
+ * readers of their own. Names, meanings and defaults are those of OpenAI, vLLM and llama-server; where they differ, vLLM's (a number of top_k that is
+ * not positive, for instance, is off). What a parameter does is said in worker/sampler.h and worker/sampler_filter.h. */
 #include "coordinator/api.h"
+#include "coordinator/token_sequences.h"
 
 #include "base/check.h"
 #include "base/rng.h"
 
 #include <math.h>
+#include <stdatomic.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,35 +92,211 @@ static bool get_logprobs(const json_t *o, struct generation *g, struct sampling 
     return true;
 }
 
+/* ---- lists of ids and of words */
+
+static struct sampling_ids *ids_of(struct sampling *s, struct api_error *e)
+{
+    if (!s->ids && (s->ids = calloc(1, sizeof(*s->ids))))
+        s->ids->n_refs = 1;
+    if (!s->ids)
+        api_error(e, 503, NULL, "out of memory");
+    return s->ids;
+}
+
+static bool get_allowed(const struct deployment *d, const json_t *o, struct sampling *s, struct api_error *e)
+{
+    const char *key = "allowed_token_ids";
+    const json_t *v = api_get(o, key);
+    if (!v)
+        return true;
+    size_t n = json_array_size(v);
+    if (n == 0)
+        return api_error(e, 400, key, "`%s` must be a list of at least one token id", key);
+    struct sampling_ids *ids = ids_of(s, e);
+    if (!ids)
+        return false;
+    ids->allowed = calloc(MIN(n, (size_t)MSG_ALLOWED_MAX), sizeof(*ids->allowed));
+    if (!ids->allowed)
+        return api_error(e, 503, NULL, "out of memory");
+    return get_ids(v, key, d->hp.vocab, MSG_ALLOWED_MAX, ids->allowed, &ids->n_allowed, e);
+}
+
+static const struct token_pieces *pieces_of(struct deployment *d)
+{
+    struct token_pieces *p = atomic_load(&d->pieces), *none = NULL;
+    if (p || token_pieces_create(d->tok, &p) != ERR_OK)
+        return p;
+    if (!atomic_compare_exchange_strong(&d->pieces, &none, p)) { /* another thread was first */
+        token_pieces_destroy(&p);
+        p = none;
+    }
+    return p;
+}
+
+/* Strings become sequences of ids; `breakers`: wherever they begin in a token. */
+static bool get_words(struct deployment *d, const json_t *v, const char *key, bool breakers, size_t max_ids, struct token_sequences *q,
+                      struct api_error *e)
+{
+    if (!json_is_array(v) || json_array_size(v) > API_WORDS_MAX)
+        return api_error(e, 400, key, "`%s` must be a list of at most %d strings", key, API_WORDS_MAX);
+    const struct token_pieces *pieces = breakers ? pieces_of(d) : NULL;
+    if (breakers && !pieces)
+        return api_error(e, 503, NULL, "out of memory");
+    for (size_t i = 0; i < json_array_size(v); i++) {
+        const json_t *w = json_array_get(v, i);
+        size_t len = json_string_length(w);
+        if (!json_is_string(w) || len == 0 || len > API_WORD_BYTES_MAX)
+            return api_error(e, 400, key, "`%s[%zu]` must be a string of 1 to %d bytes", key, i, API_WORD_BYTES_MAX);
+        enum err err = breakers ? token_sequences_breaker(pieces, d->tok, json_string_value(w), len, max_ids, q)
+                                : token_sequences_word(d->tok, json_string_value(w), len, max_ids, q);
+        if (err != ERR_OK)
+            return api_error(e, err == ERR_NOMEM ? 503 : 400, key, "`%s[%zu]` cannot be taken: %.200s", key, i, err_detail());
+    }
+    return true;
+}
+
+static void move_sequences(struct token_sequences *q, uint32_t **id, uint32_t **len, uint32_t *n_ids, uint32_t *n)
+{
+    *id = q->ids.ids;
+    *len = q->lens.ids;
+    *n_ids = (uint32_t)q->ids.n;
+    *n = (uint32_t)q->lens.n;
+}
+
+static bool get_bad_words(struct deployment *d, const json_t *o, struct sampling *s, struct api_error *e)
+{
+    struct token_sequences q = {0};
+    const json_t *v = api_get(o, "bad_words");
+    if (!v)
+        return true;
+    if (!ids_of(s, e) || !get_words(d, v, "bad_words", false, MSG_BAD_IDS_MAX, &q, e)) {
+        token_sequences_deinit(&q);
+        return false;
+    }
+    move_sequences(&q, &s->ids->bad_id, &s->ids->bad_len, &s->ids->n_bad_ids, &s->ids->n_bad);
+    return true;
+}
+
+static bool get_breakers(struct deployment *d, const json_t *o, struct sampling *s, struct api_error *e)
+{
+    struct token_sequences q = {0};
+    const char *key = "dry_sequence_breakers";
+    const json_t *v = api_get(o, key);
+    json_t *usual = v || s->dry_multiplier == 0 ? NULL : json_pack("[ssss]", "\n", ":", "\"", "*");
+    if (!v && !usual)
+        return s->dry_multiplier == 0 || api_error(e, 503, NULL, "out of memory");
+    bool ok = ids_of(s, e) && get_words(d, v ? v : usual, key, true, MSG_DRY_IDS_MAX, &q, e);
+    json_decref(usual);
+    if (!ok) {
+        token_sequences_deinit(&q);
+        return false;
+    }
+    move_sequences(&q, &s->ids->dry_id, &s->ids->dry_len, &s->ids->n_dry_ids, &s->ids->n_dry);
+    return true;
+}
+
+/* ---- numbers */
+
+/* Integers as they come, before they are made sense of. */
+struct integers {
+    int64_t top_k, max_tokens, max_completion, min_tokens, repeat_last_n, dry_last_n, dry_allowed_length, mirostat;
+};
+static const struct number {
+    const char *name;
+    double min, max, def;
+    size_t at;             /* a float in struct sampling; an int64_t in struct integers */
+    bool integer;
+} numbers[] = {
+#define REAL(name, min, max, def, field) {name, min, max, def, offsetof(struct sampling, field), false}
+#define INTEGER(name, min, max, def, field) {name, min, max, def, offsetof(struct integers, field), true}
+    REAL("temperature", 0, 2, 1, temperature),
+    REAL("dynatemp_range", 0, 2, 0, dynatemp_range),
+    REAL("dynatemp_exponent", 0, 100, 1, dynatemp_exponent),
+    REAL("top_p", 0, 1, 1, top_p),
+    REAL("min_p", 0, 1, 0, min_p),
+    INTEGER("top_k", -1, INT32_MAX, 0, top_k),
+    REAL("typical_p", 0, 1, 1, typical_p),
+    REAL("top_n_sigma", -1, 100, -1, top_n_sigma),
+    REAL("xtc_probability", 0, 1, 0, xtc_probability),
+    REAL("xtc_threshold", 0, 1, 0.1, xtc_threshold),
+    REAL("repetition_penalty", 0.01, 100, 1, repetition_penalty),
+    REAL("repeat_penalty", 0.01, 100, 1, repetition_penalty), /* llama-server's name; looks at the last 64 tokens unless repeat_last_n is there */
+    REAL("presence_penalty", -2, 2, 0, presence_penalty),
+    REAL("frequency_penalty", -2, 2, 0, frequency_penalty),
+    INTEGER("repeat_last_n", -1, INT32_MAX, -1, repeat_last_n),
+    REAL("dry_multiplier", 0, 100, 0, dry_multiplier),
+    REAL("dry_base", 1, 100, 1.75, dry_base),
+    INTEGER("dry_allowed_length", 0, INT32_MAX, 2, dry_allowed_length),
+    INTEGER("dry_penalty_last_n", -1, INT32_MAX, -1, dry_last_n),
+    INTEGER("mirostat", 0, 2, 0, mirostat),
+    REAL("mirostat_tau", 0, 100, 5, mirostat_tau),
+    REAL("mirostat_eta", 0, 10, 0.1, mirostat_eta),
+    INTEGER("max_tokens", 0, INT32_MAX, -1, max_tokens),
+    INTEGER("max_completion_tokens", 0, INT32_MAX, -1, max_completion),
+    INTEGER("min_tokens", 0, INT32_MAX, 0, min_tokens),
+#undef REAL
+#undef INTEGER
+};
+
+static bool get_numbers(const json_t *o, struct sampling *s, struct integers *ints, struct api_error *e)
+{
+    for (size_t i = 0; i < ARRAY_LEN(numbers); i++) { /* the defaults first: two names may mean one place */
+        const struct number *p = &numbers[i];
+        if (p->integer)
+            *(int64_t *)((char *)ints + p->at) = (int64_t)p->def;
+        else
+            *(float *)((char *)s + p->at) = (float)p->def;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(numbers); i++) {
+        const struct number *p = &numbers[i];
+        double d = p->def;
+        if (!api_get(o, p->name))
+            continue;
+        if (p->integer ? !api_get_int(o, p->name, (int64_t)p->min, (int64_t)p->max, (int64_t *)((char *)ints + p->at), e)
+                       : !api_get_float(o, p->name, p->min, p->max, &d, e))
+            return false;
+        if (!p->integer)
+            *(float *)((char *)s + p->at) = (float)d;
+    }
+    return true;
+}
+
+/* From what a client writes to what a worker takes: 0 is off there. */
+static void resolve(const struct generation *g, const json_t *o, const struct integers *n, struct sampling *s)
+{
+    enum { WINDOW = 64 };
+    int64_t window = api_get(o, "repeat_penalty") && !api_get(o, "repeat_last_n") ? WINDOW : n->repeat_last_n;
+    if (window == 0) {
+        s->repetition_penalty = 1;
+        s->presence_penalty = s->frequency_penalty = 0;
+    }
+    s->penalty_last_n = (uint32_t)MAX(window, 0);
+    if (n->dry_last_n == 0)
+        s->dry_multiplier = 0;
+    s->dry_last_n = (uint32_t)MAX(n->dry_last_n, 0);
+    s->dry_allowed_length = (uint32_t)n->dry_allowed_length;
+    s->mirostat = (uint32_t)n->mirostat;
+    s->top_k = n->top_k > 0 && n->top_k < g->d->hp.vocab ? (uint32_t)n->top_k : 0;
+    s->top_p = s->top_p > 0 ? s->top_p : 1e-9f; /* the most likely token alone */
+    s->typical_p = s->typical_p > 0 ? s->typical_p : 1e-9f;
+    s->top_n_sigma = MAX(s->top_n_sigma, 0.0f);
+    int64_t max_tokens = n->max_completion >= 0 ? n->max_completion : n->max_tokens;
+    s->max_tokens = max_tokens >= 0 ? (uint32_t)max_tokens : g->chat ? UINT32_MAX : 16;
+    s->min_tokens = (uint32_t)MIN(n->min_tokens, (int64_t)s->max_tokens);
+}
+
 bool api_get_sampling(const json_t *o, struct generation *g, struct sampling *s, struct api_error *e)
 {
-    double temperature = 1, top_p = 1, min_p = 0, rep = 1, pres = 0, freq = 0;
-    int64_t top_k = 0, max_tokens = -1, max_completion = -1, min_tokens = 0, seed = 0;
+    struct integers n;
+    int64_t seed = 0;
     memset(s, 0, sizeof(*s));
     rng_system(&seed, sizeof(seed));
-    if (!api_get_float(o, "temperature", 0, 2, &temperature, e) || !api_get_float(o, "top_p", 0, 1, &top_p, e) ||
-        !api_get_float(o, "min_p", 0, 1, &min_p, e) || !api_get_int(o, "top_k", -1, INT32_MAX, &top_k, e) ||
-        !api_get_float(o, "repetition_penalty", 0.01, 100, &rep, e) || !api_get_float(o, "presence_penalty", -2, 2, &pres, e) ||
-        !api_get_float(o, "frequency_penalty", -2, 2, &freq, e) || !api_get_int(o, "max_tokens", 0, INT32_MAX, &max_tokens, e) ||
-        !api_get_int(o, "max_completion_tokens", 0, INT32_MAX, &max_completion, e) ||
-        !api_get_int(o, "min_tokens", 0, INT32_MAX, &min_tokens, e) || !api_get_int(o, "seed", INT64_MIN, INT64_MAX, &seed, e) ||
-        !api_get_bool(o, "ignore_eos", &s->ignore_eos, e))
+    if (!get_numbers(o, s, &n, e) || !api_get_int(o, "seed", INT64_MIN, INT64_MAX, &seed, e) || !api_get_bool(o, "ignore_eos", &s->ignore_eos, e))
         return false;
-    if (top_p == 0)
-        top_p = 1e-9; /* the most likely token alone */
-    s->temperature = (float)temperature;
-    s->top_p = (float)top_p;
-    s->min_p = (float)min_p;
-    s->top_k = top_k > 0 && top_k < g->d->hp.vocab ? (uint32_t)top_k : 0;
-    s->repetition_penalty = (float)rep;
-    s->presence_penalty = (float)pres;
-    s->frequency_penalty = (float)freq;
     s->seed = (uint64_t)seed;
-    if (max_completion >= 0)
-        max_tokens = max_completion;
-    s->max_tokens = max_tokens >= 0 ? (uint32_t)max_tokens : g->chat ? UINT32_MAX : 16;
-    s->min_tokens = (uint32_t)MIN(min_tokens, (int64_t)s->max_tokens);
-    return get_stop_ids(g->d, o, s, e) && get_bias(g->d, o, s, e) && get_logprobs(o, g, s, e);
+    resolve(g, o, &n, s);
+    return get_stop_ids(g->d, o, s, e) && get_bias(g->d, o, s, e) && get_logprobs(o, g, s, e) && get_allowed(g->d, o, s, e) &&
+           get_bad_words(g->d, o, s, e) && get_breakers(g->d, o, s, e);
 }
 
 void api_sampling_deinit(struct sampling *s)
@@ -123,4 +304,5 @@ void api_sampling_deinit(struct sampling *s)
     free(s->stop_ids);
     free(s->bias_id);
     free(s->bias);
+    sampling_ids_release(&s->ids);
 }
