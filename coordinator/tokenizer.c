@@ -1,9 +1,12 @@
 /* See tokenizer.h. Here: the token index, special tokens in the text (a trie, longest match first), BOS and EOS, single
- * pieces, end ids. The merging is in tokenizer_bpe.c and tokenizer_spm.c. Memory per token: 4 to 8 bytes of index
+ * pieces, end ids. The algorithms are in tokenizer_bpe.c, tokenizer_spm.c and tokenizer_unigram.c; a tokenizer.json
+ * does everything in its own way (tokenizer_hf.c). Memory per token: 4 to 8 bytes of index
  * beside the vocabulary itself. */
 #include "base/buf.h"
 #include "base/check.h"
-#include "coordinator/tokenizer_impl.h"
+#include "coordinator/tokenizer_hf.h"
+#include "coordinator/tokenizer_merge.h"
+#include "coordinator/tokenizer_unigram.h"
 
 #include <stdlib.h>
 
@@ -15,16 +18,21 @@ void tokens_deinit(struct tokens *t)
     memset(t, 0, sizeof(*t));
 }
 
+enum err tokens_reserve(struct tokens *t, size_t extra)
+{
+    size_t cap = MAX(t->n + extra, t->cap == 0 ? (size_t)64 : t->cap * 2);
+    uint32_t *ids = realloc(t->ids, cap * sizeof(*ids));
+    if (ids == NULL)
+        return err_set(ERR_NOMEM, "no memory for %zu token ids", cap);
+    t->ids = ids;
+    t->cap = cap;
+    return ERR_OK;
+}
+
 enum err tokens_push(struct tokens *t, uint32_t id)
 {
-    if (t->n == t->cap) {
-        size_t cap = t->cap == 0 ? 64 : t->cap * 2;
-        uint32_t *ids = realloc(t->ids, cap * sizeof(*ids));
-        if (ids == NULL)
-            return err_set(ERR_NOMEM, "no memory for %zu token ids", cap);
-        t->ids = ids;
-        t->cap = cap;
-    }
+    if (t->n == t->cap)
+        TRY(tokens_reserve(t, 1));
     t->ids[t->n++] = id;
     return ERR_OK;
 }
@@ -33,11 +41,14 @@ uint32_t tokenizer_find(const struct tokenizer *t, const char *s, size_t len)
 {
     if (len > t->token_len_max)
         return TOKEN_NONE;
-    uint32_t i = (uint32_t)tokenizer_hash(s, len) & t->slot_mask;
-    for (; t->slots[i] != 0; i = (i + 1) & t->slot_mask) {
-        const struct gguf_str *w = &t->v->tokens[t->slots[i] - 1];
+    uint64_t h = tokenizer_hash(s, len);
+    for (uint32_t i = (uint32_t)h & t->slot_mask; t->slots[i] != 0; i = (i + 1) & t->slot_mask) {
+        if ((t->slots[i] ^ h) >> 32 != 0)
+            continue;
+        uint32_t id = (uint32_t)t->slots[i] - 1;
+        const struct gguf_str *w = &t->v->tokens[id];
         if (w->len == len && memcmp(w->s, s, len) == 0)
-            return t->slots[i] - 1;
+            return id;
     }
     return TOKEN_NONE;
 }
@@ -54,73 +65,53 @@ static enum err build_index(struct tokenizer *t)
     for (uint32_t id = 0; id < t->v->n_tokens; id++) {
         const struct gguf_str *w = &t->v->tokens[id];
         t->token_len_max = MAX(t->token_len_max, w->len);
-        uint32_t i = (uint32_t)tokenizer_hash(w->s, w->len) & t->slot_mask;
-        while (t->slots[i] != 0) { /* of two tokens with one text the later counts */
-            const struct gguf_str *o = &t->v->tokens[t->slots[i] - 1];
+        uint64_t h = tokenizer_hash(w->s, w->len);
+        uint32_t i = (uint32_t)h & t->slot_mask;
+        for (; t->slots[i] != 0; i = (i + 1) & t->slot_mask) { /* of two tokens with one text the later counts */
+            const struct gguf_str *o = &t->v->tokens[(uint32_t)t->slots[i] - 1];
             if (o->len == w->len && memcmp(o->s, w->s, w->len) == 0)
                 break;
-            i = (i + 1) & t->slot_mask;
         }
-        t->slots[i] = id + 1;
+        t->slots[i] = (h >> 32 << 32) | (id + 1);
     }
     return ERR_OK;
 }
 
-static enum err trie_node(struct tokenizer *t, uint8_t byte, uint32_t sibling, uint32_t *out)
+static uint8_t type_of(const struct tokenizer *t, uint32_t id)
 {
-    if (t->n_trie == t->trie_cap) {
-        uint32_t cap = t->trie_cap == 0 ? 256 : t->trie_cap * 2;
-        struct trie_node *n = realloc(t->trie, cap * sizeof(*n));
-        if (n == NULL)
-            return err_set(ERR_NOMEM, "no memory for the special tokens");
-        t->trie = n;
-        t->trie_cap = cap;
-        if (t->n_trie == 0)
-            t->n_trie = 1; /* node 0 means none */
-    }
-    t->trie[t->n_trie] = (struct trie_node){0, sibling, TOKEN_NONE, byte, false};
-    *out = t->n_trie++;
-    return ERR_OK;
+    return t->v->types == NULL ? VOCAB_NORMAL : t->v->types[id];
 }
 
-static uint32_t trie_step(const struct tokenizer *t, uint32_t node, uint8_t byte)
+static enum err build_special(struct tokenizer *t)
 {
-    uint32_t c = t->trie[node].child;
-    while (c != 0 && t->trie[c].byte != byte)
-        c = t->trie[c].sibling;
-    return c;
-}
-
-static enum err trie_add(struct tokenizer *t, uint32_t id, bool always)
-{
-    const struct gguf_str *w = &t->v->tokens[id];
-    uint32_t node = t->trie_root[(uint8_t)w->s[0]];
-    if (node == 0) {
-        TRY(trie_node(t, (uint8_t)w->s[0], 0, &node));
-        t->trie_root[(uint8_t)w->s[0]] = node;
-    }
-    for (size_t i = 1; i < w->len; i++) {
-        uint32_t next = trie_step(t, node, (uint8_t)w->s[i]);
-        if (next == 0) {
-            TRY(trie_node(t, (uint8_t)w->s[i], t->trie[node].child, &next));
-            t->trie[node].child = next;
-        }
-        node = next;
-    }
-    t->trie[node].id = id;
-    t->trie[node].always = always;
-    return ERR_OK;
-}
-
-static enum err build_trie(struct tokenizer *t)
-{
+    TRY(trie_init(&t->special));
     for (uint32_t id = 0; id < t->v->n_tokens; id++) {
-        uint8_t type = t->v->types == NULL ? VOCAB_NORMAL : t->v->types[id];
-        bool special = type == VOCAB_CONTROL || type == VOCAB_UNKNOWN || type == VOCAB_USER_DEFINED;
-        if (special && t->v->tokens[id].len > 0)
-            TRY(trie_add(t, id, type == VOCAB_USER_DEFINED));
+        const struct gguf_str *w = &t->v->tokens[id];
+        uint8_t type = type_of(t, id);
+        if ((type != VOCAB_CONTROL && type != VOCAB_UNKNOWN && type != VOCAB_USER_DEFINED) || w->len == 0)
+            continue;
+        TRY(trie_add(&t->special, w->s, w->len, id));
+        t->special_first[(uint8_t)w->s[0]] = true;
     }
     return ERR_OK;
+}
+
+static enum err init_model(struct tokenizer *t)
+{
+    const struct vocab *v = t->v;
+    if (v->json) {
+        if (v->kind == VOCAB_BPE)
+            TRY(tokenizer_bpe_merges_init(t));
+        return tokenizer_hf_create(t, &t->hf);
+    }
+    switch (v->kind) {
+    case VOCAB_SPM:
+        return tokenizer_spm_init(t);
+    case VOCAB_UNIGRAM:
+        return tokenizer_unigram_create(v, &t->unigram);
+    default:
+        return tokenizer_bpe_init(t);
+    }
 }
 
 enum err tokenizer_create(const struct vocab *v, struct tokenizer **out)
@@ -134,8 +125,9 @@ enum err tokenizer_create(const struct vocab *v, struct tokenizer **out)
         t->byte_ids[i] = TOKEN_NONE;
     enum err e;
     TRY_GOTO(build_index(t), fail);
-    TRY_GOTO(build_trie(t), fail);
-    TRY_GOTO(v->kind == VOCAB_SPM ? tokenizer_spm_init(t) : tokenizer_bpe_init(t), fail);
+    if (!v->json)
+        TRY_GOTO(build_special(t), fail);
+    TRY_GOTO(init_model(t), fail);
     *out = t;
     return ERR_OK;
 fail:
@@ -149,10 +141,13 @@ void tokenizer_destroy(struct tokenizer **tp)
     if (t == NULL)
         return;
     pretokenizer_destroy(&t->pre);
+    tokenizer_hf_destroy(&t->hf);
+    tokenizer_unigram_destroy(&t->unigram);
     free(t->slots);
-    free(t->merges);
-    free(t->merge_slots);
-    free(t->trie);
+    free(t->results);
+    free(t->pairs);
+    free(t->orders);
+    trie_deinit(&t->special);
     free(t);
     *tp = NULL;
 }
@@ -162,37 +157,42 @@ const struct vocab *tokenizer_vocab(const struct tokenizer *t)
     return t->v;
 }
 
-/* The longest special token at s; its length, or 0. Control tokens count only when `control`. */
+/* The longest special token at s; its length, or 0. User-defined ones are found in any text, control tokens only when
+ * `control`. */
 static size_t special_at(const struct tokenizer *t, const char *s, size_t len, bool control, uint32_t *id)
 {
     size_t best = 0;
-    uint32_t node = t->trie_root[(uint8_t)s[0]];
-    for (size_t i = 1; node != 0; i++) {
-        const struct trie_node *n = &t->trie[node];
-        if (n->id != TOKEN_NONE && (control || n->always)) {
-            best = i;
-            *id = n->id;
+    uint32_t node = 0;
+    for (size_t i = 0; i < len; i++) {
+        node = trie_step(&t->special, node, (uint8_t)s[i]);
+        if (node == 0)
+            break;
+        uint32_t found = t->special.values[node];
+        if (found != TRIE_NONE && (control || type_of(t, found) == VOCAB_USER_DEFINED)) {
+            best = i + 1;
+            *id = found;
         }
-        node = i < len ? trie_step(t, node, (uint8_t)s[i]) : 0;
     }
     return best;
 }
 
 /* after_special: the stretch starts the text or follows a special token, where SentencePiece puts its space. */
-static enum err encode_stretch(const struct tokenizer *t, const char *s, size_t len, bool after_special,
-                               struct tokens *out)
+static enum err encode_stretch(const struct tokenizer *t, struct tokenizer_work *w, const char *s, size_t len,
+                               bool after_special, struct tokens *out)
 {
     if (len == 0)
         return ERR_OK;
+    bool space_first = after_special && t->v->add_space_prefix;
+    if (t->unigram)
+        return tokenizer_unigram_encode(t->unigram, t->v, s, len, space_first, out);
     if (t->v->kind == VOCAB_SPM)
-        return tokenizer_spm_encode(t, s, len, after_special && t->v->add_space_prefix, out);
-    return tokenizer_bpe_encode(t, s, len, out);
+        return tokenizer_spm_encode(t, w, s, len, space_first, out);
+    return tokenizer_bpe_encode(t, w, s, len, out);
 }
 
-enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, unsigned flags, struct tokens *out)
+static enum err encode_text(const struct tokenizer *t, struct tokenizer_work *w, const char *text, size_t len,
+                            unsigned flags, struct tokens *out)
 {
-    if (len > TEXT_MAX)
-        return err_set(ERR_TOO_BIG, "a text of %zu bytes; at most %d", len, TEXT_MAX);
     const struct vocab *v = t->v;
     if ((flags & TOKENIZER_SPECIAL) && v->add_bos && v->bos >= 0)
         TRY(tokens_push(out, (uint32_t)v->bos));
@@ -200,21 +200,33 @@ enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t le
     size_t from = 0;
     for (size_t i = 0; i < len;) {
         uint32_t id;
-        size_t n = t->trie_root[(uint8_t)text[i]] == 0 ? 0 : special_at(t, text + i, len - i, control, &id);
+        size_t n = !t->special_first[(uint8_t)text[i]] ? 0 : special_at(t, text + i, len - i, control, &id);
         if (n == 0) {
             i++;
             continue;
         }
-        TRY(encode_stretch(t, text + from, i - from, after_special, out));
+        TRY(encode_stretch(t, w, text + from, i - from, after_special, out));
         TRY(tokens_push(out, id));
         after_special = true;
         i += n;
         from = i;
     }
-    TRY(encode_stretch(t, text + from, len - from, after_special, out));
+    TRY(encode_stretch(t, w, text + from, len - from, after_special, out));
     if ((flags & TOKENIZER_SPECIAL) && v->add_eos && v->eos >= 0)
         TRY(tokens_push(out, (uint32_t)v->eos));
     return ERR_OK;
+}
+
+enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, unsigned flags, struct tokens *out)
+{
+    if (len > TEXT_MAX)
+        return err_set(ERR_TOO_BIG, "a text of %zu bytes; at most %d", len, TEXT_MAX);
+    struct tokenizer_work w;
+    enum err e = tokenizer_work_init(&w, len);
+    if (e == ERR_OK)
+        e = t->hf ? tokenizer_hf_encode(t->hf, &w, text, len, flags, out) : encode_text(t, &w, text, len, flags, out);
+    tokenizer_work_deinit(&w);
+    return e;
 }
 
 void tokenizer_piece(const struct tokenizer *t, uint32_t id, bool special, struct buf *out)
@@ -232,7 +244,9 @@ void tokenizer_piece(const struct tokenizer *t, uint32_t id, bool special, struc
         buf_append(out, w->s, w->len);
         return;
     default:
-        if (t->v->kind == VOCAB_SPM)
+        if (t->hf)
+            tokenizer_hf_piece(t->hf, id, out);
+        else if (t->v->kind != VOCAB_BPE || (t->pre_flags & PRE_RAW))
             tokenizer_spm_bytes(t, id, out);
         else
             tokenizer_bpe_bytes(w, out);

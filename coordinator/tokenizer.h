@@ -1,5 +1,5 @@
 /* Text to token ids. Algorithms: SentencePiece BPE with byte fallback (vocab kind `llama`), byte-level BPE with the pre-tokeniser that the file
- * names (`gpt2`; PCRE2 patterns). Immutable after creation: any thread may use it. Linear in the text up to a logarithm. */
+ * names (`gpt2`), SentencePiece unigram (`t5`), and what a tokenizer.json says (tokenizer_hf.h). Immutable after creation: any thread may use it. Linear in the text up to a logarithm. */
 #ifndef COORDINATOR_TOKENIZER_H
 #define COORDINATOR_TOKENIZER_H
 

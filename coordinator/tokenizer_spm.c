@@ -1,20 +1,21 @@
 /* SentencePiece BPE (vocabulary kind `llama`): spaces become U+2581, every character is a symbol, and the adjacent pair
- * whose joined text is the token of the highest score is merged until none is left; of equal scores the leftmost. A
- * symbol that is no token then falls back to byte tokens, or to the unknown token. Joined texts longer than the longest
- * token are not looked up, so a step costs no more than that length.
+ * whose joined text is the token of the highest score is merged until none is left; of equal scores the leftmost
+ * (tokenizer_merge.h). A symbol is where it begins in the text. One that is no token in the end falls back to byte tokens,
+ * or to the unknown token. Joined texts longer than the longest token are not looked up, so a step costs no more than
+ * that length.
  *
  * Where no token has U+2581 behind another character no merge can cross the start of a word: words are then merged one
- * by one, which keeps the working memory small. */
+ * by one, and those that came before are known. */
 #include "base/buf.h"
 #include "base/check.h"
-#include "coordinator/tokenizer_impl.h"
+#include "coordinator/tokenizer_merge.h"
 #include "coordinator/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 static const char SPACE[] = "\xE2\x96\x81";
-enum { SPACE_LEN = 3 };
+enum { SPACE_LEN = 3, WORD_CACHED_MAX = 16 };
 
 static bool is_space(const char *s, size_t len)
 {
@@ -36,19 +37,63 @@ static bool space_inside(const struct gguf_str *w)
     return false;
 }
 
-enum err tokenizer_spm_init(struct tokenizer *t)
+void tokenizer_spm_byte_ids(struct tokenizer *t)
 {
-    if (t->v->scores == NULL)
-        return err_set(ERR_CORRUPT, "tokenizer.ggml.model is llama, but tokenizer.ggml.scores is missing");
     for (unsigned b = 0; b < 256; b++) {
         char name[8];
         snprintf(name, sizeof(name), "<0x%02X>", b);
         t->byte_ids[b] = tokenizer_find(t, name, 6);
     }
+}
+
+struct scored {
+    float score;
+    uint32_t id;
+};
+
+static int by_score(const void *a, const void *b)
+{
+    const struct scored *x = a, *y = b;
+    return x->score != y->score ? (x->score > y->score ? -1 : 1) : x->id < y->id ? -1 : 1;
+}
+
+/* Text never names control, unknown or byte tokens by spelling them out. */
+static enum err build_orders(struct tokenizer *t)
+{
+    const struct vocab *v = t->v;
+    struct scored *by = malloc(v->n_tokens * sizeof(*by));
+    t->orders = malloc(v->n_tokens * sizeof(*t->orders));
+    if (by == NULL || t->orders == NULL) {
+        free(by);
+        return err_set(ERR_NOMEM, "no memory for the scores of %u tokens", v->n_tokens);
+    }
+    bool sorted = true;
+    for (uint32_t i = 0; i < v->n_tokens; i++) {
+        by[i] = (struct scored){v->scores[i], i};
+        sorted = sorted && (i == 0 || by_score(&by[i - 1], &by[i]) < 0);
+    }
+    if (!sorted)
+        qsort(by, v->n_tokens, sizeof(*by), by_score);
+    for (uint32_t i = 0; i < v->n_tokens; i++) {
+        uint8_t type = v->types == NULL ? VOCAB_NORMAL : v->types[by[i].id];
+        t->n_orders += i > 0 && by[i].score != by[i - 1].score;
+        t->orders[by[i].id] =
+            type == VOCAB_CONTROL || type == VOCAB_UNKNOWN || type == VOCAB_BYTE ? TOKEN_NONE : t->n_orders;
+    }
+    t->n_orders++;
+    free(by);
+    return ERR_OK;
+}
+
+enum err tokenizer_spm_init(struct tokenizer *t)
+{
+    if (t->v->scores == NULL)
+        return err_set(ERR_CORRUPT, "tokenizer.ggml.model is llama, but tokenizer.ggml.scores is missing");
+    tokenizer_spm_byte_ids(t);
     t->split_words = true;
     for (uint32_t i = 0; i < t->v->n_tokens && t->split_words; i++)
         t->split_words = !space_inside(&t->v->tokens[i]);
-    return ERR_OK;
+    return build_orders(t);
 }
 
 void tokenizer_spm_bytes(const struct tokenizer *t, uint32_t id, struct buf *out)
@@ -75,78 +120,24 @@ void tokenizer_spm_bytes(const struct tokenizer *t, uint32_t id, struct buf *out
     }
 }
 
-/* Text never names control, unknown or byte tokens by spelling them out. */
-static uint32_t find_text(const struct tokenizer *t, const char *s, size_t len)
+static uint32_t order_of(const struct tokenizer *t, const char *text, uint32_t a, uint32_t b, uint32_t after)
 {
-    uint32_t id = tokenizer_find(t, s, len);
-    if (id != TOKEN_NONE && t->v->types != NULL) {
-        uint8_t type = t->v->types[id];
-        if (type == VOCAB_CONTROL || type == VOCAB_UNKNOWN || type == VOCAB_BYTE)
-            return TOKEN_NONE;
-    }
-    return id;
+    (void)b;
+    uint32_t id = tokenizer_find(t, text + a, after - a);
+    return id == TOKEN_NONE ? TOKEN_NONE : t->orders[id];
 }
 
-struct symbol {
-    uint32_t off, len, prev, next; /* len 0: merged away; TOKEN_NONE at the ends */
-};
-struct candidate {
-    float score;
-    uint32_t at, len; /* len: of both symbols together when it was made; another one means that it is stale */
-};
-struct spm_work {
-    const char *text;
-    struct symbol *sym;
-    struct candidate *heap;
-    size_t n_heap, cap;
-};
-
-static bool before(const struct candidate *a, const struct candidate *b)
+static uint32_t result_of(const struct tokenizer *t, uint32_t a, uint32_t order)
 {
-    return a->score != b->score ? a->score > b->score : a->at < b->at;
-}
-
-static void heap_push(struct spm_work *w, struct candidate c)
-{
-    size_t i = w->n_heap++;
-    for (; i > 0 && before(&c, &w->heap[(i - 1) / 2]); i = (i - 1) / 2)
-        w->heap[i] = w->heap[(i - 1) / 2];
-    w->heap[i] = c;
-}
-
-static struct candidate heap_pop(struct spm_work *w)
-{
-    struct candidate top = w->heap[0], last = w->heap[--w->n_heap];
-    size_t i = 0;
-    for (;;) {
-        size_t k = 2 * i + 1;
-        if (k >= w->n_heap)
-            break;
-        if (k + 1 < w->n_heap && before(&w->heap[k + 1], &w->heap[k]))
-            k++;
-        if (!before(&w->heap[k], &last))
-            break;
-        w->heap[i] = w->heap[k];
-        i = k;
-    }
-    w->heap[i] = last;
-    return top;
-}
-
-static void propose(const struct tokenizer *t, struct spm_work *w, uint32_t left)
-{
-    if (left == TOKEN_NONE || w->sym[left].next == TOKEN_NONE)
-        return;
-    const struct symbol *a = &w->sym[left], *b = &w->sym[a->next];
-    uint32_t id = find_text(t, w->text + a->off, a->len + b->len);
-    if (id != TOKEN_NONE)
-        heap_push(w, (struct candidate){t->v->scores[id], left, a->len + b->len});
+    (void)t;
+    (void)order;
+    return a;
 }
 
 static enum err emit(const struct tokenizer *t, const char *s, size_t len, struct tokens *out)
 {
-    uint32_t id = find_text(t, s, len);
-    if (id != TOKEN_NONE)
+    uint32_t id = tokenizer_find(t, s, len);
+    if (id != TOKEN_NONE && t->orders[id] != TOKEN_NONE)
         return tokens_push(out, id);
     for (size_t i = 0; i < len; i++) {
         id = t->byte_ids[(unsigned char)s[i]];
@@ -157,55 +148,29 @@ static enum err emit(const struct tokenizer *t, const char *s, size_t len, struc
     return ERR_OK;
 }
 
-static enum err reserve(struct spm_work *w, size_t len)
+static enum err encode_run(const struct tokenizer *t, struct tokenizer_work *w, const char *s, size_t len,
+                           struct tokens *out)
 {
-    if (len <= w->cap)
-        return ERR_OK;
-    size_t cap = MAX(len, (size_t)256);
-    free(w->sym);
-    free(w->heap);
-    w->sym = malloc(cap * sizeof(*w->sym));
-    w->heap = malloc(3 * cap * sizeof(*w->heap)); /* n - 1 pairs at first, two more for each merge */
-    w->cap = w->sym != NULL && w->heap != NULL ? cap : 0;
-    return w->cap != 0 ? ERR_OK : err_set(ERR_NOMEM, "no memory to tokenise %zu bytes", len);
-}
-
-static enum err encode_run(const struct tokenizer *t, struct spm_work *w, const char *s, size_t len, struct tokens *out)
-{
-    TRY(reserve(w, len));
-    w->text = s;
-    w->n_heap = 0;
-    uint32_t n = 0;
+    TRY(tokenizer_work_ids(w, len + 1));
+    size_t n = 0;
     for (size_t i = 0; i < len; n++) {
         uint32_t cp;
         size_t bad;
         bool cut;
         size_t k = utf8_decode(s + i, len - i, &cp, &bad, &cut);
-        k = k == 0 ? 1 : k; /* a bad byte is a symbol of its own and ends as its byte token */
-        w->sym[n] = (struct symbol){(uint32_t)i, (uint32_t)k, n == 0 ? TOKEN_NONE : n - 1, n + 1};
-        i += k;
+        w->ids[n] = (uint32_t)i;
+        i += k == 0 ? 1 : k; /* a bad byte is a symbol of its own and ends as its byte token */
     }
-    if (n == 0)
-        return ERR_OK;
-    w->sym[n - 1].next = TOKEN_NONE;
-    for (uint32_t i = 0; i + 1 < n; i++)
-        propose(t, w, i);
-    while (w->n_heap > 0) {
-        struct candidate c = heap_pop(w);
-        struct symbol *a = &w->sym[c.at];
-        if (a->len == 0 || a->next == TOKEN_NONE || a->len + w->sym[a->next].len != c.len)
-            continue;
-        struct symbol *b = &w->sym[a->next];
-        a->len = c.len;
-        b->len = 0;
-        a->next = b->next;
-        if (a->next != TOKEN_NONE)
-            w->sym[a->next].prev = c.at;
-        propose(t, w, a->prev);
-        propose(t, w, c.at);
+    w->ids[n] = (uint32_t)len;
+    if (n <= MERGE_SHORT_MAX) {
+        n = merge_short(t, s, w->ids, n, order_of, result_of);
+    } else {
+        TRY(merge_reserve(&w->lists, n, t->n_orders));
+        n = merge_long(t, &w->lists, s, w->ids, n, order_of, result_of);
     }
-    for (uint32_t i = 0; i != TOKEN_NONE; i = w->sym[i].next)
-        TRY(emit(t, s + w->sym[i].off, w->sym[i].len, out));
+    w->ids[n] = (uint32_t)len;
+    for (size_t i = 0; i < n; i++)
+        TRY(emit(t, s + w->ids[i], w->ids[i + 1] - w->ids[i], out));
     return ERR_OK;
 }
 
@@ -226,35 +191,41 @@ static size_t word_end(const char *s, size_t from, size_t len)
     return len;
 }
 
-enum err tokenizer_spm_encode(const struct tokenizer *t, const char *text, size_t len, bool space_first,
-                              struct tokens *out)
+void tokenizer_spm_escape(const char *text, size_t len, struct buf *out)
 {
-    struct buf esc;
-    struct spm_work w = {0};
-    enum err e = ERR_OK;
-    buf_init(&esc);
-    if (space_first)
-        buf_append(&esc, SPACE, SPACE_LEN);
     for (size_t i = 0; i < len;) {
         const char *p = memchr(text + i, ' ', len - i);
         size_t to = p == NULL ? len : (size_t)(p - text);
-        buf_append(&esc, text + i, to - i);
+        buf_append(out, text + i, to - i);
         if (p != NULL)
-            buf_append(&esc, SPACE, SPACE_LEN);
+            buf_append(out, SPACE, SPACE_LEN);
         i = p == NULL ? len : to + 1;
     }
-    if (esc.failed) {
-        e = err_set(ERR_NOMEM, "no memory to tokenise %zu bytes", len);
-        goto done;
+}
+
+enum err tokenizer_spm_encode(const struct tokenizer *t, struct tokenizer_work *w, const char *text, size_t len,
+                              bool space_first, struct tokens *out)
+{
+    struct buf *b = &w->text;
+    buf_clear(b);
+    if (space_first)
+        buf_append(b, SPACE, SPACE_LEN);
+    tokenizer_spm_escape(text, len, b);
+    if (b->failed)
+        return err_set(ERR_NOMEM, "no memory to tokenise %zu bytes", len);
+    for (size_t i = 0, to; i < b->len; i = to) {
+        to = t->split_words ? word_end(b->data, i, b->len) : b->len;
+        size_t n = to - i, at = out->n;
+        struct merge_word *seen = NULL;
+        if (n <= WORD_CACHED_MAX && tokenizer_work_word(w, b->data + i, n, b->len - i, &seen)) {
+            TRY(tokens_copy(out, seen->at, seen->n));
+            continue;
+        }
+        TRY(encode_run(t, w, b->data + i, n, out));
+        if (seen != NULL) {
+            seen->at = (uint32_t)at;
+            seen->n = (uint8_t)(out->n - at);
+        }
     }
-    for (size_t i = 0; i < esc.len;) {
-        size_t to = t->split_words ? word_end(esc.data, i, esc.len) : esc.len;
-        TRY_GOTO(encode_run(t, &w, esc.data + i, to - i, out), done);
-        i = to;
-    }
-done:
-    free(w.sym);
-    free(w.heap);
-    buf_deinit(&esc);
-    return e;
+    return ERR_OK;
 }

@@ -26,14 +26,16 @@ static enum err load_kind(const struct gguf *g, struct vocab *v)
         return err_set(ERR_CORRUPT, "the model has no tokenizer (tokenizer.ggml.model is missing)");
     if (str_is(kind, "llama"))
         v->kind = VOCAB_SPM;
-    else if (str_is(kind, "gpt2"))
+    else if (str_is(kind, "gpt2") || str_is(kind, "whitespace") || str_is(kind, "gemma4"))
         v->kind = VOCAB_BPE;
     else if (str_is(kind, "t5"))
         v->kind = VOCAB_UNIGRAM;
     else
-        return err_set(ERR_UNSUPPORTED, "tokenizer.ggml.model is \"%.*s\"; supported are llama, gpt2 and t5",
+        return err_set(ERR_UNSUPPORTED, "tokenizer.ggml.model is \"%.*s\"; supported are llama, gpt2, whitespace, gemma4 and t5",
                        (int)MIN(kind.len, 40u), kind.s);
     gguf_get_str(g, "tokenizer.ggml.pre", &v->pre);
+    if (str_is(kind, "gemma4")) /* the kind implies how text is cut */
+        v->pre = kind;
     gguf_get_str(g, "tokenizer.chat_template", &v->chat_template);
     return ERR_OK;
 }
@@ -177,7 +179,9 @@ static enum err load_flag(const struct gguf *g, const char *key, bool def, bool 
 static enum err load_flags(const struct gguf *g, struct vocab *v)
 {
     /* Byte-level vocabularies whose own tokenizer puts BOS first; older files of them lack the key. */
-    static const char *const pre_with_bos[] = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"};
+    static const char *const pre_with_bos[] = {"llama3",   "llama-v3", "llama-bpe", "falcon3", "falcon-h1",
+                                               "midm-2.0", "lfm2",     "pixtral",   "tekken",  "chameleon",
+                                               "jina-v5-nano"};
     bool spm = v->kind == VOCAB_SPM, t5 = v->kind == VOCAB_UNIGRAM, bos = spm;
     for (unsigned i = 0; i < ARRAY_LEN(pre_with_bos) && !spm; i++)
         bos = bos || str_is(v->pre, pre_with_bos[i]);

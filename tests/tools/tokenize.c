@@ -1,9 +1,9 @@
-/* racklm-tokenize MODEL.gguf [--special] [--parse] [--lines] < texts: ids of each text, one line a text. Texts are
+/* racklm-tokenize MODEL.gguf|tokenizer.json [--special] [--parse] [--lines] < texts: ids of each text, one line a text. Texts are
  * separated by NUL (an empty last one does not count), or are lines with --lines. For comparisons with other
  * tokenizers; --back prints the text of the ids again instead (same separators). */
 #include "base/buf.h"
 #include "coordinator/detokenizer.h"
-#include "model/gguf.h"
+#include "model/vocab.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -59,15 +59,14 @@ int main(int argc, char **argv)
             argc = 0;
     }
     if (argc < 2) {
-        fprintf(stderr, "usage: racklm-tokenize MODEL.gguf [--special] [--parse] [--lines] [--back] < texts\n");
+        fprintf(stderr, "usage: racklm-tokenize MODEL.gguf|tokenizer.json [--special] [--parse] [--lines] [--back] < texts\n");
         return 2;
     }
-    struct gguf *g = NULL;
     struct vocab *v = NULL;
     struct tokenizer *t = NULL;
     struct buf in;
     buf_init(&in);
-    if (gguf_open(argv[1], &g) != ERR_OK || vocab_load(g, &v) != ERR_OK || tokenizer_create(v, &t) != ERR_OK)
+    if (vocab_open(argv[1], &v) != ERR_OK || tokenizer_create(v, &t) != ERR_OK)
         return fail(argv[1]);
     char chunk[1 << 16];
     for (size_t n; (n = fread(chunk, 1, sizeof(chunk), stdin)) > 0;)
@@ -82,6 +81,5 @@ int main(int argc, char **argv)
     buf_deinit(&in);
     tokenizer_destroy(&t);
     vocab_destroy(&v);
-    gguf_close(&g);
     return rc;
 }

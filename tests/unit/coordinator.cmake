@@ -6,7 +6,7 @@ endforeach()
 racklm_test(test_engine LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_engine.c ${CMAKE_SOURCE_DIR}/tests/sim/fake_worker.c LIBS racklm_coordinator)
 # Text.
 foreach(t tokenizer pretokenizer detokenizer chat_template reasoning)
-    racklm_test(test_${t} LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_${t}.c LIBS racklm_coordinator)
+    racklm_test(test_${t} LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_${t}.c LIBS racklm_text)
 endforeach()
 racklm_test(test_cluster LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_cluster.c LIBS racklm_coordinator)
 # The same against other implementations; each skips itself (77) where its PyPI packages are missing. RACKLM_PYTHON: an interpreter that has them.
