@@ -7,7 +7,6 @@ isolated, then ByteLevel without a regular expression of its own), written as GG
 many scripts, code, emoji, control characters, digits, runs of white space, and random mixtures of all. Ids must be equal. Exit 77 when a package is missing.
 """
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ try:
 except ImportError as e:
     print(f"skipped: a PyPI package is not installed ({e})")
     sys.exit(77)
+
+from texts import SCRIPTS, junk, texts
 
 UP, LOW = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 CON = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -44,30 +45,6 @@ KINDS = {
                           "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
                           "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"), False, False),
 }
-
-SCRIPTS = {
-    "latin": "The quick brown fox's naïve café wasn't SHOUTING; they'LL go'D. Straße ŒUVRE ǅ ſt K",
-    "cyrillic": "Съешь же ещё этих мягких французских булок, да выпей чаю. ЩУКА",
-    "greek": "Ξεσκεπάζω τὴν ψυχοφθόρα βδελυγμία. Ἀθῆναι", "hebrew": "דג סקרן שט בים מאוכזב וּלְפֶתַע", "arabic": "نص حكيم له سر قاطع ١٢٣ وَذُو",
-    "hindi": "ऋषियों को सताने वाले दुष्ट राक्षसों के राजा १२३", "bengali": "আমার সোনার বাংলা", "tamil": "யாமறிந்த மொழிகளிலே", "telugu": "తెలుగు భాష",
-    "thai": "เป็นมนุษย์สุดประเสริฐ ๑๒๓", "khmer": "កាន់តែពិសេស", "burmese": "မြန်မာစာ", "georgian": "ქართული ენა ᲥᲐᲠᲗᲣᲚᲘ", "armenian": "Հայերեն լեզու", "amharic": "አማርኛ",
-    "chinese": "我能吞下玻璃而不伤身体。二〇二六年，㐀𠀀", "japanese": "私はガラスを食べられます。それは私を傷つけません。ｶﾅ", "korean": "나는 유리를 먹을 수 있어요. ㄱㄴ",
-    "deseret": "𐐔𐐯𐑅𐐨𐑉𐐯𐐻", "math": "𝔘𝔫𝔦 ∑∞ ½ ² Ⅷ ① ৩", "emoji": "🙂👩‍👩‍👧‍👦🏳️‍🌈 ☃️ 🇩🇪 👍🏽", "symbols": "€100 £5 «q» “x” … — ©®™ ¿¡ §°",
-    "code": "def f(x):\n\treturn {'a': [1, 2.5e-3], \"b\": x**2}  # comment\n\n\nif (a && b || !c) { i += 0xFF; }\r\n\r\n    // end\n<div class=\"x\">&nbsp;</div>",
-    "digits": "1 12 123 1234 12345 123456 1234567 0.5 1,000,000 3e8 2026-11-21", "control": "a\x00b\x01\x1b[0m\x7f\x85x\u200b\u200d\ufeff\u2028z\u180ey",
-    "spaces": "  two   three    four \t tab\t\t\n\n\n   \n x \r\r\n \u00a0\u00a0 \u3000\u2003 end   ", "quotes": "I'm you're he's we'Ve 'tis o'clock 'S 'LL 'x '' ''s",
-}
-
-
-def texts():
-    rng = random.Random(20261121)
-    out = list(SCRIPTS.values()) + ["", " ", "\n", "a", "'", "\t\n "] + [a + " " + b for a, b in zip(SCRIPTS.values(), reversed(list(SCRIPTS.values())))]
-    chars = "".join(SCRIPTS.values()) + " \n\t\r'0123456789" * 10
-    for _ in range(1500):
-        out.append("".join(rng.choice(chars) for _ in range(rng.randint(1, 60))))
-    out += ["x" * 5000, " " * 3000 + "y", "ab" * 2500, "é" * 2000, "1" * 1000, "\n" * 1000, "!?" * 800, "🙂" * 500, "A" * 2000, "漢字" * 900]
-    return [t.replace("\x00", "\x02") for t in out]  # NUL separates the texts on the way to the tool
-
 
 def train(kind):
     pieces, by_level, ignore = KINDS[kind]
@@ -123,15 +100,14 @@ def compare(tool, kind, all_texts, name=None):
                 bad += 1
                 print("   the texts do not come back as they were")
         # bytes that are no UTF-8 come back as U+FFFD, whatever stands around them, and never end the program
-        rng = random.Random(7)
-        junk = [bytes(rng.randrange(1, 256) for _ in range(rng.randint(1, 40))) for _ in range(400)]
-        back = subprocess.run([tool, path, "--back"], input=b"".join(t + b"\0" for t in junk), capture_output=True).stdout.split(b"\0")[:-1]
-        lost = sum(a.decode("utf-8", "replace") != b.decode() for a, b in zip(junk, back))
+        lost_texts = junk()
+        back = subprocess.run([tool, path, "--back"], input=b"".join(t + b"\0" for t in lost_texts), capture_output=True).stdout.split(b"\0")[:-1]
+        lost = sum(a.decode("utf-8", "replace") != b.decode() for a, b in zip(lost_texts, back))
         if name is not None:
             return bad == 0
-        print(f"{'FAIL' if bad or lost or len(back) != len(junk) else 'ok'} {kind}: {len(all_texts) + len(special)} texts, {bad} different; "
-              f"{len(junk)} texts of random bytes, {lost} not back")
-        return bad == 0 and lost == 0 and len(back) == len(junk)
+        print(f"{'FAIL' if bad or lost or len(back) != len(lost_texts) else 'ok'} {kind}: {len(all_texts) + len(special)} texts, {bad} different; "
+              f"{len(lost_texts)} texts of random bytes, {lost} not back")
+        return bad == 0 and lost == 0 and len(back) == len(lost_texts)
 
 
 def main():
