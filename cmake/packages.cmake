@@ -32,6 +32,6 @@ function(racklm_test name)
     add_dependencies(tests_${T_LABEL} ${name})
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     # libucm, once linked, patches madvise and the like in the whole process; ThreadSanitizer crashes in its hook when a thread ends.
-    set_tests_properties(${name} PROPERTIES LABELS "${T_LABEL}" TIMEOUT 120 SKIP_RETURN_CODE 77
+    set_tests_properties(${name} PROPERTIES LABELS "${T_LABEL}" TIMEOUT 300 SKIP_RETURN_CODE 77
                          ENVIRONMENT "UCX_MEM_EVENTS=n;UCX_MEM_MALLOC_HOOKS=n;UCX_MEM_MMAP_HOOK_MODE=none")
 endfunction()

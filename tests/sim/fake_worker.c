@@ -101,7 +101,8 @@ static bool set_up(struct fake_worker *w, const struct step *s)
                                 .prompt_len = u->prompt_len,
                                 .pooling = u->pooling,
                                 .n_targets = u->n_targets};
-        memcpy(f->targets, u->target, u->n_targets * sizeof *u->target);
+        if (u->n_targets > 0)
+            memcpy(f->targets, u->target, u->n_targets * sizeof *u->target);
     }
     return true;
 }

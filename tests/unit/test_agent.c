@@ -5,10 +5,11 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "proto/link.h"
+#include "tests/tools/sanitized.h"
+#include "tests/tools/shared_memory.h"
 #include "worker/agent.h"
 #include "worker/worker.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -31,11 +32,6 @@
 
 /* PATIENCE_MS ends a wait for what must come. It is no expectation of speed: a machine that stands still for seconds passes. */
 enum { MODEL_LAYERS = 6, MODEL_VOCAB = 2048, HEARTBEAT_MS = 100, RANKS = 2, PATIENCE_MS = 30000 };
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { SANITIZED = 1 };
-#else
-enum { SANITIZED = 0 };
-#endif
 #define MODEL "deploy/demo/grimm-6m-Q8_0.gguf"
 
 /* ---- a coordinator ---- */
@@ -324,53 +320,6 @@ static bool gone(pid_t pid, unsigned ms)
     return false;
 }
 
-/* Is the file of /dev/shm in the memory of a process? */
-static bool mapped(const char *name)
-{
-    bool found = false;
-    DIR *d = opendir("/proc");
-    for (struct dirent *p; !found && d && (p = readdir(d));) {
-        char path[300], line[600];
-        snprintf(path, sizeof(path), "/proc/%s/maps", p->d_name);
-        FILE *f = p->d_name[0] >= '1' && p->d_name[0] <= '9' ? fopen(path, "r") : NULL;
-        while (!found && f && fgets(line, sizeof(line), f))
-            found = strstr(line, "/dev/shm/") && strstr(line, name);
-        if (f)
-            fclose(f);
-    }
-    if (d)
-        closedir(d);
-    return found;
-}
-
-/* Pieces of shared memory that no process uses: other programs on this machine have theirs, and may come and go. */
-static unsigned orphaned_shared_memory(void)
-{
-    unsigned n = 0, users;
-    DIR *d = opendir("/dev/shm");
-    for (struct dirent *p; d && (p = readdir(d));)
-        n += p->d_name[0] != '.' && !mapped(p->d_name);
-    if (d)
-        closedir(d);
-    FILE *f = fopen("/proc/sysvipc/shm", "r");
-    char line[512];
-    while (f && fgets(line, sizeof(line), f)) /* key shmid perms size cpid lpid nattch */
-        n += sscanf(line, "%*d %*d %*o %*u %*d %*d %u", &users) == 1 && users == 0;
-    if (f)
-        fclose(f);
-    return n;
-}
-
-static bool left_shared_memory(unsigned before)
-{
-    for (unsigned i = 0; i < PATIENCE_MS / 100; i++) { /* another program may be between creating its own and mapping it */
-        if (orphaned_shared_memory() <= before)
-            return false;
-        poll(NULL, 0, 100);
-    }
-    return true;
-}
-
 static uint64_t cpu_us(pid_t pid)
 {
     char path[64], line[512] = "";
@@ -497,7 +446,7 @@ static void a_refused_agent_ends_with_one_clear_line(void **state)
 static void two_workers_compute_survive_a_kill_and_leave_nothing(void **state)
 {
     (void)state;
-    unsigned shared = orphaned_shared_memory();
+    unsigned shared = shared_memory_orphans();
     start_agent("cpu:0,cpu:1", true, g.key, NULL);
     join_agent();
     start_rank(1, 0, 2, 1, MODEL);
@@ -567,7 +516,7 @@ static void two_workers_compute_survive_a_kill_and_leave_nothing(void **state)
     kill(g.agent, SIGTERM);
     assert_int_equal(agent_exit_code(), WORKER_EXIT_OK);
     assert_true(gone(p0, 0) && gone(p1, 0));
-    assert_false(left_shared_memory(shared));
+    assert_false(shared_memory_left(shared));
 }
 
 static void a_worker_stops_when_told_also_when_it_hangs(void **state)

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "model/describe.h"
 #include "model/vocab.h"
+#include "tests/tools/sanitized.h"
 #include "tests/tools/tiny_model.h"
 
 #include <setjmp.h>
@@ -18,17 +19,6 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define UNDER_SANITIZER true
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define UNDER_SANITIZER true
-#endif
-#endif
-#ifndef UNDER_SANITIZER
-#define UNDER_SANITIZER false
-#endif
 
 #define CORPUS "tests/fuzz/gguf/corpus/"
 #define DATA "tests/data/gguf/"
@@ -311,7 +301,7 @@ static void every_header_integer_can_be_anything(void **state)
     getrusage(RUSAGE_SELF, &after);
     print_message("%u mutations, %u refused, %ld KiB more memory\n", n, refused, after.ru_maxrss - before.ru_maxrss);
     assert_true(n > 4000 && refused > n * 9 / 10);
-    if (!UNDER_SANITIZER) /* they keep freed memory */
+    if (!SANITIZED) /* they keep freed memory */
         assert_true(after.ru_maxrss - before.ru_maxrss < 16 * 1024);
     assert_int_equal(load_all(bytes, len), ERR_OK);
     free(bytes);
