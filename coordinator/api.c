@@ -41,6 +41,7 @@ static const struct route {
     {"/v1/completions", HTTP_POST, ROLE_KEY, completions},
     {"/tokenize", HTTP_POST, ROLE_KEY, api_tokenize},
     {"/detokenize", HTTP_POST, ROLE_KEY, api_detokenize},
+    {"/apply-template", HTTP_POST, ROLE_KEY, api_apply_template},
 };
 static const char models_prefix[] = "/v1/models/";
 
@@ -114,13 +115,35 @@ static bool host_allowed(const char *host)
     return strncmp(host, "127.", 4) == 0 && strspn(host, "0123456789.:") == strlen(host);
 }
 
-static bool allowed(const struct api *a, struct http_exchange *x, enum role role, struct api_error *e)
+static bool allowed(const struct api *a, const struct http_head *head, enum role role, struct api_error *e)
 {
-    if (a->n_keys == 0 && a->loopback && !host_allowed(http_header(x, "Host")))
+    if (a->n_keys == 0 && a->loopback && !host_allowed(head->host))
         return api_error(e, 403, NULL, "the Host header names another machine; without an API key this server answers to localhost only");
-    if (role == ROLE_KEY && a->n_keys > 0 && !key_known(a, http_header(x, "Authorization")))
+    if (role == ROLE_KEY && a->n_keys > 0 && !key_known(a, head->authorization))
         return api_error(e, 401, NULL, "this server needs an API key in the header `Authorization: Bearer KEY`");
     return true;
+}
+
+/* Before the body: the same question as in api_handle, for whoever has a long one to send. */
+int api_admit(void *arg, const struct http_head *head, char *text, size_t cap)
+{
+    struct api_error e = {0};
+    enum role role = ROLE_KEY;
+    for (size_t i = 0; i < ARRAY_LEN(routes); i++)
+        if (strcmp(routes[i].path, head->path) == 0)
+            role = routes[i].role;
+    if (!allowed(arg, head, role, &e))
+        snprintf(text, cap, "%s", e.message);
+    return e.status;
+}
+
+/* "GET, HEAD" or "POST", whichever the path takes. */
+static void set_allow(struct http_exchange *x, const char *path)
+{
+    bool get = strncmp(path, models_prefix, sizeof(models_prefix) - 1) == 0;
+    for (size_t i = 0; i < ARRAY_LEN(routes); i++)
+        get |= strcmp(routes[i].path, path) == 0 && routes[i].method == HTTP_GET;
+    http_set_header(x, "Allow", get ? "GET, HEAD" : "POST");
 }
 
 void api_handle(void *arg, struct http_exchange *x)
@@ -129,9 +152,7 @@ void api_handle(void *arg, struct http_exchange *x)
     struct api_error e = {0};
     const char *path = http_path(x);
     enum http_method method = http_method(x);
-    const char *request_id = http_header(x, "X-Request-Id");
-    if (request_id && strlen(request_id) <= 128)
-        http_set_header(x, "X-Request-Id", request_id);
+    struct http_head head = {.path = path, .authorization = http_header(x, "Authorization"), .host = http_header(x, "Host")};
     bool known_path = false;
     for (size_t i = 0; i < ARRAY_LEN(routes); i++) {
         if (strcmp(routes[i].path, path) != 0)
@@ -139,13 +160,13 @@ void api_handle(void *arg, struct http_exchange *x)
         known_path = true;
         if (routes[i].method != method && !(method == HTTP_HEAD && routes[i].method == HTTP_GET))
             continue;
-        if (allowed(a, x, routes[i].role, &e))
+        if (allowed(a, &head, routes[i].role, &e))
             routes[i].fn(a, x);
         else
             api_fail(x, &e);
         return;
     }
-    if (!allowed(a, x, ROLE_KEY, &e)) {
+    if (!allowed(a, &head, ROLE_KEY, &e)) {
         api_fail(x, &e);
         return;
     }
@@ -157,6 +178,8 @@ void api_handle(void *arg, struct http_exchange *x)
         }
     }
     if (known_path)
+        set_allow(x, path);
+    if (known_path)
         api_error(&e, 405, NULL, "this path does not take that HTTP method");
     else
         api_error(&e, 404, NULL, "there is no such path; see /v1/models, /v1/chat/completions, /v1/completions");
@@ -166,9 +189,9 @@ void api_handle(void *arg, struct http_exchange *x)
 void api_gone(void *arg, struct http_exchange *x)
 {
     (void)arg;
-    struct generation *g = http_user(x);
-    if (g)
-        api_generation_gone(g);
+    struct api_client *c = http_user(x);
+    if (c)
+        c->gone(c);
 }
 
 static enum err add_key(struct api *a, const char *key, size_t len)

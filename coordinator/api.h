@@ -1,11 +1,13 @@
 /* The OpenAI-compatible API: routes and roles, JSON in, JSON and SSE out. Runs in the front thread only.
  *
  * http_request -api-> generation (one POST: its choices, each a struct request of the engine), and back: token_event -> detokenizer -> answer.
- * api.c routes; api_params.c and api_sampling.c read requests; api_generate.c starts and ends generations; api_answer.c writes answers; api_info.c the rest. */
+ * api.c routes; api_params.c, api_sampling.c, api_options.c and api_chat.c read requests; api_generate.c starts and ends generations; api_answer.c writes
+ * answers; api_task.c and api_info.c the rest. Large bodies are read beside the loop (api_work.h): what reads a request may run in that thread. */
 #ifndef COORDINATOR_API_H
 #define COORDINATOR_API_H
 
 #include "base/options.h"
+#include "coordinator/api_work.h"
 #include "coordinator/deployment.h"
 #include "coordinator/detokenizer.h"
 #include "coordinator/front.h"
@@ -21,6 +23,7 @@ enum {
     API_MESSAGES_MAX = 100000,
     API_JSON_DEPTH_MAX = 64,
     API_HELD_MAX = 128 << 20,    /* bytes of an answer that is not streamed */
+    API_INLINE_MAX = 48 << 10,   /* longer bodies are read beside the loop */
 };
 
 /* A bad request on its way to the client: kept here, rendered by api_fail. */
@@ -35,6 +38,7 @@ bool api_error(struct api_error *e, int status, const char *param, const char *f
 struct api {
     const struct options *opts;
     struct http *http;
+    struct api_work *work;            /* NULL: everything in the loop */
     struct deployment *deployments;   /* what is served; a request's own is generation.d */
     uint32_t n_deployments;
     uint8_t (*key_hashes)[32];        /* BLAKE2b of each API key; none: open to whoever reaches the address */
@@ -48,12 +52,19 @@ struct api {
     void *health_arg;
 };
 
+/* What http_user points to: the first member of whatever answers an exchange. */
+struct api_client {
+    void (*gone)(struct api_client *c); /* the client left before the answer was complete; the exchange is no more */
+};
+
 /* One choice of a generation: one request of the engine. */
 struct choice {
     uint64_t id;               /* of the engine's request */
     struct engine *engine;
     struct detokenizer detok;
-    struct buf text;           /* not streaming: the whole; streaming: the delta of this event */
+    struct reasoning split;    /* what the detokenizer gave, into the next two */
+    struct buf text, thought;  /* not streaming: the whole; streaming: the delta of this event */
+    struct buf raw;            /* scratch: the text of one token */
     struct buf logprobs;       /* JSON list items, without brackets */
     struct buf lp_tokens, lp_values, lp_top, lp_offsets; /* the columns of completions logprobs */
     struct buf ids;            /* JSON list items */
@@ -64,16 +75,25 @@ struct choice {
     uint64_t first_ns, last_ns;
     const char *finish;        /* "stop", "length" */
     int64_t stop_id;           /* the end id that was met, or -1 */
+    double logprob_sum;        /* of its tokens, where choices are compared (best_of) */
     bool started, sent_role, done;
 };
 struct generation {
+    struct api_client client;
     struct api *api;
     struct deployment *d;      /* that the request's `model` names */
     uint32_t ctx;              /* deployment_ctx when the request came */
     struct http_exchange *x;
     uint32_t slot, serial;
     bool chat, stream, include_usage, continuous_usage, echo, return_token_ids, logprobs, prompt_logprobs, began;
+    bool show_special;         /* skip_special_tokens is off */
+    bool tokens_as_ids;        /* log-probabilities name "token_id:N" */
+    bool include_reasoning, service_tier;
+    const char *reasoning_field; /* the name of the thinking part in answers; NULL: it is not told from the rest */
+    struct reasoning split;    /* as the prompt leaves it; each choice begins with a copy */
     uint32_t n_logprobs, n_prompt_logprobs, n_done;
+    uint32_t n_best;           /* choices of each prompt that are shown: the likeliest; 0: all */
+    uint32_t truncate;         /* so many tokens of a prompt's end are taken; 0: all */
     size_t held;               /* bytes in the choices' buffers */
     char id[48];
     uint64_t created_s, arrival_ns, last_sent_ns;
@@ -83,8 +103,9 @@ struct generation {
     char **stops;
     uint32_t n_stops;
     bool include_stop;
-    uint32_t prompt_tokens, completion_tokens;
+    uint32_t prompt_tokens, completion_tokens, reasoning_tokens;
     uint64_t prefill_ns;
+    struct start *start;       /* while the request is read beside the loop */
 };
 
 /* api.c */
@@ -92,11 +113,12 @@ enum err api_init(struct api *a); /* opts and deployments are set: reads the key
 void api_deinit(struct api *a);
 void api_handle(void *arg, struct http_exchange *x); /* http_config.handle */
 void api_gone(void *arg, struct http_exchange *x);   /* http_config.gone */
+int api_admit(void *arg, const struct http_head *head, char *text, size_t cap); /* http_config.admit */
 void api_fail(struct http_exchange *x, const struct api_error *e);
 void api_reply_json(struct http_exchange *x, int status, struct buf *body);
 
 /* api_params.c: strict readers; null counts as absent. False: *e is filled. */
-json_t *api_body(struct http_exchange *x, struct api_error *e); /* an object, or NULL */
+json_t *api_body(struct http_exchange *x, struct api_error *e); /* an object, or NULL; the body is freed */
 json_t *api_parse_body(const char *body, size_t len, struct api_error *e);
 const json_t *api_get(const json_t *o, const char *key); /* NULL: absent or null */
 bool api_get_bool(const json_t *o, const char *key, bool *out, struct api_error *e);
@@ -111,10 +133,18 @@ struct deployment *api_get_model(const struct api *a, const json_t *o, struct ap
 bool api_get_sampling(const json_t *o, struct generation *g, struct sampling *s, struct api_error *e);
 void api_sampling_deinit(struct sampling *s);
 bool api_get_stops(const json_t *o, struct generation *g, struct api_error *e);
-/* Text, texts, ids or lists of ids (`prompt`); fills g->prompts. */
+/* Text, texts, ids or lists of ids (`prompt`), with `suffix` where the model fills in; fills g->prompts. */
 bool api_get_prompts(const json_t *o, struct generation *g, struct api_error *e);
-/* messages through the chat template; one prompt. */
+/* Text to a prompt's ids: truncated where the request wants it, checked against the context. */
+bool api_encode_prompt(const struct generation *g, const char *text, size_t len, unsigned flags, const char *param, struct tokens *out,
+                       struct api_error *e);
+
+/* api_options.c. How the answer is to look, and what is accepted without effect or refused by name; n choices of each prompt. */
+bool api_get_options(const json_t *o, struct generation *g, int64_t *n, struct api_error *e);
+
+/* api_chat.c. messages through the chat template; one prompt. */
 bool api_get_chat(const json_t *o, struct generation *g, struct api_error *e);
+bool api_chat_render(const json_t *o, const struct deployment *d, struct buf *text, struct api_error *e);
 
 /* api_generate.c */
 void api_generate(struct api *a, struct http_exchange *x, bool chat);
@@ -126,11 +156,16 @@ uint32_t api_n_open(const struct api *a);
 /* api_answer.c: how answers look. */
 void api_answer_begin(struct generation *g);
 void api_answer_tokens(struct choice *c, struct generation *g, const struct token_event *ev); /* into the choice's buffers */
+void api_answer_finish(struct choice *c);                       /* what was held back, when c->finish is set */
 size_t api_answer_held(struct choice *c);                       /* bytes in them */
 void api_answer_delta(struct generation *g, struct choice *c);  /* streams what is new; the finish with it */
 void api_answer_end(struct generation *g);                      /* usage chunk and [DONE], or the whole JSON */
 void api_answer_error(struct generation *g, const struct api_error *e);
 void api_answer_comment(struct generation *g, const char *text);
+
+/* api_task.c. Routes that only compute: fn reads the body and writes the answer's JSON, beside the loop where the body is large. */
+typedef bool api_task_fn(struct api *a, const json_t *o, struct buf *out, struct api_error *e);
+void api_task(struct api *a, struct http_exchange *x, api_task_fn *fn);
 
 /* api_info.c */
 void api_models(struct api *a, struct http_exchange *x, const char *id /* or NULL */);
@@ -139,5 +174,6 @@ void api_metrics(struct api *a, struct http_exchange *x);
 void api_version(struct api *a, struct http_exchange *x);
 void api_tokenize(struct api *a, struct http_exchange *x);
 void api_detokenize(struct api *a, struct http_exchange *x);
+void api_apply_template(struct api *a, struct http_exchange *x);
 
 #endif

@@ -23,13 +23,16 @@ static void put_float(struct buf *b, float v)
 }
 
 /* {"token","logprob","bytes"[,"top_logprobs":[...]]} as in chat. */
-static void put_token(struct buf *b, const struct tokenizer *tok, uint32_t id, float logprob, bool close)
+static void put_token(struct buf *b, const struct generation *g, uint32_t id, float logprob, bool close)
 {
     struct buf piece;
     buf_init(&piece);
-    tokenizer_piece(tok, id, true, &piece);
+    tokenizer_piece(g->d->tok, id, true, &piece);
     buf_puts(b, "{\"token\":");
-    buf_json_str(b, piece.data ? piece.data : "", piece.len);
+    if (g->tokens_as_ids)
+        buf_printf(b, "\"token_id:%u\"", id);
+    else
+        buf_json_str(b, piece.data ? piece.data : "", piece.len);
     buf_puts(b, ",\"logprob\":");
     put_float(b, logprob);
     buf_puts(b, ",\"bytes\":[");
@@ -39,34 +42,38 @@ static void put_token(struct buf *b, const struct tokenizer *tok, uint32_t id, f
     buf_deinit(&piece);
 }
 
-static void put_piece(struct buf *b, const struct tokenizer *tok, uint32_t id)
+static void put_piece(struct buf *b, const struct generation *g, uint32_t id)
 {
+    if (g->tokens_as_ids) {
+        buf_printf(b, "\"token_id:%u\"", id);
+        return;
+    }
     struct buf piece;
     buf_init(&piece);
-    tokenizer_piece(tok, id, true, &piece);
+    tokenizer_piece(g->d->tok, id, true, &piece);
     buf_json_str(b, piece.data ? piece.data : "", piece.len);
     buf_deinit(&piece);
 }
 
-static void put_chat_logprob(struct choice *c, const struct tokenizer *tok, uint32_t id, const struct token_logprobs *lp, uint32_t n_top)
+static void put_chat_logprob(struct choice *c, const struct generation *g, uint32_t id, const struct token_logprobs *lp, uint32_t n_top)
 {
     comma(&c->logprobs);
-    put_token(&c->logprobs, tok, id, lp->logprob, false);
+    put_token(&c->logprobs, g, id, lp->logprob, false);
     buf_puts(&c->logprobs, ",\"top_logprobs\":[");
     for (uint32_t i = 0; i < lp->n_top && i < n_top; i++) {
         if (i)
             buf_putc(&c->logprobs, ',');
-        put_token(&c->logprobs, tok, lp->id[i], lp->top[i], true);
+        put_token(&c->logprobs, g, lp->id[i], lp->top[i], true);
     }
     buf_puts(&c->logprobs, "]}");
 }
 
 /* One row of the columns of a text completion's logprobs; a NaN is the first token of a prompt. */
-static void put_text_logprob(struct choice *c, const struct tokenizer *tok, uint32_t id, const struct token_logprobs *lp, uint32_t n_top,
+static void put_text_logprob(struct choice *c, const struct generation *g, uint32_t id, const struct token_logprobs *lp, uint32_t n_top,
                              size_t offset)
 {
     comma(&c->lp_tokens);
-    put_piece(&c->lp_tokens, tok, id);
+    put_piece(&c->lp_tokens, g, id);
     comma(&c->lp_values);
     put_float(&c->lp_values, lp->logprob);
     comma(&c->lp_offsets);
@@ -80,7 +87,7 @@ static void put_text_logprob(struct choice *c, const struct tokenizer *tok, uint
     for (uint32_t i = 0; i < lp->n_top && i < n_top; i++) {
         if (i)
             buf_putc(&c->lp_top, ',');
-        put_piece(&c->lp_top, tok, lp->id[i]);
+        put_piece(&c->lp_top, g, lp->id[i]);
         buf_putc(&c->lp_top, ':');
         put_float(&c->lp_top, lp->top[i]);
     }
@@ -103,7 +110,7 @@ static void count_chars(struct choice *c)
 }
 
 /* vLLM's shape: a list with null first, then an object by token id. */
-static void put_prompt_logprob(struct buf *b, const struct tokenizer *tok, uint32_t id, const struct token_logprobs *lp, uint32_t n_top)
+static void put_prompt_logprob(struct buf *b, const struct generation *g, uint32_t id, const struct token_logprobs *lp, uint32_t n_top)
 {
     comma(b);
     if (isnan(lp->logprob)) {
@@ -123,7 +130,7 @@ static void put_prompt_logprob(struct buf *b, const struct tokenizer *tok, uint3
         if (!last)
             buf_printf(b, ",\"rank\":%u", i + 1);
         buf_puts(b, ",\"decoded_token\":");
-        put_piece(b, tok, t);
+        put_piece(b, g, t);
         buf_putc(b, '}');
         first = false;
     }
@@ -141,9 +148,9 @@ static void take_prompt(struct choice *c, struct generation *g, const struct tok
     for (uint32_t i = 0; i < ev->n_prompt_logprobs && i < c->n_prompt; i++) {
         const struct token_logprobs *lp = &ev->prompt_logprobs[i];
         if (g->prompt_logprobs)
-            put_prompt_logprob(&c->prompt_logprobs, tok, c->prompt[i], lp, g->n_prompt_logprobs);
+            put_prompt_logprob(&c->prompt_logprobs, g, c->prompt[i], lp, g->n_prompt_logprobs);
         if (g->echo && g->logprobs)
-            put_text_logprob(c, tok, c->prompt[i], lp, g->n_logprobs, offset);
+            put_text_logprob(c, g, c->prompt[i], lp, g->n_logprobs, offset);
         buf_clear(&piece);
         detokenizer_push(&d, c->prompt[i], &piece);
         offset += n_chars(piece.data, piece.len);
@@ -173,9 +180,13 @@ static void take_start(struct choice *c, struct generation *g)
     detokenizer_deinit(&d);
 }
 
+static void take_raw(struct choice *c)
+{
+    reasoning_push(&c->split, c->raw.data ? c->raw.data : "", c->raw.len, &c->thought, &c->text);
+}
+
 void api_answer_tokens(struct choice *c, struct generation *g, const struct token_event *ev)
 {
-    const struct tokenizer *tok = g->d->tok;
     if (ev->n_tokens || ev->n_prompt_logprobs || ev->finish != FINISH_NONE)
         take_start(c, g);
     if (ev->n_prompt_logprobs)
@@ -192,16 +203,30 @@ void api_answer_tokens(struct choice *c, struct generation *g, const struct toke
         }
         if (g->logprobs && ev->logprobs) {
             if (g->chat)
-                put_chat_logprob(c, tok, id, &ev->logprobs[i], g->n_logprobs);
+                put_chat_logprob(c, g, id, &ev->logprobs[i], g->n_logprobs);
             else
-                put_text_logprob(c, tok, id, &ev->logprobs[i], g->n_logprobs, offset);
+                put_text_logprob(c, g, id, &ev->logprobs[i], g->n_logprobs, offset);
         }
-        if (detokenizer_push(&c->detok, id, &c->text)) {
+        if (ev->logprobs)
+            c->logprob_sum += ev->logprobs[i].logprob;
+        buf_clear(&c->raw);
+        if (detokenizer_push(&c->detok, id, &c->raw)) {
             c->finish = "stop";
             if (g->include_stop)
-                buf_puts(&c->text, g->stops[c->detok.stop_idx]);
+                buf_puts(&c->raw, g->stops[c->detok.stop_idx]);
         }
+        bool thinking = c->split.state == REASONING_THOUGHT;
+        take_raw(c);
+        g->reasoning_tokens += thinking || c->split.state == REASONING_THOUGHT;
     }
+}
+
+void api_answer_finish(struct choice *c)
+{
+    buf_clear(&c->raw);
+    detokenizer_finish(&c->detok, &c->raw);
+    take_raw(c);
+    reasoning_finish(&c->split, &c->thought, &c->text);
 }
 
 /* ---- pieces of answers ---- */
@@ -210,13 +235,14 @@ static void put_head(struct buf *b, const struct generation *g, const char *obje
 {
     buf_printf(b, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%llu,\"model\":", g->id, object, (unsigned long long)g->created_s);
     buf_json_str(b, g->d->names[0], strlen(g->d->names[0]));
-    buf_printf(b, ",\"system_fingerprint\":\"racklm-%s\"", RACKLM_VERSION);
+    buf_printf(b, ",\"system_fingerprint\":\"racklm-%s\"%s", RACKLM_VERSION, g->service_tier ? ",\"service_tier\":\"default\"" : "");
 }
 
 static void put_usage(struct buf *b, const struct generation *g)
 {
-    buf_printf(b, "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,\"prompt_tokens_details\":{\"cached_tokens\":0}}",
+    buf_printf(b, "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,\"prompt_tokens_details\":{\"cached_tokens\":0}",
                g->prompt_tokens, g->completion_tokens, g->prompt_tokens + g->completion_tokens);
+    buf_printf(b, g->chat ? ",\"completion_tokens_details\":{\"reasoning_tokens\":%u}}" : "}", g->reasoning_tokens);
 }
 
 static void put_bytes(struct buf *b, const struct buf *from)
@@ -284,7 +310,7 @@ static void put_finish(struct buf *b, const struct generation *g, const struct c
 
 size_t api_answer_held(struct choice *c)
 {
-    const struct buf *bufs[] = {&c->text, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
+    const struct buf *bufs[] = {&c->text, &c->thought, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
     size_t n = 0;
     for (size_t i = 0; i < ARRAY_LEN(bufs); i++)
         n += bufs[i]->len;
@@ -293,7 +319,7 @@ size_t api_answer_held(struct choice *c)
 
 static void choice_clear(struct choice *c)
 {
-    struct buf *bufs[] = {&c->text, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
+    struct buf *bufs[] = {&c->text, &c->thought, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
     count_chars(c);
     c->n_counted = 0;
     for (size_t i = 0; i < ARRAY_LEN(bufs); i++)
@@ -333,9 +359,27 @@ static uint32_t choice_index(const struct generation *g, const struct choice *c)
     return (uint32_t)(c - g->choices);
 }
 
+/* "role", then the thinking part (where there is one to show) and the content. */
+static void put_message(struct buf *b, const struct generation *g, const struct choice *c)
+{
+    bool thought = c->thought.len && g->include_reasoning;
+    buf_putc(b, '{');
+    if (!g->stream)
+        buf_puts(b, "\"role\":\"assistant\",");
+    if (thought) {
+        buf_printf(b, "\"%s\":", g->reasoning_field);
+        buf_json_str(b, c->thought.data, c->thought.len);
+    }
+    if (c->text.len || !thought || !g->stream) {
+        buf_puts(b, thought ? ",\"content\":" : "\"content\":");
+        buf_json_str(b, c->text.data ? c->text.data : "", c->text.len);
+    }
+    buf_puts(b, g->stream ? "}" : ",\"refusal\":null}");
+}
+
 void api_answer_delta(struct generation *g, struct choice *c)
 {
-    bool news = c->text.len || c->logprobs.len || c->lp_tokens.len || c->ids.len || c->prompt_logprobs.len || c->prompt_ids.len;
+    bool news = c->text.len || (c->thought.len && g->include_reasoning) || c->logprobs.len || c->lp_tokens.len || c->ids.len || c->prompt_logprobs.len || c->prompt_ids.len;
     if (!news && !c->finish)
         return;
     api_answer_begin(g);
@@ -353,10 +397,11 @@ void api_answer_delta(struct generation *g, struct choice *c)
         buf_puts(&b, "data: ");
         put_head(&b, g, g->chat ? "chat.completion.chunk" : "text_completion");
         buf_printf(&b, ",\"choices\":[{\"index\":%u,", choice_index(g, c));
-        buf_puts(&b, g->chat ? "\"delta\":{\"content\":" : "\"text\":");
-        buf_json_str(&b, c->text.data ? c->text.data : "", c->text.len);
+        buf_puts(&b, g->chat ? "\"delta\":" : "\"text\":");
         if (g->chat)
-            buf_putc(&b, '}');
+            put_message(&b, g, c);
+        else
+            buf_json_str(&b, c->text.data ? c->text.data : "", c->text.len);
         put_logprobs(&b, g, c);
         put_extras(&b, g, c);
         if (g->chat)
@@ -415,6 +460,24 @@ static void put_timings(struct buf *b, const struct generation *g)
                g->completion_tokens, predicted_ms);
 }
 
+/* Which choices are shown: all, or the n_best of each prompt by the mean log-probability of their tokens, the likeliest first. */
+static uint32_t rank_choices(const struct generation *g, uint32_t order[API_CHOICES_MAX])
+{
+    uint32_t n = 0, each = g->n_choices / g->n_prompts;
+    bool taken[API_CHOICES_MAX] = {0};
+    for (uint32_t p = 0; p < g->n_prompts; p++)
+        for (uint32_t k = 0; k < (g->n_best ? g->n_best : each); k++) {
+            uint32_t best = UINT32_MAX;
+            for (uint32_t i = p * each; i < (p + 1) * each; i++)
+                if (!taken[i] && (best == UINT32_MAX || (g->n_best && g->choices[i].logprob_sum * MAX(g->choices[best].n_tokens, 1u) >
+                                                                          g->choices[best].logprob_sum * MAX(g->choices[i].n_tokens, 1u))))
+                    best = i;
+            taken[best] = true;
+            order[n++] = best;
+        }
+    return n;
+}
+
 void api_answer_end(struct generation *g)
 {
     if (g->stream) {
@@ -426,13 +489,15 @@ void api_answer_end(struct generation *g)
     buf_init(&b);
     put_head(&b, g, g->chat ? "chat.completion" : "text_completion");
     buf_puts(&b, ",\"choices\":[");
-    for (uint32_t i = 0; i < g->n_choices; i++) {
-        struct choice *c = &g->choices[i];
+    uint32_t order[API_CHOICES_MAX], n = rank_choices(g, order);
+    for (uint32_t i = 0; i < n; i++) {
+        struct choice *c = &g->choices[order[i]];
         buf_printf(&b, "%s{\"index\":%u,", i ? "," : "", i);
-        buf_puts(&b, g->chat ? "\"message\":{\"role\":\"assistant\",\"content\":" : "\"text\":");
-        buf_json_str(&b, c->text.data ? c->text.data : "", c->text.len);
+        buf_puts(&b, g->chat ? "\"message\":" : "\"text\":");
         if (g->chat)
-            buf_puts(&b, ",\"refusal\":null}");
+            put_message(&b, g, c);
+        else
+            buf_json_str(&b, c->text.data ? c->text.data : "", c->text.len);
         put_logprobs(&b, g, c);
         put_extras(&b, g, c);
         put_finish(&b, g, c);

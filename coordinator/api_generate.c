@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +54,8 @@ static bool take_slot(struct api *a, struct generation *g)
 static void choice_deinit(struct choice *c)
 {
     detokenizer_deinit(&c->detok);
-    struct buf *bufs[] = {&c->text, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
+    reasoning_deinit(&c->split);
+    struct buf *bufs[] = {&c->text, &c->thought, &c->raw, &c->logprobs, &c->lp_tokens, &c->lp_values, &c->lp_top, &c->lp_offsets, &c->ids, &c->prompt_logprobs, &c->prompt_ids};
     for (size_t i = 0; i < ARRAY_LEN(bufs); i++)
         buf_deinit(bufs[i]);
 }
@@ -71,6 +73,7 @@ static void generation_destroy(struct generation *g)
         tokens_deinit(&g->prompts[i]);
     for (uint32_t i = 0; i < g->n_stops; i++)
         free(g->stops[i]);
+    reasoning_deinit(&g->split);
     free(g->stops);
     free(g->prompts);
     free(g->choices);
@@ -187,32 +190,17 @@ static bool init_choices(struct generation *g, const struct sampling *s, int64_t
         c->n_prompt = (uint32_t)g->prompts[c->prompt_idx].n;
         c->id = request_id(g, i);
         c->stop_id = -1;
-        detokenizer_init(&c->detok, g->d->tok, (const char *const *)g->stops, g->n_stops, false);
+        detokenizer_init(&c->detok, g->d->tok, (const char *const *)g->stops, g->n_stops, g->show_special);
         detokenizer_continue(&c->detok);
+        c->detok.shown = g->d->marks;
+        c->detok.n_shown = g->chat ? g->d->n_marks : 0;
+        c->split = g->split; /* which holds no memory yet */
         if (s->max_tokens > 0 && c->n_prompt >= g->ctx)
             return api_error(e, 400, g->chat ? "messages" : "prompt",
                              "the prompt has %u tokens, the context is %u: no room for an answer", c->n_prompt, g->ctx);
     }
     for (uint32_t i = 0; i < g->n_prompts; i++)
         g->prompt_tokens += (uint32_t)g->prompts[i].n;
-    return true;
-}
-
-static bool read_options(struct generation *g, const json_t *o, int64_t *n, struct api_error *e)
-{
-    const json_t *so = json_object_get(o, "stream_options");
-    if (!api_get_bool(o, "stream", &g->stream, e) || !api_get_bool(o, "return_token_ids", &g->return_token_ids, e) ||
-        !api_get_int(o, "n", 1, API_CHOICES_MAX, n, e) || !api_get_bool(o, "include_stop_str_in_output", &g->include_stop, e))
-        return false;
-    if (!g->chat && !api_get_bool(o, "echo", &g->echo, e))
-        return false;
-    if (so && !json_is_null(so)) {
-        if (!json_is_object(so))
-            return api_error(e, 400, "stream_options", "`stream_options` must be an object");
-        if (!g->stream)
-            return api_error(e, 400, "stream_options", "`stream_options` needs `stream` to be true");
-        return api_get_bool(so, "include_usage", &g->include_usage, e) && api_get_bool(so, "continuous_usage_stats", &g->continuous_usage, e);
-    }
     return true;
 }
 
@@ -223,62 +211,159 @@ static bool servable(const struct api *a, const struct deployment *d, struct api
     return !h.fatal || api_error(e, 503, NULL, "the model cannot be served: %.300s", h.text);
 }
 
-static bool start(struct generation *g, const json_t *o, struct sampling *s, struct api_error *e)
+/* A request between its arrival and its choices: `read` looks at nothing but itself and what never changes, in whichever thread; `begin` is the
+ * loop's. */
+struct start {
+    struct api_job job;
+    struct generation *g; /* a generation whose client left is this one's to free */
+    struct sampling sampling;
+    struct api_error e;
+    int64_t n;
+    char *body;
+    size_t len;
+};
+
+static bool read_request(struct start *st, const json_t *o)
 {
-    int64_t n = 1;
+    struct generation *g = st->g;
+    struct api_error *e = &st->e;
     g->d = api_get_model(g->api, o, e);
-    if (!g->d || !servable(g->api, g->d, e))
+    if (!g->d)
         return false;
     g->ctx = deployment_ctx(g->d);
-    if (!read_options(g, o, &n, e) || !api_get_sampling(o, g, s, e) || !api_get_stops(o, g, e))
+    if (!api_get_options(o, g, &st->n, e) || !api_get_sampling(o, g, &st->sampling, e) || !api_get_stops(o, g, e))
         return false;
     if (!(g->chat ? api_get_chat(o, g, e) : api_get_prompts(o, g, e)))
         return false;
+    struct sampling *s = &st->sampling;
     g->logprobs = s->logprobs;
     g->prompt_logprobs = s->prompt_logprobs;
     if (g->echo && s->logprobs)
         s->prompt_logprobs = true; /* the columns of `logprobs` then begin with the prompt's */
+    if (g->n_best)
+        s->logprobs = true;
     if (s->max_tokens == 0 && !g->echo && !s->prompt_logprobs)
         return api_error(e, 400, "max_tokens", "`max_tokens` 0 needs `echo` or `prompt_logprobs`");
-    return init_choices(g, s, n, e) && submit(g, s, e);
+    return true;
+}
+
+static void read_body(struct start *st, const char *body, size_t len)
+{
+    json_t *o = api_parse_body(body, len, &st->e);
+    if (o)
+        read_request(st, o);
+    json_decref(o);
+}
+
+static void begin(struct start *st)
+{
+    struct generation *g = st->g;
+    struct http_exchange *x = g->x;
+    if (!st->e.status && g->api->draining)
+        api_error(&st->e, 503, NULL, "the server is stopping");
+    if (!st->e.status && servable(g->api, g->d, &st->e) && init_choices(g, &st->sampling, st->n, &st->e) && submit(g, &st->sampling, &st->e)) {
+        http_set_user(x, &g->client);
+        return;
+    }
+    http_set_user(x, NULL);
+    api_generation_gone(g);
+    api_fail(x, &st->e);
+}
+
+static struct start *start_of(struct api_job *j)
+{
+    return (struct start *)((char *)j - offsetof(struct start, job));
+}
+
+static void start_run(struct api_job *j)
+{
+    struct start *st = start_of(j);
+    read_body(st, st->body, st->len);
+}
+
+static void start_done(struct api_job *j)
+{
+    struct start *st = start_of(j);
+    st->g->start = NULL;
+    if (st->g->x)
+        begin(st);
+    else
+        generation_destroy(st->g);
+    api_sampling_deinit(&st->sampling);
+    free(st->body);
+    free(st);
+}
+
+static void client_gone(struct api_client *c)
+{
+    struct generation *g = (struct generation *)c;
+    if (g->start) {
+        g->x = NULL;
+        atomic_store(&g->start->job.cancelled, true);
+    } else {
+        api_generation_gone(g);
+    }
+}
+
+/* Large bodies are read beside the loop. */
+static bool hand_over(struct generation *g, const char *body, size_t len)
+{
+    struct start *st = calloc(1, sizeof(*st));
+    char *copy = malloc(len);
+    if (st && copy) {
+        memcpy(copy, body, len);
+        *st = (struct start){.job = {.run = start_run, .done = start_done, .bytes = len}, .g = g, .n = 1, .body = copy, .len = len};
+        if (api_work_submit(g->api->work, &st->job)) {
+            g->start = st;
+            http_body_done(g->x);
+            http_set_user(g->x, &g->client);
+            return true;
+        }
+    }
+    free(copy);
+    free(st);
+    return false;
+}
+
+static struct generation *generation_create(struct api *a, struct http_exchange *x, bool chat)
+{
+    struct generation *g = calloc(1, sizeof(*g));
+    if (!g)
+        return NULL;
+    uint64_t r[2];
+    rng_system(r, sizeof(r));
+    g->client.gone = client_gone;
+    g->api = a;
+    g->x = x;
+    g->chat = chat;
+    g->slot = UINT32_MAX;
+    g->arrival_ns = g->last_sent_ns = clock_ns();
+    g->created_s = clock_unix_s();
+    snprintf(g->id, sizeof(g->id), "%s-%016llx%08llx", chat ? "chatcmpl" : "cmpl", (unsigned long long)r[0], (unsigned long long)(r[1] & 0xffffffff));
+    return g;
 }
 
 void api_generate(struct api *a, struct http_exchange *x, bool chat)
 {
-    struct api_error e = {0};
-    struct sampling s = {0};
-    struct generation *g = calloc(1, sizeof(*g));
-    json_t *o = NULL;
-    bool ok = false;
-    if (!g)
-        api_error(&e, 503, NULL, "out of memory");
-    else if (a->draining)
-        api_error(&e, 503, NULL, "the server is stopping");
-    else
-        o = api_body(x, &e);
-    if (o) {
-        uint64_t r[2];
-        rng_system(r, sizeof(r));
-        g->api = a;
-        g->x = x;
-        g->chat = chat;
-        g->slot = UINT32_MAX;
-        g->arrival_ns = g->last_sent_ns = clock_ns();
-        g->created_s = clock_unix_s();
-        snprintf(g->id, sizeof(g->id), "%s-%016llx%08llx", chat ? "chatcmpl" : "cmpl", (unsigned long long)r[0], (unsigned long long)(r[1] & 0xffffffff));
-        ok = start(g, o, &s, &e);
-        json_decref(o);
-        api_sampling_deinit(&s);
-    }
-    if (ok) {
-        http_set_user(x, g);
+    struct start st = {.n = 1};
+    st.g = a->draining ? NULL : generation_create(a, x, chat);
+    if (!st.g) {
+        api_error(&st.e, 503, NULL, a->draining ? "the server is stopping" : "out of memory");
+        api_fail(x, &st.e);
         return;
     }
-    if (g && g->api)
-        api_generation_gone(g);
-    else
-        free(g);
-    api_fail(x, &e);
+    size_t len;
+    const char *body = http_body(x, &len);
+    if (len > API_INLINE_MAX && a->work) {
+        if (hand_over(st.g, body, len))
+            return;
+        api_error(&st.e, 429, NULL, "too many large requests wait to be read; try again later");
+    } else {
+        read_body(&st, body, len);
+        http_body_done(x);
+    }
+    begin(&st);
+    api_sampling_deinit(&st.sampling);
 }
 
 /* ---- events ---- */
@@ -336,11 +421,11 @@ void api_event(struct api *a, struct token_event *ev)
         c->finish = ev->finish == FINISH_STOP ? "stop" : "length";
         if (ev->finish == FINISH_STOP)
             c->stop_id = ev->stop_id;
-        detokenizer_finish(&c->detok, &c->text);
     } else if (c->finish && ev->finish == FINISH_NONE) {
         engine_cancel(c->engine, c->id | ENGINE_CANCEL_STOPPED); /* what the engine makes further is not wanted */
     }
     if (c->finish) {
+        api_answer_finish(c);
         c->done = true;
         g->n_done++;
     }

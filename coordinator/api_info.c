@@ -129,82 +129,132 @@ void api_version(struct api *a, struct http_exchange *x)
     api_reply_json(x, 200, &b);
 }
 
-void api_tokenize(struct api *a, struct http_exchange *x)
+/* ---- the tokenizer's twins ---- */
+
+/* One of the names by which clients know a switch. */
+static bool get_either(const json_t *o, const char *a, const char *b, bool *out, struct api_error *e)
 {
-    struct api_error e = {0};
-    struct buf b;
-    struct tokens t = {0};
-    struct generation g = {.api = a}; /* carries a chat's prompt */
-    json_t *o = api_body(x, &e);
-    const char *text = NULL;
-    bool special = true, parse = true;
-    if (o && (g.d = api_get_model(a, o, &e)))
-        g.ctx = deployment_ctx(g.d);
-    if (g.d && api_get_bool(o, "add_special_tokens", &special, &e) && api_get_bool(o, "parse_special", &parse, &e)) {
-        const json_t *prompt = json_object_get(o, "prompt");
-        const char *key = prompt ? "prompt" : "content";
-        if (json_object_get(o, "messages")) {
-            api_get_chat(o, &g, &e);
-        } else if (api_get_str(o, key, &text, &e)) {
-            const json_t *v = json_object_get(o, key);
-            if (!text)
-                api_error(&e, 400, "prompt", "`prompt` (or `messages`) is missing");
-            else if (tokenizer_encode(g.d->tok, text, json_string_length(v), (special ? TOKENIZER_SPECIAL : 0) | (parse ? TOKENIZER_PARSE : 0), &t) != ERR_OK)
-                api_error(&e, 400, "prompt", "`prompt` cannot be tokenised: %.200s", err_detail());
+    return api_get_bool(o, a, out, e) && api_get_bool(o, b, out, e);
+}
+
+static bool put_tokens(const struct deployment *d, const json_t *o, const struct tokens *t, struct buf *out, struct api_error *e)
+{
+    bool strs = false, pieces = false;
+    if (!api_get_bool(o, "return_token_strs", &strs, e) || !api_get_bool(o, "with_pieces", &pieces, e))
+        return false;
+    struct buf piece;
+    buf_init(&piece);
+    buf_printf(out, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", t->n, deployment_ctx(d));
+    for (size_t i = 0; i < t->n; i++) {
+        if (!pieces) {
+            buf_printf(out, i ? ",%u" : "%u", t->ids[i]);
+            continue;
         }
+        buf_clear(&piece);
+        tokenizer_piece(d->tok, t->ids[i], true, &piece);
+        buf_printf(out, "%s{\"id\":%u,\"piece\":", i ? "," : "", t->ids[i]);
+        buf_json_str(out, piece.data ? piece.data : "", piece.len);
+        buf_putc(out, '}');
     }
-    if (o)
-        json_decref(o);
-    if (e.status) {
-        api_fail(x, &e);
-    } else {
-        const struct tokens *out = g.n_prompts ? &g.prompts[0] : &t;
-        buf_init(&b);
-        buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", out->n, g.ctx);
-        for (size_t i = 0; i < out->n; i++)
-            buf_printf(&b, i ? ",%u" : "%u", out->ids[i]);
-        buf_puts(&b, "]}");
-        api_reply_json(x, 200, &b);
+    buf_putc(out, ']');
+    for (size_t i = 0; strs && i < t->n; i++) {
+        buf_clear(&piece);
+        tokenizer_piece(d->tok, t->ids[i], true, &piece);
+        buf_puts(out, i ? "," : ",\"token_strs\":[");
+        buf_json_str(out, piece.data ? piece.data : "", piece.len);
+    }
+    if (strs)
+        buf_puts(out, t->n ? "]" : ",\"token_strs\":[]");
+    buf_putc(out, '}');
+    buf_deinit(&piece);
+    return true;
+}
+
+static bool tokenize(struct api *a, const json_t *o, struct buf *out, struct api_error *e)
+{
+    struct deployment *d = api_get_model(a, o, e);
+    if (!d)
+        return false;
+    bool special = true, parse = true, ok = false;
+    struct tokens t = {0};
+    struct generation g = {.api = a, .d = d, .ctx = deployment_ctx(d)}; /* carries a chat's prompt */
+    const char *text = NULL, *key = json_object_get(o, "prompt") ? "prompt" : "content";
+    if (!get_either(o, "add_special_tokens", "add_special", &special, e) || !api_get_bool(o, "parse_special", &parse, e))
+        return false;
+    if (json_object_get(o, "messages")) {
+        if (api_get_chat(o, &g, e))
+            ok = put_tokens(d, o, &g.prompts[0], out, e);
+    } else if (api_get_str(o, key, &text, e)) {
+        size_t len = json_string_length(json_object_get(o, key));
+        if (!text)
+            api_error(e, 400, "prompt", "`prompt` (or `messages`) is missing");
+        else if (tokenizer_encode(d->tok, text, len, (special ? TOKENIZER_SPECIAL : 0) | (parse ? TOKENIZER_PARSE : 0), &t) != ERR_OK)
+            api_error(e, 400, "prompt", "`prompt` cannot be tokenised: %.200s", err_detail());
+        else
+            ok = put_tokens(d, o, &t, out, e);
     }
     tokens_deinit(&t);
     for (uint32_t i = 0; i < g.n_prompts; i++)
         tokens_deinit(&g.prompts[i]);
     free(g.prompts);
+    return ok;
+}
+
+static bool detokenize(struct api *a, const json_t *o, struct buf *out, struct api_error *e)
+{
+    const struct deployment *d = api_get_model(a, o, e);
+    const json_t *ids = json_object_get(o, "tokens");
+    if (!d)
+        return false;
+    if (!json_is_array(ids))
+        return api_error(e, 400, "tokens", "`tokens` must be a list of token ids");
+    struct detokenizer t;
+    struct buf text;
+    buf_init(&text);
+    detokenizer_init(&t, d->tok, NULL, 0, true);
+    for (size_t i = 0; !e->status && i < json_array_size(ids); i++) {
+        const json_t *v = json_array_get(ids, i);
+        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= d->hp.vocab)
+            api_error(e, 400, "tokens", "`tokens[%zu]` is no token id below %u", i, d->hp.vocab);
+        else
+            detokenizer_push(&t, (uint32_t)json_integer_value(v), &text);
+    }
+    detokenizer_finish(&t, &text);
+    detokenizer_deinit(&t);
+    buf_puts(out, "{\"prompt\":");
+    buf_json_str(out, text.data ? text.data : "", text.len);
+    buf_puts(out, ",\"content\":"); /* vLLM's name, llama-server's name */
+    buf_json_str(out, text.data ? text.data : "", text.len);
+    buf_putc(out, '}');
+    buf_deinit(&text);
+    return e->status == 0;
+}
+
+static bool apply_template(struct api *a, const json_t *o, struct buf *out, struct api_error *e)
+{
+    const struct deployment *d = api_get_model(a, o, e);
+    struct buf text;
+    buf_init(&text);
+    if (d && api_chat_render(o, d, &text, e)) {
+        buf_puts(out, "{\"prompt\":");
+        buf_json_str(out, text.data ? text.data : "", text.len);
+        buf_putc(out, '}');
+    }
+    buf_deinit(&text);
+    return e->status == 0;
+}
+
+void api_tokenize(struct api *a, struct http_exchange *x)
+{
+    api_task(a, x, tokenize);
 }
 
 void api_detokenize(struct api *a, struct http_exchange *x)
 {
-    struct api_error e = {0};
-    json_t *o = api_body(x, &e);
-    struct buf text, b;
-    buf_init(&text);
-    buf_init(&b);
-    const json_t *ids = o ? json_object_get(o, "tokens") : NULL;
-    const struct deployment *m = o ? api_get_model(a, o, &e) : NULL;
-    struct detokenizer d;
-    if (m) {
-        detokenizer_init(&d, m->tok, NULL, 0, true);
-        if (!json_is_array(ids))
-            api_error(&e, 400, "tokens", "`tokens` must be a list of token ids");
-        for (size_t i = 0; !e.status && i < json_array_size(ids); i++) {
-            const json_t *v = json_array_get(ids, i);
-            if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= m->hp.vocab)
-                api_error(&e, 400, "tokens", "`tokens[%zu]` is no token id below %u", i, m->hp.vocab);
-            else
-                detokenizer_push(&d, (uint32_t)json_integer_value(v), &text);
-        }
-        detokenizer_finish(&d, &text);
-        detokenizer_deinit(&d);
-    }
-    if (o)
-        json_decref(o);
-    if (e.status) {
-        api_fail(x, &e);
-    } else {
-        buf_puts(&b, "{\"prompt\":");
-        buf_json_str(&b, text.data ? text.data : "", text.len);
-        buf_putc(&b, '}');
-        api_reply_json(x, 200, &b);
-    }
-    buf_deinit(&text);
+    api_task(a, x, detokenize);
+}
+
+void api_apply_template(struct api *a, struct http_exchange *x)
+{
+    api_task(a, x, apply_template);
 }

@@ -151,6 +151,54 @@ static char *token_text(const struct tokenizer *t, int32_t id)
     return buf_take(&b, NULL);
 }
 
+/* The id of a control token, or false. */
+static bool control_token(const struct tokenizer *t, const char *text, uint32_t *id)
+{
+    struct tokens ids = {0};
+    const struct vocab *v = tokenizer_vocab(t);
+    bool found = tokenizer_encode(t, text, strlen(text), TOKENIZER_PARSE, &ids) == ERR_OK && ids.n == 1 && v->types && v->types[ids.ids[0]] == VOCAB_CONTROL;
+    if (found)
+        *id = ids.ids[0];
+    tokens_deinit(&ids);
+    return found;
+}
+
+static void find_marks(struct deployment *d)
+{
+    const char *mark;
+    for (uint32_t i = 0; d->caps.reasoning && d->n_marks < ARRAY_LEN(d->marks) && (mark = reasoning_mark(d->caps.reasoning, i)) != NULL; i++)
+        d->n_marks += control_token(d->tok, mark, &d->marks[d->n_marks]);
+}
+
+/* By the keys of the file (two generations of them), or by the names that code models give the three tokens. */
+static bool find_fim(const struct deployment *d, uint32_t fim[3])
+{
+    static const char *const keys[][3] = {
+        {"tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.fim_mid_token_id"},
+        {"tokenizer.ggml.prefix_token_id", "tokenizer.ggml.suffix_token_id", "tokenizer.ggml.middle_token_id"},
+    };
+    static const char *const names[][3] = {
+        {"<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"},
+        {"<fim_prefix>", "<fim_suffix>", "<fim_middle>"},
+        {"<fim-prefix>", "<fim-suffix>", "<fim-middle>"},
+    };
+    for (size_t k = 0; k < ARRAY_LEN(keys); k++) {
+        uint32_t n = 0;
+        while (n < 3 && gguf_get_u32(d->gguf, keys[k][n], &fim[n]) && fim[n] < d->hp.vocab)
+            n++;
+        if (n == 3)
+            return true;
+    }
+    for (size_t k = 0; k < ARRAY_LEN(names); k++) {
+        uint32_t n = 0;
+        while (n < 3 && control_token(d->tok, names[k][n], &fim[n]))
+            n++;
+        if (n == 3)
+            return true;
+    }
+    return false;
+}
+
 enum err deployment_load_text(struct deployment *d)
 {
     enum err e = vocab_load(d->gguf, &d->vocab);
@@ -169,7 +217,14 @@ enum err deployment_load_text(struct deployment *d)
     d->n_end_ids = tokenizer_end_ids(d->tok, d->end_ids, ARRAY_LEN(d->end_ids));
     d->bos_text = token_text(d->tok, d->vocab->bos);
     d->eos_text = token_text(d->tok, d->vocab->eos);
-    return d->bos_text && d->eos_text ? ERR_OK : err_set(ERR_NOMEM, "the texts of BOS and EOS");
+    if (!d->bos_text || !d->eos_text)
+        return err_set(ERR_NOMEM, "the texts of BOS and EOS");
+    d->has_fim = find_fim(d, d->fim);
+    if (d->tmpl) {
+        chat_caps_find(d->tmpl, t.s, t.len, d->bos_text, d->eos_text, &d->caps);
+        find_marks(d);
+    }
+    return ERR_OK;
 }
 
 void deployment_stop_engines(struct deployment *d)

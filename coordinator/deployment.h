@@ -8,7 +8,7 @@
 
 #include "base/metrics.h"
 #include "base/options.h"
-#include "coordinator/chat_template.h"
+#include "coordinator/chat_caps.h"
 #include "coordinator/engine.h"
 #include "coordinator/tokenizer.h"
 #include "model/gguf.h"
@@ -38,6 +38,10 @@ struct deployment {
     struct tokenizer *tok;
     struct chat_template *tmpl; /* NULL: the model has none */
     char *tmpl_error;           /* why there is none, or NULL */
+    struct chat_caps caps;      /* what the template wants, where there is one */
+    uint32_t marks[8], n_marks; /* control tokens around a thinking part: shown in the text, for reasoning.h to find */
+    uint32_t fim[3];            /* prefix, suffix, middle: tokens of a model that fills in */
+    bool has_fim;
     uint32_t end_ids[DEPLOYMENT_END_IDS_MAX], n_end_ids;
     char *bos_text, *eos_text;
     _Atomic(struct token_pieces *) pieces; /* what each id says; made by the first request that needs it (api_sampling.c) */

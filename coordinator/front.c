@@ -41,6 +41,20 @@ static void on_gone(void *arg, struct http_exchange *x)
     api_gone(&f->api, x);
 }
 
+static int on_head(void *arg, const struct http_head *head, char *text, size_t cap)
+{
+    struct front *f = arg;
+    return api_admit(&f->api, head, text, cap);
+}
+
+static void on_work(void *arg)
+{
+    struct front *f = arg;
+    api_work_reap(f->api.work);
+    if (api_n_open(&f->api))
+        http_timer(f->http, KEEP_ALIVE_MS, api_tick, &f->api);
+}
+
 static void on_events(void *arg)
 {
     struct front *f = arg;
@@ -85,7 +99,7 @@ static enum err start(struct front *f)
     TRY(api_init(&f->api));
     struct http_config http = {.host = cfg->opts->host, .port = (uint16_t)cfg->opts->port, .body_max = cfg->opts->body_max,
                                .timeout_ms = cfg->opts->http_timeout_ms, .connections_max = (uint32_t)cfg->opts->connections_max,
-                               .handle = on_request, .gone = on_gone, .arg = f};
+                               .admit = on_head, .handle = on_request, .gone = on_gone, .arg = f};
     TRY(http_create(&http, &f->http));
     f->api.http = f->http;
     bool v6 = strchr(cfg->opts->host, ':') != NULL;
@@ -95,6 +109,8 @@ static enum err start(struct front *f)
         return err_set(ERR_IO, "no eventfd for the front");
     TRY(http_watch_fd(f->http, f->wake_fd, on_wake, f));
     TRY(http_watch_fd(f->http, queue_fd(cfg->events), on_events, f));
+    TRY(api_work_create(&f->api.work));
+    TRY(http_watch_fd(f->http, api_work_fd(f->api.work), on_work, f));
     if (pthread_create(&f->thread, NULL, run, f) != 0)
         return err_set(ERR_NOMEM, "no thread for the front");
     f->running = true;
@@ -134,6 +150,7 @@ void front_destroy(struct front **fp)
         pthread_join(f->thread, NULL);
     }
     http_destroy(&f->http); /* closing connections cancels their generations */
+    api_work_destroy(&f->api.work);
     api_deinit(&f->api);
     if (f->wake_fd >= 0)
         close(f->wake_fd);

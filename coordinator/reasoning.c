@@ -174,24 +174,33 @@ static bool push_content(struct reasoning *r, struct buf *content)
         give(r, r->held.len - keep, content);
         return false;
     }
-    bool first = at == 0;
     give(r, at, content);
-    drop_held(r, n);
-    r->trim = r->trim || first;
+    drop_held(r, n); /* white space that is still left out stays so */
     return true;
 }
 
 /* ---- channels ---- */
 
-static bool push_header(struct reasoning *r)
+/* Whether the held text may be a header: one of its marks, or the beginning of one, stands first. */
+static bool may_be_header(const struct reasoning *r)
+{
+    static const char *const firsts[] = {"<|channel|>", "<|start|>", "<|message|>", "<|end|>"};
+    for (size_t i = 0; i < ARRAY_LEN(firsts); i++)
+        if (memcmp(r->held.data, firsts[i], MIN(r->held.len, strlen(firsts[i]))) == 0)
+            return true;
+    return false;
+}
+
+static bool push_header(struct reasoning *r, struct buf *content)
 {
     static const char end[] = "<|message|>";
-    const char *p = find(r->held.data, r->held.len, end);
+    bool may = may_be_header(r);
+    const char *p = may ? find(r->held.data, MIN(r->held.len, HEADER_BYTES_MAX), end) : NULL;
     if (!p) {
-        bool header = r->held.len == 0 || r->held.data[0] == '<' || r->state == REASONING_HEADER;
-        if (header && r->held.len < HEADER_BYTES_MAX)
+        if (may && r->held.len < HEADER_BYTES_MAX)
             return false;
-        r->state = REASONING_CONTENT; /* a model that writes plain text */
+        r->state = REASONING_CONTENT; /* a model that writes plain text; what it begins with is not looked at as a mark again */
+        give(r, 1, content);
         return true;
     }
     size_t n = (size_t)(p - r->held.data);
@@ -224,10 +233,10 @@ static bool step(struct reasoning *r, struct buf *thought, struct buf *content)
 {
     bool tags = r->f->open != NULL;
     switch (r->state) {
-    case REASONING_START: return tags ? push_start(r) : push_header(r);
+    case REASONING_START: return tags ? push_start(r) : push_header(r, content);
     case REASONING_THOUGHT: return tags ? push_thought(r, thought) : push_part(r, thought);
     case REASONING_CONTENT: return tags ? push_content(r, content) : push_part(r, content);
-    case REASONING_HEADER: return push_header(r);
+    case REASONING_HEADER: return push_header(r, content);
     }
     return false;
 }

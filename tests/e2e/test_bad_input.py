@@ -400,14 +400,28 @@ def test_other_parameters(server, params, param):
         check_error(r, 400, param=param)
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("messages", [None, [], {}, "hi", 3, [3], [None], [[]], ["hi"], [{}], [{"role": 3, "content": "a"}], [{"role": "emperor", "content": "a"}], [{"content": "a"}],
-                                      [{"role": "user", "content": 3}], [{"role": "user", "content": {"a": 1}}], [{"role": "user", "content": [3]}],
-                                      [{"role": "user", "content": [{"type": "text"}]}], [{"role": "user", "content": [{"type": "text", "text": 3}]}],
-                                      [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]}]], ids=lambda v: str(v)[:40])
-def test_messages(server, messages):
+@pytest.mark.parametrize("messages, param", [
+    (None, ""), ([], ""), ({}, ""), ("hi", ""), (3, ""), ([3], "[0]"), ([None], "[0]"), ([[]], "[0]"), (["hi"], "[0]"), ([{}], "[0].role"),
+    ([{"role": 3, "content": "a"}], "[0].role"), ([{"role": "emperor", "content": "a"}], "[0].role"), ([{"role": "User", "content": "a"}], "[0].role"),
+    ([{"role": "user", "content": "a"}, {"role": None, "content": "a"}], "[1].role"), ([{"content": "a"}], "[0].role"),
+    ([{"role": "user", "content": 3}], "[0].content"), ([{"role": "user", "content": {"a": 1}}], "[0].content"), ([{"role": "user", "content": [3]}], "[0].content"),
+    ([{"role": "user"}], "[0].content"), ([{"role": "system", "content": None}], "[0].content"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "[0].content"), ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "[0].content"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]}], "[0].content"),
+    ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}], "[0].content"),
+    ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}], "[0].content"),
+    ([{"role": "user", "content": [{"type": "file", "file": {"file_id": "/etc/passwd"}}]}], "[0].content"),
+    ([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": 3}], "[1].tool_calls"), ([{"role": "assistant", "tool_calls": [3]}], "[0].tool_calls"),
+    ([{"role": "assistant", "tool_calls": [{"function": {"name": 3}}]}], "[0].tool_calls"), ([{"role": "assistant", "tool_calls": [{**CALL, "function": {"arguments": "{}"}}]}], "[0].tool_calls"),
+    ([{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": 3}}]}], "[0].tool_calls"),
+], ids=lambda v: str(v)[:40])
+def test_messages(server, messages, param):
     body = {"max_tokens": 1} if messages is None else {"messages": messages, "max_tokens": 1}
-    check_error(server.post("/v1/chat/completions", body), 400, "messages", param="messages")
+    check_error(server.post("/v1/chat/completions", body), 400, "messages", param="messages" + param)
 
 
 def test_chat_parameters(server):

@@ -1,5 +1,6 @@
 /* Bodies of the generating routes, from bytes to checked requests: JSON, every parameter, prompts through the tokenizer, messages through the
- * demo model's own template. The first byte chooses chat or completion. What is accepted must hold what the engine relies on. */
+ * demo model's own template; and the same bytes as an answer through the splitter of thinking parts. The first byte chooses chat or completion, what the
+ * template wants, and the marks. What is accepted must hold what the engine relies on; the splitter must give the same whole and in pieces. */
 #include "base/check.h"
 #include "coordinator/api.h"
 
@@ -18,6 +19,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     (void)argv;
     static struct options opts = {.model = DEMO_MODEL, .served_model_name = "demo", .tp = 1, .pp = 1};
     ASSERT(deployment_open(&opts, 0, &deployment) == ERR_OK && deployment_load_text(&deployment) == ERR_OK && deployment.tmpl);
+    deployment.has_fim = true;
+    for (uint32_t i = 0; i < 3; i++)
+        deployment.fim[i] = deployment.hp.vocab - 1 - i;
     api = (struct api){.deployments = &deployment, .n_deployments = 1};
     return 0;
 }
@@ -33,10 +37,41 @@ static void check_sampling(const struct sampling *s)
         ASSERT(s->bias_id[i] < deployment.hp.vocab && isfinite(s->bias[i]));
 }
 
+static void split(const struct reasoning_format *f, const char *text, size_t len, size_t piece, struct buf *thought, struct buf *content)
+{
+    struct reasoning r;
+    reasoning_init(&r, f, "<think>", len % 2 ? 7 : 0);
+    for (size_t i = 0; i < len; i += piece)
+        reasoning_push(&r, text + i, MIN(piece, len - i), thought, content);
+    reasoning_finish(&r, thought, content);
+    reasoning_deinit(&r);
+}
+
+static void check_split(unsigned which, const char *text, size_t len)
+{
+    static const char *const signs[] = {"</think>", "<|channel|>", "[THINK]", "<|START_THINKING|>", "</think><response>", "none"};
+    const char *sign = signs[which % ARRAY_LEN(signs)];
+    const struct reasoning_format *f = reasoning_find(sign, strlen(sign));
+    struct buf b[4];
+    for (int i = 0; i < 4; i++)
+        buf_init(&b[i]);
+    split(f, text, len, len + 1, &b[0], &b[1]);
+    split(f, text, len, 1 + which % 7, &b[2], &b[3]);
+    ASSERT(b[0].len == b[2].len && (b[0].len == 0 || memcmp(b[0].data, b[2].data, b[0].len) == 0));
+    ASSERT(b[1].len == b[3].len && (b[1].len == 0 || memcmp(b[1].data, b[3].data, b[1].len) == 0));
+    ASSERT(b[0].len + b[1].len <= len);
+    for (int i = 0; i < 4; i++)
+        buf_deinit(&b[i]);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size == 0)
         return 0;
+    check_split(data[0] >> 1, (const char *)data + 1, size - 1);
+    deployment.caps.parts = data[0] & 2;
+    deployment.caps.object_arguments = data[0] & 4;
+    deployment.caps.reasoning = data[0] & 8 ? reasoning_find("</think>", 8) : NULL;
     struct api_error e = {0};
     bool chat = data[0] & 1;
     json_t *o = api_parse_body((const char *)data + 1, size - 1, &e);
@@ -46,11 +81,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     struct sampling s = {0};
     struct generation g = {.api = &api, .d = api_get_model(&api, o, &e), .ctx = CTX, .chat = chat};
-    bool ok = g.d && api_get_sampling(o, &g, &s, &e) && api_get_stops(o, &g, &e) && (chat ? api_get_chat(o, &g, &e) : api_get_prompts(o, &g, &e));
+    int64_t n = 1;
+    bool ok = g.d && api_get_options(o, &g, &n, &e) && api_get_sampling(o, &g, &s, &e) && api_get_stops(o, &g, &e) && (chat ? api_get_chat(o, &g, &e) : api_get_prompts(o, &g, &e));
     ASSERT(ok == (e.status == 0) && (ok || (e.status >= 400 && e.message[0])));
     if (ok) {
         check_sampling(&s);
-        ASSERT(g.n_prompts > 0);
+        ASSERT(g.n_prompts > 0 && n >= 1 && n <= API_CHOICES_MAX && g.n_best <= n);
         for (uint32_t i = 0; i < g.n_prompts; i++) {
             ASSERT(g.prompts[i].n > 0 && g.prompts[i].n <= CTX);
             for (size_t k = 0; k < g.prompts[i].n; k++)
