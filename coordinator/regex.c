@@ -1,9 +1,12 @@
-/* See regex.h. The translation is one pass over the pattern: outside of sets it follows where the last atom began, as
+/* See regex.h. What the automata of word_dfa.h take is matched by them, in linear time; the rest by PCRE2. The translation
+ * is one pass over the pattern: outside of sets it follows where the last atom began, as
  * `{n,m}+` must wrap it; a set is read whole, into the text of a PCRE2 class for each operand of &&. */
 #include "coordinator/regex.h"
 
 #include "base/buf.h"
 #include "base/check.h"
+#include "coordinator/utf8.h"
+#include "coordinator/word_dfa.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
@@ -11,18 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PATTERN_MAX = 1 << 16, DEPTH_MAX = 64, MATCH_LIMIT = 200 << 20, HEAP_LIMIT_KIB = 64 << 10 };
+enum { PATTERN_MAX = 1 << 16, DEPTH_MAX = 64, MATCH_LIMIT = 200 << 20, HEAP_LIMIT_KIB = 64 << 10, STACK_MAX = 64 << 20 };
 
 /* As the inside of a class. U+180E is no White_Space, but PCRE2's \s holds it. */
 #define SPACE                                                                                                          \
     "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-#define NOT_SPACE "\\S\\x{180E}"
-#define CIRCLED "\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
-#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}" CIRCLED /* Alphabetic, Mark, Decimal_Number, Connector_Punctuation */
-#define NOT_WORD "\\p{C}\\p{Z}\\p{S}\\p{No}\\p{Pd}\\p{Ps}\\p{Pe}\\p{Pi}\\p{Pf}\\p{Po}"
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
 #define HEX "0-9A-Fa-f"
 
 struct regex {
+    struct word_dfa *dfa; /* or else: */
     pcre2_code *code;
     pcre2_match_context *limits;
     bool jit;
@@ -31,6 +32,7 @@ struct translation {
     const char *p, *end;
     struct buf out;
     unsigned depth;
+    bool for_dfa; /* names of scripts mean the script there */
     const char *error;
 };
 
@@ -40,33 +42,77 @@ static bool at(const struct translation *t, const char *what)
     return (size_t)(t->end - t->p) >= n && memcmp(t->p, what, n) == 0;
 }
 
-/* The inside of a class for an escape of a kind of characters, or NULL. */
-static const char *kind_of(char c, bool in_set)
+/* What an escape of a kind of characters is outside of sets, or NULL. */
+static const char *kind_of(char c)
 {
     switch (c) {
     case 's':
-        return in_set ? SPACE : "[" SPACE "]";
+        return "[" SPACE "]";
     case 'S':
-        return in_set ? NOT_SPACE : "[^" SPACE "]";
+        return "[^" SPACE "]";
     case 'w':
-        return in_set ? WORD : "[" WORD "]";
+        return "[" WORD "]";
     case 'W':
-        return in_set ? NOT_WORD : "[^" WORD "]";
+        return "[^" WORD "]";
     case 'd':
-        return "\\p{Nd}";
+        return "[\\p{Nd}]";
     case 'D':
-        return "\\P{Nd}";
+        return "[^\\p{Nd}]";
     case 'h':
-        return in_set ? HEX : "[" HEX "]";
+        return "[" HEX "]";
     case 'H':
-        return in_set ? NULL : "[^" HEX "]";
+        return "[^" HEX "]";
     case 'b':
-        return in_set ? "\\x{8}" : "(?:(?<=[" WORD "])(?![" WORD "])|(?<![" WORD "])(?=[" WORD "]))";
+        return "(?:(?<=[" WORD "])(?![" WORD "])|(?<![" WORD "])(?=[" WORD "]))";
     case 'B':
-        return in_set ? NULL : "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))";
+        return "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))";
     default:
         return NULL;
     }
+}
+
+/* The inside of a set for a class in brackets ("[:alpha:]"), where PCRE2 means another one; else NULL. */
+static const char *bracket_class(const char *name, size_t len)
+{
+    static const char *const known[][2] = {
+        {"upper", "\\p{Uppercase}"}, {"lower", "\\p{Lowercase}"},       {"alpha", "\\p{Alphabetic}"},
+        {"digit", "\\p{Nd}"},        {"alnum", "\\p{Alphabetic}\\p{Nd}"}, {"space", SPACE},
+        {"word", WORD},              {"xdigit", HEX},                   {"cntrl", "\\p{Cc}"},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(known); i++)
+        if (strlen(known[i][0]) == len && memcmp(known[i][0], name, len) == 0)
+            return known[i][1];
+    return NULL;
+}
+
+/* PCRE2's \p{Han} holds what is written together with Han, too; \p{sc:Han} does not. */
+static bool is_script(const char *name, size_t len)
+{
+    char pattern[64];
+    int code;
+    PCRE2_SIZE where;
+    if (len <= 2 || len > 40)
+        return false;
+    snprintf(pattern, sizeof(pattern), "\\p{sc:%.*s}", (int)len, name);
+    pcre2_code *c = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &where, NULL);
+    pcre2_code_free(c);
+    return c != NULL;
+}
+
+/* \p{name}, \P{name}, \p{^name} or \x{digits}; t->p stands at the brace. */
+static void escape_braces(struct translation *t, char c, struct buf *out)
+{
+    const char *close = memchr(t->p, '}', (size_t)(t->end - t->p));
+    if (!close) {
+        t->error = "a brace is not closed";
+        return;
+    }
+    const char *name = t->p + 1;
+    bool negated = c != 'x' && name < close && *name == '^';
+    name += negated;
+    bool script = c != 'x' && !t->for_dfa && is_script(name, (size_t)(close - name));
+    buf_printf(out, "\\%c{%s%s%.*s}", c, negated ? "^" : "", script ? "sc:" : "", (int)(close - name), name);
+    t->p = close + 1;
 }
 
 /* An escape; t->p stands behind the backslash. */
@@ -77,21 +123,16 @@ static void escape(struct translation *t, bool in_set, struct buf *out)
         return;
     }
     char c = *t->p++;
-    const char *kind = kind_of(c, in_set);
+    const char *kind = in_set ? NULL : kind_of(c);
     if (kind) {
         buf_puts(out, kind);
     } else if ((c == 'p' || c == 'P' || c == 'x') && t->p < t->end && *t->p == '{') {
-        const char *close = memchr(t->p, '}', (size_t)(t->end - t->p));
-        if (!close) {
-            t->error = "a brace is not closed";
-            return;
-        }
-        buf_printf(out, "\\%c", c);
-        buf_append(out, t->p, (size_t)(close - t->p) + 1);
-        t->p = close + 1;
+        escape_braces(t, c, out);
     } else if (c == 'u' && t->end - t->p >= 4) {
         buf_printf(out, "\\x{%.4s}", t->p);
         t->p += 4;
+    } else if (in_set && c == 'b') {
+        buf_puts(out, "\\x{8}");
     } else {
         buf_putc(out, '\\');
         buf_putc(out, c);
@@ -108,6 +149,7 @@ static void operand(struct translation *t, struct buf *out)
     buf_init(&plain);
     buf_init(&nested);
     bool first = true;
+    unsigned n_nested = 0;
     while (t->p < t->end && !t->error && (first || *t->p != ']') && !at(t, "&&")) {
         if (at(t, "[:")) {
             const char *close = strstr(t->p, ":]");
@@ -115,12 +157,21 @@ static void operand(struct translation *t, struct buf *out)
                 t->error = "a class in brackets is not closed";
                 break;
             }
-            buf_append(&plain, t->p, (size_t)(close - t->p) + 2);
+            const char *inside = bracket_class(t->p + 2, (size_t)(close - t->p) - 2);
+            if (inside)
+                buf_puts(&plain, inside);
+            else
+                buf_append(&plain, t->p, (size_t)(close - t->p) + 2);
             t->p = close + 2;
         } else if (*t->p == '[') {
-            if (nested.len > 0)
+            if (n_nested++ > 0)
                 buf_putc(&nested, '|');
             set(t, &nested);
+        } else if (*t->p == '\\' && t->end - t->p > 1 && strchr("sSwWdDhH", t->p[1])) {
+            if (n_nested++ > 0) /* a set of its own, as a class cannot hold what is in none of several */
+                buf_putc(&nested, '|');
+            buf_puts(&nested, kind_of(t->p[1]));
+            t->p += 2;
         } else if (*t->p == '\\') {
             t->p++;
             escape(t, true, &plain);
@@ -134,7 +185,7 @@ static void operand(struct translation *t, struct buf *out)
     if (plain.len > 0 && nested.len > 0)
         buf_printf(out, "(?:[%s]|%s)", plain.data, nested.data);
     else if (nested.len > 0)
-        buf_printf(out, "(?:%s)", nested.data);
+        buf_printf(out, n_nested > 1 ? "(?:%s)" : "%s", nested.data);
     else
         buf_printf(out, "[%s]", plain.len > 0 ? plain.data : "");
     if (plain.failed || nested.failed)
@@ -143,42 +194,48 @@ static void operand(struct translation *t, struct buf *out)
     buf_deinit(&nested);
 }
 
-/* A set with its brackets. A & B is (?=A)B; not so much is a lookahead that fails. */
+/* A set with its brackets. A && B && C is (?=B)(?=C)A; a lookahead for [^B] is (?!B). */
 static void set(struct translation *t, struct buf *out)
 {
-    struct buf one, looks;
+    struct buf one, base, looks;
     buf_init(&one);
+    buf_init(&base);
     buf_init(&looks);
     if (++t->depth > DEPTH_MAX)
         t->error = "sets are nested too deeply";
     t->p++;
-    bool negated = t->p < t->end && *t->p == '^', many = false;
+    bool negated = t->p < t->end && *t->p == '^', again = false;
     t->p += negated;
-    while (!t->error) {
-        buf_clear(&one);
-        operand(t, &one);
-        if (!at(t, "&&"))
-            break;
-        t->p += 2;
-        many = true;
-        buf_printf(&looks, "(?=%s)", one.data ? one.data : "");
+    for (bool first = true; !t->error && (first || again); first = false) {
+        struct buf *to = first ? &base : &one;
+        buf_clear(to);
+        operand(t, to);
+        const char *text = to->data ? to->data : "";
+        if (!first && strncmp(text, "[^", 2) == 0)
+            buf_printf(&looks, "(?![%s)", text + 2);
+        else if (!first)
+            buf_printf(&looks, "(?=%s)", text);
+        again = at(t, "&&");
+        t->p += again ? 2 : 0;
     }
     if (!t->error && t->p == t->end)
         t->error = "a set is not closed";
     if (!t->error) {
         t->p++;
-        const char *last = one.data ? one.data : "", *before = looks.data ? looks.data : "";
+        const char *text = base.data ? base.data : "", *before = looks.data ? looks.data : "";
+        bool plain = looks.len == 0 && text[0] == '[' && text[1] != '^';
         if (!negated)
-            buf_printf(out, many ? "(?:%s%s)" : "%s%s", before, last);
-        else if (!many && last[0] == '[')
-            buf_printf(out, "[^%s", last + 1);
+            buf_printf(out, looks.len > 0 ? "(?:%s%s)" : "%s%s", before, text);
+        else if (plain)
+            buf_printf(out, "[^%s", text + 1);
         else
-            buf_printf(out, "(?:(?!%s%s)[\\x{0}-\\x{10FFFF}])", before, last);
+            buf_printf(out, "(?:(?!%s%s)[\\x{0}-\\x{10FFFF}])", before, text);
     }
     t->depth--;
-    if (one.failed || looks.failed)
+    if (one.failed || base.failed || looks.failed)
         out->failed = true;
     buf_deinit(&one);
+    buf_deinit(&base);
     buf_deinit(&looks);
 }
 
@@ -291,33 +348,38 @@ static enum err compile(struct regex *r, const struct buf *pattern)
     return ERR_OK;
 }
 
+/* The pattern for PCRE2, or for the automata, in t->out. */
+static enum err translate_for(struct translation *t, const char *pattern, size_t len, bool for_dfa)
+{
+    *t = (struct translation){.p = pattern, .end = pattern + len, .for_dfa = for_dfa};
+    buf_init(&t->out);
+    translate(t);
+    if (t->error)
+        return err_set(ERR_UNSUPPORTED, "%s (at %zu of \"%.80s\")", t->error, (size_t)(t->p - pattern), pattern);
+    if (t->out.failed)
+        return err_set(ERR_NOMEM, "no memory for a regular expression");
+    return t->out.len > 0 ? ERR_OK : err_set(ERR_UNSUPPORTED, "an empty regular expression");
+}
+
 enum err regex_create(const char *pattern, size_t len, struct regex **out)
 {
     enum err e;
+    struct translation t = {0};
     *out = NULL;
     if (len > PATTERN_MAX || memchr(pattern, 0, len))
         return err_set(ERR_UNSUPPORTED, "a regular expression of %zu bytes; at most %d, without NUL", len, PATTERN_MAX);
     struct regex *r = calloc(1, sizeof(*r));
-    struct translation t = {.p = pattern, .end = pattern + len};
-    buf_init(&t.out);
-    if (!r) {
-        e = err_set(ERR_NOMEM, "no memory for a regular expression");
-        goto done;
+    if (!r)
+        return err_set(ERR_NOMEM, "no memory for a regular expression");
+    TRY_GOTO(translate_for(&t, pattern, len, true), done);
+    /* A $ at the end is the end of a line here and that of the text there. */
+    if (pattern[len - 1] == '$' || word_dfa_create(t.out.data, t.out.len, &r->dfa) != ERR_OK) {
+        buf_deinit(&t.out);
+        TRY_GOTO(translate_for(&t, pattern, len, false), done);
+        TRY_GOTO(compile(r, &t.out), done);
     }
-    buf_puts(&t.out, "");
-    translate(&t);
-    if (t.error)
-        e = err_set(ERR_UNSUPPORTED, "%s (at %zu of \"%.80s\")", t.error, (size_t)(t.p - pattern), pattern);
-    else if (t.out.failed)
-        e = err_set(ERR_NOMEM, "no memory for a regular expression");
-    else if (t.out.len == 0)
-        e = err_set(ERR_UNSUPPORTED, "an empty regular expression");
-    else
-        e = compile(r, &t.out);
-    if (e == ERR_OK) {
-        *out = r;
-        r = NULL;
-    }
+    *out = r;
+    r = NULL;
 done:
     buf_deinit(&t.out);
     regex_destroy(&r);
@@ -328,6 +390,7 @@ void regex_destroy(struct regex **rp)
 {
     if (!*rp)
         return;
+    word_dfa_destroy(&(*rp)->dfa);
     pcre2_code_free((*rp)->code);
     pcre2_match_context_free((*rp)->limits);
     free(*rp);
@@ -336,26 +399,54 @@ void regex_destroy(struct regex **rp)
 
 enum err regex_find_init(struct regex_find *f, const struct regex *r)
 {
-    f->r = r;
+    *f = (struct regex_find){.r = r};
+    if (r->dfa)
+        return ERR_OK;
     f->md = pcre2_match_data_create_from_pattern(r->code, NULL);
-    return f->md ? ERR_OK : err_set(ERR_NOMEM, "no memory for a match");
+    f->context = pcre2_match_context_copy(r->limits);
+    f->stack = pcre2_jit_stack_create(1 << 16, STACK_MAX, NULL); /* of a search, as it may be used by one thread only */
+    if (!f->md || !f->context || !f->stack) {
+        regex_find_deinit(f);
+        return err_set(ERR_NOMEM, "no memory for a match");
+    }
+    pcre2_jit_stack_assign(f->context, NULL, f->stack);
+    return ERR_OK;
 }
 
 void regex_find_deinit(struct regex_find *f)
 {
     pcre2_match_data_free(f->md);
-    f->md = NULL;
+    pcre2_match_context_free(f->context);
+    pcre2_jit_stack_free(f->stack);
+    *f = (struct regex_find){0};
 }
 
-enum err regex_find_next(struct regex_find *f, const char *s, size_t len, size_t at_, bool *found, size_t *from,
+static bool find_dfa(const struct word_dfa *d, const char *s, size_t len, size_t *from, size_t *to)
+{
+    size_t n = 0, i = *from + word_dfa_skip(d, s + *from, len - *from);
+    while (i < len && (n = word_dfa_match(d, s + i, len - i)) == 0) {
+        i += utf8_len_valid((unsigned char)s[i]);
+        i += word_dfa_skip(d, s + i, len - i);
+    }
+    *from = i;
+    *to = i + n;
+    return n > 0;
+}
+
+enum err regex_find_next(struct regex_find *f, const char *s, size_t len, size_t start, bool *found, size_t *from,
                          size_t *to)
 {
     const struct regex *r = f->r;
-    int rc = PCRE2_ERROR_JIT_STACKLIMIT;
+    int rc;
+    if (r->dfa) {
+        *from = start;
+        *found = find_dfa(r->dfa, s, len, from, to);
+        return ERR_OK;
+    }
     if (r->jit)
-        rc = pcre2_jit_match(r->code, (PCRE2_SPTR)s, len, at_, 0, f->md, r->limits);
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) /* its small stack is enough for all but odd patterns */
-        rc = pcre2_match(r->code, (PCRE2_SPTR)s, len, at_, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, f->md, r->limits);
+        rc = pcre2_jit_match(r->code, (PCRE2_SPTR)s, len, start, 0, f->md, f->context);
+    else
+        rc = pcre2_match(r->code, (PCRE2_SPTR)s, len, start, PCRE2_NO_UTF_CHECK, f->md, f->context);
     *found = rc >= 0;
     if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
         return err_set(ERR_TOO_BIG, "a regular expression of the tokenizer gave up on a text of %zu bytes (PCRE2 error %d)",
