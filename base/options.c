@@ -63,6 +63,7 @@ static void *field(struct options *o, const struct option_row *r)
 static void mark_given(struct options *o, unsigned row)
 {
     o->set_mask[row / 64] |= 1ull << (row % 64);
+    o->outer_mask[row / 64] |= 1ull << (row % 64);
 }
 
 static void set_default(struct options *o, const struct option_row *r)
@@ -111,16 +112,27 @@ void options_deinit(struct options *o)
             explicit_bzero(*s, strlen(*s));
         free(*s);
     }
+    option_drop_models(o);
     memset(o, 0, sizeof *o);
+}
+
+static bool in_mask(const uint64_t mask[2], const char *id)
+{
+    for (unsigned i = 0; i < OPTION_ROW_COUNT; i++)
+        if (strcmp(option_rows[i].id, id) == 0)
+            return mask[i / 64] >> (i % 64) & 1;
+    ASSERT(!"no such option");
+    return false;
 }
 
 bool options_given(const struct options *o, const char *id)
 {
-    for (unsigned i = 0; i < OPTION_ROW_COUNT; i++)
-        if (strcmp(option_rows[i].id, id) == 0)
-            return o->set_mask[i / 64] >> (i % 64) & 1;
-    ASSERT(!"options_given: no such option");
-    return false;
+    return in_mask(o->set_mask, id);
+}
+
+bool options_overrides(const struct options *o, const char *id)
+{
+    return in_mask(o->outer_mask, id);
 }
 
 /* --- values --- */
@@ -335,6 +347,22 @@ enum err option_set(struct options *o, unsigned row, const char *text, const cha
         return err_set(ERR_CONFIG, "%s: %s is \"%.80s\" but must be %s", source, r->key, text, range);
     }
     mark_given(o, row);
+    return ERR_OK;
+}
+
+enum err option_copy(struct options *to, const struct options *from, unsigned row)
+{
+    static const size_t sizes[] = {[OPTION_TYPE_BOOL] = sizeof(bool), [OPTION_TYPE_INT] = sizeof(int64_t), [OPTION_TYPE_SIZE] = sizeof(uint64_t),
+                                   [OPTION_TYPE_FLOAT] = sizeof(double), [OPTION_TYPE_MS] = sizeof(uint32_t), [OPTION_TYPE_ENUM] = sizeof(int)};
+    const struct option_row *r = &option_rows[row];
+    uint64_t bit = 1ull << (row % 64);
+    const void *f = (const char *)from + r->offset;
+    if (r->type != OPTION_TYPE_STR)
+        memcpy(field(to, r), f, sizes[r->type]);
+    else if (*(char *const *)f && !set_str(field(to, r), *(char *const *)f))
+        return err_set(ERR_NOMEM, "no memory for the options");
+    to->set_mask[row / 64] |= from->set_mask[row / 64] & bit;
+    to->outer_mask[row / 64] |= from->outer_mask[row / 64] & bit;
     return ERR_OK;
 }
 
@@ -588,5 +616,8 @@ enum err options_load_args(struct options *o, unsigned scope, int *argc, char **
     if (config && *config)
         TRY(options_load_file(o, config));
     TRY(options_load_env(o, scope));
-    return load_flags(o, scope, argc, argv);
+    TRY(load_flags(o, scope, argc, argv));
+    if (o->outer_mask[OPTION_ROW_model / 64] >> (OPTION_ROW_model % 64) & 1)
+        option_drop_models(o); /* the file's: one model was named instead */
+    return ERR_OK;
 }

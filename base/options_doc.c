@@ -158,9 +158,10 @@ void options_markdown(struct buf *out)
         buf_printf(out, "| `%s` | `--%s` | `RACKLM_%s` | %s | ", i == OPTION_ROW_config ? "" : r->key, flag, variable,
                    def);
         put_cell(out, range);
-        buf_printf(out, " |%s%s%s%s | ", r->scope & OPTION_COORDINATOR ? " coordinator" : "",
+        buf_printf(out, " |%s%s%s%s%s | ", r->scope & OPTION_COORDINATOR ? " coordinator" : "",
                    r->scope & OPTION_WORKER ? " worker" : "", r->scope & OPTION_SERVE ? " serve" : "",
-                   r->scope & OPTION_CLIENT ? " client" : "");
+                   r->scope & OPTION_CLIENT ? " client" : "",
+                   r->scope & OPTION_MODEL ? " (per model)" : "");
         put_cell(out, r->help);
         buf_printf(out, "%s |\n", r->live ? " (live)" : "");
     }

@@ -44,6 +44,11 @@ void option_flag_name(const struct option_row *r, char *out, size_t cap);
 /* Parses `text` into the field and marks the row as given. `source` names the place ("racklm.yaml:3:7", "--port") and
  * begins the error; a secret's value is never repeated in it. */
 enum err option_set(struct options *o, unsigned row, const char *text, const char *source);
+/* A copy of one value, and whether it was given. */
+enum err option_copy(struct options *to, const struct options *from, unsigned row);
+/* One more entry of o->models, empty; NULL: OPTIONS_MODELS_MAX, or no memory. */
+struct options *option_new_model(struct options *o);
+void option_drop_models(struct options *o);
 /* The range and kind that a value of the row must have, for errors and documentation: "an integer, 1..4096". */
 void option_range(const struct option_row *r, char *out, size_t cap);
 /* Edits (insert, delete, change, swap of neighbours) that turn a into b; long words count as far apart. */

@@ -1,4 +1,4 @@
-/* racklm.yaml into struct options, with libyaml. A stack of sections gives every key its dotted path; a scalar sets the
+/* racklm.yaml into struct options, with libyaml. `models` is a list of mappings whose keys are options of one model. A stack of sections gives every key its dotted path; a scalar sets the
  * row of that path, a list of scalars a list option (as "a,b,c"), an empty value leaves the default. Errors name file,
  * line and column. Not supported, by choice, and errors: aliases, several documents, tags, keys that are no scalars.
  * The file is read whole first (1 MiB at most), so nothing here waits; scalars are never repeated in errors except
@@ -23,8 +23,10 @@ struct loader {
     yaml_event_t event;
     bool has_event;
     char path[PATH_MAX_LEN]; /* dotted path of the section or key that is being read */
-    uint64_t seen[2];        /* rows that this file has given: a second time is an error */
+    uint64_t seen[2];        /* rows that this mapping has given: a second time is an error */
+    bool in_model;           /* within an entry of `models`: its keys are options of a model */
 };
+static const char models_key[] = "models";
 
 static enum err fail_at(const struct loader *l, yaml_mark_t at, const char *what)
 {
@@ -74,10 +76,15 @@ static enum err check_scalar(const struct loader *l)
     return ERR_OK;
 }
 
-static unsigned find_key(const char *path)
+static bool known(const struct loader *l, unsigned row)
+{
+    return !l->in_model || (option_rows[row].scope & OPTION_MODEL);
+}
+
+static unsigned find_key(const struct loader *l, const char *path)
 {
     for (unsigned i = 0; i < OPTION_ROW_COUNT; i++)
-        if (strcmp(option_rows[i].key, path) == 0)
+        if (strcmp(option_rows[i].key, path) == 0 && known(l, i))
             return i;
     return OPTION_ROW_COUNT;
 }
@@ -92,11 +99,17 @@ static bool is_section(const char *path)
 }
 
 /* Compares the whole path, and the last word alone for a key that stands in the wrong section. */
-static const char *nearest_key(const char *path)
+static const char *nearest_key(const struct loader *l)
 {
-    const char *dot = strrchr(path, '.'), *last = dot ? dot + 1 : path, *best_key = "";
+    const char *path = l->path, *dot = strrchr(path, '.'), *last = dot ? dot + 1 : path, *best_key = "";
     unsigned best = 1000;
+    if (!l->in_model && option_distance(path, models_key) <= 2) {
+        best = option_distance(path, models_key) * 2;
+        best_key = models_key;
+    }
     for (unsigned i = 0; i < OPTION_ROW_COUNT; i++) {
+        if (!known(l, i))
+            continue;
         const char *key = option_rows[i].key, *key_dot = strrchr(key, '.');
         unsigned whole = option_distance(path, key) * 2;
         unsigned tail =
@@ -117,7 +130,10 @@ static enum err unknown_key(const struct loader *l, yaml_mark_t at)
     for (const char *c = l->path; *c && n < 80; c++)
         printable[n++] = (unsigned char)*c < 0x20 || *c == 0x7F ? '?' : *c;
     printable[n] = 0;
-    snprintf(what, sizeof what, "unknown key \"%s\"; the nearest valid one is \"%s\"", printable, nearest_key(l->path));
+    if (l->in_model && (is_section(l->path) || find_key(&(struct loader){0}, l->path) != OPTION_ROW_COUNT))
+        snprintf(what, sizeof what, "\"%s\" is an option of the whole server: write it outside of `models`", printable);
+    else
+        snprintf(what, sizeof what, "unknown key \"%s\"; the nearest valid one is \"%s\"", printable, nearest_key(l));
     return fail_at(l, at, what);
 }
 
@@ -126,13 +142,20 @@ static enum err set_row(struct loader *l, unsigned row, const char *text, yaml_m
 {
     char source[512];
     snprintf(source, sizeof source, "%.400s:%zu:%zu", l->file, at.line + 1, at.column + 1);
-    return option_set(l->o, row, text, source);
+    TRY(option_set(l->o, row, text, source));
+    l->o->outer_mask[row / 64] &= ~(1ull << (row % 64));
+    return ERR_OK;
+}
+
+static bool has_seen(const struct loader *l, unsigned row)
+{
+    return l->seen[row / 64] >> (row % 64) & 1;
 }
 
 static enum err claim_row(struct loader *l, unsigned row, yaml_mark_t at)
 {
     char what[PATH_MAX_LEN + 32];
-    if (l->seen[row / 64] >> (row % 64) & 1) {
+    if (has_seen(l, row)) {
         snprintf(what, sizeof what, "\"%s\" is given twice", l->path);
         return fail_at(l, at, what);
     }
@@ -190,11 +213,58 @@ static enum err push_key(struct loader *l, size_t base)
 
 static enum err read_mapping(struct loader *l, unsigned depth);
 
+/* After the start of an entry of `models`. */
+static enum err read_model(struct loader *l, struct options *o)
+{
+    uint64_t seen[2] = {l->seen[0], l->seen[1]};
+    yaml_mark_t at = l->event.start_mark;
+    struct options *model = option_new_model(o);
+    if (!model)
+        return fail_at(l, at, "too many models for one server");
+    l->o = model;
+    l->path[0] = 0;
+    l->in_model = true;
+    memset(l->seen, 0, sizeof l->seen);
+    TRY(read_mapping(l, 2));
+    if (!model->model)
+        return fail_at(l, at, "this entry of `models` has no `model: FILE`");
+    l->o = o;
+    l->in_model = false;
+    memcpy(l->seen, seen, sizeof seen);
+    snprintf(l->path, sizeof l->path, "%s", models_key);
+    return ERR_OK;
+}
+
+/* The value of `models`. */
+static enum err read_models(struct loader *l, yaml_mark_t at)
+{
+    static const char what[] = "`models` is a list, each entry a mapping of its own: \"- model: FILE\"";
+    if (l->o->n_models)
+        return fail_at(l, at, "\"models\" is given twice");
+    TRY(next_event(l));
+    if (l->event.type == YAML_SCALAR_EVENT && is_null(l))
+        return ERR_OK;
+    if (l->event.type != YAML_SEQUENCE_START_EVENT)
+        return fail_at(l, l->event.start_mark, what);
+    for (;;) {
+        TRY(next_event(l));
+        if (l->event.type == YAML_SEQUENCE_END_EVENT)
+            return ERR_OK;
+        if (l->event.type != YAML_MAPPING_START_EVENT)
+            return fail_at(l, l->event.start_mark, what);
+        TRY(read_model(l, l->o));
+    }
+}
+
 /* The value of the key l->path, whose own place is `at`. */
 static enum err read_value(struct loader *l, yaml_mark_t at, unsigned depth)
 {
-    unsigned row = find_key(l->path);
-    bool section = is_section(l->path);
+    if (!l->in_model && strcmp(l->path, models_key) == 0)
+        return has_seen(l, OPTION_ROW_model) ? fail_at(l, at, "\"model\" and \"models\" exclude each other") : read_models(l, at);
+    unsigned row = find_key(l, l->path);
+    bool section = !l->in_model && is_section(l->path);
+    if (row == OPTION_ROW_model && !l->in_model && l->o->n_models)
+        return fail_at(l, at, "\"model\" and \"models\" exclude each other");
     if (row == OPTION_ROW_COUNT && !section)
         return unknown_key(l, at);
     if (row != OPTION_ROW_COUNT)
@@ -273,7 +343,7 @@ static enum err read_stream(struct loader *l)
 static void warn_of_readable_secret(const struct loader *l)
 {
     struct stat st;
-    if (!(l->seen[OPTION_ROW_api_key / 64] >> (OPTION_ROW_api_key % 64) & 1) || !l->o->api_key)
+    if (!has_seen(l, OPTION_ROW_api_key) || !l->o->api_key)
         return;
     if (stat(l->file, &st) == 0 && (st.st_mode & (S_IRGRP | S_IROTH)))
         LOG(WARN, BASE, "others can read the API key", "file=%s mode=%03o advice=\"chmod 600, or use api_key_file\"",

@@ -116,7 +116,7 @@ static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const lo
     struct sample warm;
     enum err e = run_once(&b->l, b->hp.vocab, 32, 8, 99, &warm);
     if (json)
-        printf("{\"read_gbs\":%.2f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[", b->ceiling_gbs, b->threads, b->l.tp, b->l.pp,
+        printf("{\"read_gbs\":%.2f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[", b->ceiling_gbs, b->threads, b->l.served[0].tp, b->l.served[0].pp,
                (unsigned long long)b->weights_bytes);
     for (unsigned i = 0; i < n_p + n_n && e == ERR_OK; i++) {
         bool prompt = i < n_p;
@@ -144,8 +144,8 @@ static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const lo
         return e;
     }
     char w[16];
-    printf("read ceiling %.1f GB/s with %u threads; weights %s; tp %u, pp %u\n", b->ceiling_gbs, b->threads, cli_bytes(b->weights_bytes, w), b->l.tp,
-           b->l.pp);
+    printf("read ceiling %.1f GB/s with %u threads; weights %s; tp %u, pp %u\n", b->ceiling_gbs, b->threads, cli_bytes(b->weights_bytes, w), b->l.served[0].tp,
+           b->l.served[0].pp);
     cli_table_print(&t);
     return e;
 }
@@ -186,7 +186,7 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
     b.threads = (unsigned)MIN(o->threads ? o->threads * workers : cores, cores);
     cli_progress("memory bandwidth", -1);
     b.ceiling_gbs = ceiling_read_gbs(b.threads, (size_t)1 << 30);
-    e = local_start(o, argv[1], true, &b.l);
+    e = local_start(o, &argv[1], 1, true, &b.l);
     if (e == ERR_OK) {
         e = run_tests(&b, p, n_p, n, n_n, json);
         local_stop(&b.l);

@@ -86,7 +86,7 @@ static enum err measure(const struct local *l, const struct buf *text, long size
     enum err e = find_bos(l, &bos);
     if (e == ERR_OK)
         e = tokenize(l, text->data ? text->data : "", text->len, &ids);
-    size_t n = size > 0 ? (size_t)size : MIN(511u, l->ctx - 1);
+    size_t n = size > 0 ? (size_t)size : MIN(511u, l->served[0].ctx - 1);
     *n_windows = e == ERR_OK ? json_array_size(ids) / n : 0;
     if (e == ERR_OK && *n_windows == 0)
         e = err_set(ERR_INVALID, "the text has %zu tokens, a window needs %zu", json_array_size(ids), n);
@@ -120,7 +120,7 @@ int cmd_perplexity(struct options *o, int argc, char **argv)
     struct local l;
     enum err e = buf_read_file(&text, argv[2], 256 << 20);
     if (e == ERR_OK)
-        e = local_start(o, argv[1], true, &l);
+        e = local_start(o, &argv[1], 1, true, &l);
     if (e != ERR_OK) {
         buf_deinit(&text);
         return cli_fail_err("perplexity", e);

@@ -196,14 +196,14 @@ int cmd_run(struct options *o, int argc, char **argv)
     struct local l;
     bool own = e == ERR_OK && !r.url;
     if (own)
-        e = local_start(o, argv[1], true, &l);
+        e = local_start(o, &argv[1], 1, true, &l);
     if (e != ERR_OK) {
         buf_deinit(&prompt);
         return cli_fail_err("run", e);
     }
     if (own) {
         r.url = l.url;
-        r.ctx = l.ctx;
+        r.ctx = l.served[0].ctx;
     }
     r.api_key = o->api_key;
     buf_init(&r.answer);

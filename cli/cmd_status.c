@@ -29,6 +29,23 @@ static void print_json(struct buf *b)
     buf_deinit(b);
 }
 
+static void deployment_json(struct buf *b, const struct msg_deployment_info *d, uint32_t i)
+{
+    buf_puts(b, i ? ",{\"names\":[" : "{\"names\":[");
+    for (const char *p = d->names; *p; p += strcspn(p, ","), p += *p == ',') {
+        buf_puts(b, p == d->names ? "" : ",");
+        buf_json_str(b, p, strcspn(p, ","));
+    }
+    buf_puts(b, "],");
+    json_str(b, "path", d->path);
+    buf_putc(b, ',');
+    json_str(b, "state", d->state);
+    buf_putc(b, ',');
+    json_str(b, "message", d->text);
+    buf_printf(b, ",\"tp\":%u,\"pp\":%u,\"replicas\":%u,\"ctx\":%u,\"workers\":%u,\"workers_ready\":%u}", d->tp, d->pp, d->replicas, d->ctx, d->workers,
+               d->workers_ready);
+}
+
 static void status_json(const struct msg_admin_reply *r)
 {
     struct buf b;
@@ -41,10 +58,15 @@ static void status_json(const struct msg_admin_reply *r)
     json_str(&b, "url", r->http_url);
     buf_putc(&b, ',');
     json_str(&b, "message", r->text);
-    buf_printf(&b, ",\"uptime_ms\":%llu,\"tp\":%u,\"pp\":%u,\"ctx\":%u,\"replicas\":[", (unsigned long long)r->uptime_ms, r->tp, r->pp, r->ctx);
+    buf_printf(&b, ",\"uptime_ms\":%llu,\"tp\":%u,\"pp\":%u,\"ctx\":%u,\"models\":[", (unsigned long long)r->uptime_ms, r->tp, r->pp, r->ctx);
+    for (uint32_t i = 0; i < r->n_deployments; i++)
+        deployment_json(&b, &r->deployments[i], i);
+    buf_puts(&b, "],\"replicas\":[");
     for (uint32_t i = 0; i < r->n_replicas; i++) {
         const struct msg_replica_info *p = &r->replicas[i];
-        buf_printf(&b, "%s{\"replica\":%u,", i ? "," : "", p->replica);
+        buf_puts(&b, i ? ",{" : "{");
+        json_str(&b, "model", p->deployment);
+        buf_printf(&b, ",\"replica\":%u,", p->replica);
         json_str(&b, "state", p->state);
         buf_printf(&b, ",\"epoch\":%llu,\"running\":%u,\"waiting\":%u,\"kv_blocks\":%u,\"kv_blocks_used\":%u,\"load_percent\":%u}",
                    (unsigned long long)p->epoch, p->running, p->waiting, p->kv_blocks, p->kv_blocks_used, p->load_percent);
@@ -69,14 +91,32 @@ static void status_json(const struct msg_admin_reply *r)
     print_json(&b);
 }
 
+static void print_deployments(const struct msg_admin_reply *r)
+{
+    static const char *const heads[] = {"MODEL", "STATE", "TP", "PP", "REPLICAS", "CONTEXT", "WORKERS", "FILE"};
+    struct cli_table *t = cli_table_create(8, heads, "llrrrrrl");
+    for (uint32_t i = 0; i < r->n_deployments; i++) {
+        const struct msg_deployment_info *d = &r->deployments[i];
+        char c[5][24];
+        snprintf(c[0], 24, "%u", d->tp);
+        snprintf(c[1], 24, "%u", d->pp);
+        snprintf(c[2], 24, "%u", d->replicas);
+        snprintf(c[3], 24, "%u", d->ctx);
+        snprintf(c[4], 24, "%u/%u", d->workers_ready, d->workers);
+        cli_table_row(t, d->names, d->state, c[0], c[1], c[2], c[3], c[4], d->path);
+    }
+    cli_table_print(&t);
+    putchar('\n');
+}
+
 static void status_text(const struct msg_admin_reply *r)
 {
-    printf("racklm %s  %s  %s  up %llu s  tp %u  pp %u  context %u\n", r->version, r->model, r->http_url, (unsigned long long)(r->uptime_ms / 1000), r->tp,
-           r->pp, r->ctx);
+    printf("racklm %s  %s  up %llu s\n", r->version, r->http_url, (unsigned long long)(r->uptime_ms / 1000));
     if (r->text && r->text[0])
         printf("%s\n", r->text);
-    static const char *const heads[] = {"REPLICA", "STATE", "EPOCH", "RUNNING", "WAITING", "KV BLOCKS", "USED"};
-    struct cli_table *t = cli_table_create(7, heads, "rlrrrrr");
+    print_deployments(r);
+    static const char *const heads[] = {"MODEL", "REPLICA", "STATE", "EPOCH", "RUNNING", "WAITING", "KV BLOCKS", "USED"};
+    struct cli_table *t = cli_table_create(8, heads, "lrlrrrrr");
     for (uint32_t i = 0; i < r->n_replicas; i++) {
         const struct msg_replica_info *p = &r->replicas[i];
         char c[6][24];
@@ -86,7 +126,7 @@ static void status_text(const struct msg_admin_reply *r)
         snprintf(c[3], 24, "%u", p->waiting);
         snprintf(c[4], 24, "%u", p->kv_blocks);
         snprintf(c[5], 24, "%u", p->kv_blocks_used);
-        cli_table_row(t, c[0], p->state, c[1], c[2], c[3], c[4], c[5]);
+        cli_table_row(t, p->deployment, c[0], p->state, c[1], c[2], c[3], c[4], c[5]);
     }
     cli_table_print(&t);
 }
@@ -118,6 +158,8 @@ static void workers_json(const struct msg_admin_reply *r)
     for (uint32_t i = 0; i < r->n_workers; i++) {
         const struct msg_worker_info *w = &r->workers[i];
         buf_printf(&b, "%s{\"worker_id\":%llu,", i ? "," : "", (unsigned long long)w->worker_id);
+        json_str(&b, "model", w->deployment);
+        buf_putc(&b, ',');
         json_str(&b, "host", w->host);
         buf_putc(&b, ',');
         json_str(&b, "device", w->device);
@@ -138,8 +180,8 @@ static void workers_json(const struct msg_admin_reply *r)
 
 static void workers_text(const struct msg_admin_reply *r)
 {
-    static const char *const heads[] = {"REPLICA", "STAGE", "RANK", "HOST", "DEVICE", "PID", "STATE", "BACKEND", "LAYERS", "WEIGHTS", "KV", "LOAD", "RESTARTS"};
-    struct cli_table *t = cli_table_create(13, heads, "rrrllrlllrrrr");
+    static const char *const heads[] = {"MODEL", "REPLICA", "STAGE", "RANK", "HOST", "DEVICE", "PID", "STATE", "BACKEND", "LAYERS", "WEIGHTS", "KV", "LOAD", "RESTARTS"};
+    struct cli_table *t = cli_table_create(14, heads, "lrrrllrlllrrrr");
     for (uint32_t i = 0; i < r->n_workers; i++) {
         const struct msg_worker_info *w = &r->workers[i];
         char c[7][24], weights[16], kv[16];
@@ -150,7 +192,7 @@ static void workers_text(const struct msg_admin_reply *r)
         snprintf(c[4], 24, "%u-%u", w->layer_first, w->layer_end ? w->layer_end - 1 : 0);
         snprintf(c[5], 24, "%u ms", w->load_ms);
         snprintf(c[6], 24, "%u", w->restarts);
-        cli_table_row(t, c[0], c[1], c[2], w->host, w->device, c[3], w->state, w->backend, c[4], cli_bytes(w->weights_bytes, weights),
+        cli_table_row(t, w->deployment, c[0], c[1], c[2], w->host, w->device, c[3], w->state, w->backend, c[4], cli_bytes(w->weights_bytes, weights),
                       cli_bytes(w->kv_bytes, kv), c[5], c[6]);
     }
     cli_table_print(&t);

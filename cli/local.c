@@ -75,12 +75,12 @@ static const char *enum_name(const char *names, int idx, char *out, size_t cap)
 #define ENV_ENUM(id, min) put_env(#id, enum_name((const char *)(uintptr_t)(min), o->id, v, sizeof(v)))
 #define ENV_STR(id, min) put_env(#id, o->id ? o->id : "")
 
-/* Every option that was given goes on; a child takes those of its scope. */
+/* Every option that was given by flag or variable goes on, a child takes those of its scope; the file it reads itself. */
 static void export_options(const struct options *o)
 {
     char v[64];
 #define OPT(id, key, type, def, min, max, unit, live, scope, help) \
-    if (options_given(o, #id))                                      \
+    if (options_overrides(o, #id))                                  \
         ENV_##type(id, min);
 #include "base/options.def"
 #undef OPT
@@ -97,7 +97,7 @@ static void program_path(const char *name, char *out, size_t cap)
     snprintf(out + dir, cap - dir, "%s", name);
 }
 
-static enum err spawn(struct local *l, const char *program, const char *const *args, int read_fd, pid_t *out)
+static enum err spawn(struct local *l, const char *program, const char *const *args, int n_args, int read_fd, pid_t *out)
 {
     char path[PATH_MAX], fd_text[16];
     program_path(program, path, sizeof(path));
@@ -128,8 +128,8 @@ static enum err spawn(struct local *l, const char *program, const char *const *a
     put_env("parent_fd", fd_text);
     put_env("state_dir", l->state_dir);
     put_env("runtime_dir", l->runtime_dir);
-    const char *argv[8] = {path};
-    for (int i = 0; args && args[i] && i < 6; i++)
+    const char *argv[OPTIONS_MODELS_MAX + 2] = {path};
+    for (int i = 0; i < n_args && i < OPTIONS_MODELS_MAX; i++)
         argv[i + 1] = args[i];
     execv(path, (char *const *)argv);
     fprintf(stderr, "racklm: cannot run %s: %s\n", path, strerror(errno));
@@ -142,24 +142,8 @@ static enum err spawn_agent(struct local *l)
 {
     char key[512];
     snprintf(key, sizeof(key), "%s/keys/local-worker.key", l->state_dir);
-    const char *args[] = {"--join", l->endpoint, "--key-file", key, NULL};
-    return spawn(l, "racklm-worker", args, read_end, &l->agent);
-}
-
-/* As many devices as the split needs, unless they were named. */
-static enum err default_devices(struct options *o)
-{
-    if (o->devices)
-        return ERR_OK;
-    struct buf b;
-    buf_init(&b);
-    for (int64_t i = 0; i < o->tp * o->pp * o->replicas && i < 256; i++)
-        buf_printf(&b, "%scpu:%d", i ? "," : "", (int)i);
-    char *args[] = {"serve", "--devices", buf_take(&b, NULL), NULL};
-    int argc = 3;
-    enum err e = args[2] ? options_load_args(o, OPTION_SERVE, &argc, args) : ERR_NOMEM;
-    free(args[2]);
-    return e;
+    const char *args[] = {"--join", l->endpoint, "--key-file", key};
+    return spawn(l, "racklm-worker", args, ARRAY_LEN(args), read_end, &l->agent);
 }
 
 static enum err set_option(struct options *o, unsigned scope, const char *flag, const char *value)
@@ -167,6 +151,101 @@ static enum err set_option(struct options *o, unsigned scope, const char *flag, 
     char *args[] = {"racklm", (char *)(uintptr_t)flag, (char *)(uintptr_t)value, NULL};
     int argc = 3;
     return options_load_args(o, scope, &argc, args);
+}
+
+/* ---- devices ---- */
+
+static uint32_t list_len(const char *list)
+{
+    uint32_t n = 0;
+    for (const char *p = list; *p; p += strcspn(p, ","), p += *p == ',')
+        n++;
+    return n;
+}
+
+static bool list_has(const char *list, const char *name)
+{
+    size_t len = strlen(name);
+    for (const char *p = list; *p; p += strcspn(p, ","), p += *p == ',')
+        if (strncmp(p, name, len) == 0 && (p[len] == ',' || !p[len]))
+            return true;
+    return false;
+}
+
+/* What the models need: the devices that entries of `models` name, and one for each worker of the others; text: "a needs 2, b needs 1". */
+static enum err count_devices(const struct options *o, struct buf *named, uint32_t *n_any, struct buf *text)
+{
+    *n_any = 0;
+    for (uint32_t i = 0; i < options_n_models(o); i++) {
+        struct options m;
+        enum err e = ERR_OK;
+        TRY(options_model(o, i, &m));
+        uint32_t n = (uint32_t)(m.tp * m.pp * m.replicas);
+        const char *name = m.served_model_name ? m.served_model_name : m.model;
+        buf_printf(text, "%s%.100s needs %u", i ? ", " : "", name, n);
+        if (!m.devices)
+            *n_any += n;
+        else if (list_len(m.devices) < n)
+            e = err_set(ERR_CONFIG, "%.200s needs %u devices, its `devices` names %u", name, n, list_len(m.devices));
+        else
+            buf_printf(named, "%s%s", named->len ? "," : "", m.devices);
+        options_deinit(&m);
+        TRY(e);
+    }
+    return ERR_OK;
+}
+
+/* "a" or "a,b", always ended by a NUL. */
+static void add_name(struct buf *list, const char *name)
+{
+    if (list->len)
+        list->len--;
+    buf_printf(list, "%s%s", list->len ? "," : "", name);
+    buf_putc(list, '\0');
+}
+
+/* Those named, each once, and n_any others, counted from cpu:0. */
+static enum err offer_devices(struct options *o, const char *named, uint32_t n_any)
+{
+    struct buf b;
+    char name[64];
+    buf_init(&b);
+    for (const char *p = named; *p; p += strcspn(p, ","), p += *p == ',') {
+        snprintf(name, sizeof(name), "%.*s", (int)MIN(strcspn(p, ","), sizeof(name) - 1), p);
+        if (!b.len || !list_has(b.data, name))
+            add_name(&b, name);
+    }
+    for (uint32_t i = 0; n_any && i < MSG_DEVICES_MAX && !b.failed; i++) {
+        snprintf(name, sizeof(name), "cpu:%u", i);
+        if (b.len && list_has(b.data, name))
+            continue;
+        add_name(&b, name);
+        n_any--;
+    }
+    enum err e = b.failed ? err_set(ERR_NOMEM, "the list of devices") : set_option(o, OPTION_SERVE, "--devices", b.data);
+    buf_deinit(&b);
+    return e;
+}
+
+/* As many devices as the splits need, unless they were named; then they must suffice, for no other machine can join. */
+static enum err default_devices(struct options *o)
+{
+    struct buf named, text;
+    uint32_t n_any;
+    buf_init(&named);
+    buf_init(&text);
+    enum err e = count_devices(o, &named, &n_any, &text);
+    buf_putc(&named, '\0');
+    buf_putc(&text, '\0');
+    if (e == ERR_OK && (named.failed || text.failed))
+        e = err_set(ERR_NOMEM, "the list of devices");
+    if (e == ERR_OK && o->devices && list_len(o->devices) < n_any)
+        e = err_set(ERR_CONFIG, "--devices names %u, which is too few: %.300s", list_len(o->devices), text.data);
+    if (e == ERR_OK && !o->devices)
+        e = offer_devices(o, named.data, n_any);
+    buf_deinit(&named);
+    buf_deinit(&text);
+    return e;
 }
 
 enum err local_client_key(struct options *opts)
@@ -268,6 +347,19 @@ static enum err start_failed(struct local *l, const char *program, int status)
                    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), l->log_path[0] ? "; its log is " : "", l->log_path);
 }
 
+static void note_models(struct local *l, const struct msg_admin_reply *r)
+{
+    for (uint32_t i = 0; i < r->n_deployments && i < ARRAY_LEN(l->served); i++) {
+        const struct msg_deployment_info *d = &r->deployments[i];
+        struct local_model *m = &l->served[l->n_served++];
+        snprintf(m->names, sizeof(m->names), "%s", d->names);
+        snprintf(m->path, sizeof(m->path), "%s", d->path);
+        m->tp = d->tp;
+        m->pp = d->pp;
+        m->ctx = d->ctx;
+    }
+}
+
 static enum err wait_ready(struct local *l)
 {
     struct control *c = NULL;
@@ -305,9 +397,7 @@ static enum err wait_ready(struct local *l)
             ready = r.n_replicas > 0 && n_ready == r.n_replicas;
             if (ready) {
                 snprintf(l->url, sizeof(l->url), "%s", r.http_url);
-                l->ctx = r.ctx;
-                l->tp = r.tp;
-                l->pp = r.pp;
+                note_models(l, &r);
             } else if (r.err) {
                 e = err_set(ERR_UNAVAILABLE, "%s", r.text);
             }
@@ -321,15 +411,27 @@ static enum err wait_ready(struct local *l)
     return e;
 }
 
-enum err local_start(struct options *opts, const char *model, bool quiet, struct local *l)
+/* Missing files are told before anything starts. */
+static enum err check_files(const struct options *o)
+{
+    for (uint32_t i = 0; i < options_n_models(o); i++) {
+        const char *file = o->n_models ? o->models[i].model : o->model;
+        if (access(file, R_OK) != 0)
+            return err_set(errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s: %s", file, strerror(errno));
+    }
+    return ERR_OK;
+}
+
+enum err local_start(struct options *opts, char *const *models, int n_models, bool quiet, struct local *l)
 {
     memset(l, 0, sizeof(*l));
     l->opts = opts;
     l->pipe_fd = -1;
-    char path[PATH_MAX];
-    if (!realpath(model, path))
-        return err_set(ERR_NOT_FOUND, "%s: %s", model, strerror(errno));
-    TRY(set_option(opts, OPTION_COORDINATOR, "--model", path));
+    l->models = models;
+    l->n_models = n_models;
+    if (n_models)
+        TRY(options_add_models(opts, n_models, models));
+    TRY(check_files(opts));
     TRY(default_devices(opts));
     if (quiet) {
         TRY(set_option(opts, OPTION_SERVE, "--port", "0"));
@@ -355,7 +457,7 @@ enum err local_start(struct options *opts, const char *model, bool quiet, struct
         return err_set(ERR_IO, "cannot make a pipe: %s", strerror(errno));
     read_end = fds[0];
     l->pipe_fd = fds[1];
-    enum err e = spawn(l, "racklm-coordinator", NULL, read_end, &l->coordinator);
+    enum err e = spawn(l, "racklm-coordinator", (const char *const *)l->models, l->n_models, read_end, &l->coordinator);
     if (e == ERR_OK) {
         snprintf(l->endpoint, sizeof(l->endpoint), "ipc://%s/%d/control.sock", l->runtime_dir, (int)l->coordinator);
         e = spawn_agent(l);

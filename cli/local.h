@@ -11,6 +11,11 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+struct local_model {
+    char names[256], path[512]; /* cut where longer */
+    uint32_t tp, pp, ctx;
+};
+
 struct local {
     pid_t coordinator, agent;
     int pipe_fd;             /* write end, never written */
@@ -18,15 +23,19 @@ struct local {
     char endpoint[256];      /* control socket */
     char log_path[512];      /* "" : the terminal */
     char runtime_dir[256], state_dir[256];
-    uint32_t ctx, tp, pp;
+    struct local_model served[OPTIONS_MODELS_MAX]; /* once ready */
+    uint32_t n_served;
     struct options *opts;
+    char *const *models;     /* arguments of the coordinator */
+    int n_models;
     unsigned agent_restarts;
     bool told;               /* a child that failed has said why on standard error: nothing is left to say */
 };
 
-/* Starts both and waits until a real step has run, with a progress line. opts gets `model`. quiet: logs go to a file in the state directory
+/* Starts both and waits until a real step of every model has run, with a progress line. models: files, or [NAME=]FILE arguments of which there
+ * may be several; none: what the options (racklm.yaml) say. quiet: logs go to a file in the state directory
  * even without a terminal, the port is any free one. On failure everything is stopped again. */
-enum err local_start(struct options *opts, const char *model, bool quiet, struct local *out);
+enum err local_start(struct options *opts, char *const *models, int n_models, bool quiet, struct local *out);
 /* Without --api-key, takes the first key of --api-key-file for this process's own requests. */
 enum err local_client_key(struct options *opts);
 /* Until the coordinator ends or SIGINT/SIGTERM arrives (which drains). Restarts a lost agent. The exit code for main. */

@@ -10,7 +10,7 @@
 #define CLIENT OPTION_CLIENT
 
 const struct cli_command cli_commands[] = {
-    {"serve", "MODEL.gguf", "serve a model on this machine: coordinator, node agent and workers", NULL, SERVE, cmd_serve},
+    {"serve", "[NAME=]MODEL.gguf ...", "serve models on this machine: coordinator, node agent and workers", NULL, SERVE, cmd_serve},
     {"run", "MODEL.gguf [PROMPT]", "answer one prompt, or chat; reads standard input when it is no terminal",
      "  --url URL             ask a server that runs, instead of one of its own (then no MODEL)\n"
      "  --raw                 do not apply the chat template\n"

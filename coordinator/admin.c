@@ -20,6 +20,7 @@ static bool fill_replicas(struct cluster *c, struct msg_admin_reply *r)
         uint64_t done = atomic_load(&s->load_done), total = atomic_load(&s->load_total);
         r->replicas[i] =
             (struct msg_replica_info){.replica = c->members.groups[i].replica,
+                                      .deployment = (char *)c->served[c->members.groups[i].deployment].d->names[0],
                                       .state = (char *)engine_state_name((enum engine_state)atomic_load(&s->state)),
                                       .epoch = atomic_load(&s->epoch),
                                       .running = atomic_load(&s->running),
@@ -27,6 +28,38 @@ static bool fill_replicas(struct cluster *c, struct msg_admin_reply *r)
                                       .kv_blocks = atomic_load(&s->kv_blocks),
                                       .kv_blocks_used = atomic_load(&s->kv_blocks_used),
                                       .load_percent = total ? (uint32_t)(MIN(done, total) * 100 / total) : 0};
+    }
+    return true;
+}
+
+static bool fill_deployments(struct cluster *c, struct msg_admin_reply *r)
+{
+    r->deployments = arena_array(&c->arena, c->cfg.n_deployments, sizeof *r->deployments);
+    if (!r->deployments)
+        return false;
+    r->n_deployments = c->cfg.n_deployments;
+    for (uint32_t i = 0; i < r->n_deployments; i++) {
+        const struct deployment *d = &c->cfg.deployments[i];
+        struct front_health h;
+        enum { NAMES_CAP = DEPLOYMENT_NAMES_MAX * (DEPLOYMENT_NAME_LEN_MAX + 1) };
+        char *names = arena_array(&c->arena, NAMES_CAP, 1), *text = arena_array(&c->arena, sizeof h.text, 1);
+        if (!names || !text)
+            return false;
+        size_t len = 0;
+        for (uint32_t k = 0; k < d->n_names; k++)
+            len += (size_t)snprintf(names + len, NAMES_CAP - len, "%s%s", k ? "," : "", d->names[k]);
+        cluster_health(c, d, &h);
+        memcpy(text, h.text, sizeof h.text);
+        r->deployments[i] = (struct msg_deployment_info){.names = names,
+                                                         .path = (char *)d->path,
+                                                         .state = h.ready ? "ready" : h.fatal ? "failed" : h.n_ready ? "degraded" : "not ready",
+                                                         .text = text,
+                                                         .tp = d->split.tp,
+                                                         .pp = d->split.pp,
+                                                         .replicas = d->n_engines,
+                                                         .ctx = deployment_ctx(d),
+                                                         .workers = h.n_workers,
+                                                         .workers_ready = h.n_workers_ready};
     }
     return true;
 }
@@ -76,6 +109,7 @@ static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
         uint32_t stage = w->world_rank / sp->tp;
         r->workers[i] = (struct msg_worker_info){
             .worker_id = w->id,
+            .deployment = (char *)s->d->names[0],
             .host = n ? n->host : "",
             .device = n ? n->devices[w->device].name : "",
             .state = (char *)members_worker_state_name(w->state),
@@ -104,7 +138,7 @@ static enum err build(struct cluster *c, const struct link_peer *from, const str
     switch (q->verb) {
     case ADMIN_STATUS:
     case ADMIN_WORKERS:
-        if (!fill_replicas(c, r) || !fill_nodes(c, r) || !fill_workers(c, r))
+        if (!fill_deployments(c, r) || !fill_replicas(c, r) || !fill_nodes(c, r) || !fill_workers(c, r))
             return err_set(ERR_NOMEM, "the status");
         return ERR_OK;
     case ADMIN_SHUTDOWN:

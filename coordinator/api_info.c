@@ -73,7 +73,7 @@ static void put_health(struct buf *b, const struct front_health *h, bool drainin
 {
     bool ready = h->ready && !draining;
     buf_printf(b, "\"status\":\"%s\",\"progress\":%.2f,\"workers_ready\":%u,\"workers\":%u,\"message\":",
-               ready ? "ok" : draining ? "stopping" : h->fatal ? "failed" : h->degraded ? "degraded" : "loading",
+               ready ? "ok" : draining ? "stopping" : h->degraded ? "degraded" : h->fatal ? "failed" : "loading",
                ready ? 1.0 : h->load_percent / 100.0, h->n_workers_ready, h->n_workers);
     buf_json_str(b, h->text, strlen(h->text));
 }

@@ -149,20 +149,23 @@ static void start_worker(struct cluster *c, struct worker *w)
 /* Places the replicas of a deployment, and says what is missing. False: nothing of it can be started. */
 static bool place(struct cluster *c, struct served *s)
 {
-    bool waits = false;
+    uint32_t n_missing = 0;
     char text[256] = "";
     if (atomic_load(&s->fatal))
         return false;
+    const struct group *first = &c->members.groups[s->group];
     for (uint32_t i = 0; i < s->d->n_engines; i++) {
-        const struct group *g = &c->members.groups[s->group + i];
+        const struct group *g = first + i;
         if (!members_place(&c->members, g, c->now_ns))
-            waits = true;
+            for (uint32_t r = 0; r < g->tp * g->pp; r++)
+                n_missing += c->members.workers[g->first + r].state == WORKER_UNPLACED;
         else if (!s->ctx && !decide_ctx(c, s, g))
             return false;
     }
-    if (waits)
-        snprintf(text, sizeof text, "waiting for devices: %u workers need one each, %u have joined (a device must hold its shard)",
-                 c->members.n_workers, members_n_devices(&c->members));
+    if (n_missing)
+        snprintf(text, sizeof text, "waiting for devices: %u workers need one each, %u have joined, %u%s%.60s are free (a device must hold its shard)",
+                 c->members.n_workers, members_n_devices(&c->members), members_n_free(&c->members, first), s->d->opts->devices ? " of " : "",
+                 s->d->opts->devices ? s->d->opts->devices : "");
     copy_text(c, s->text, text);
     return true;
 }
@@ -173,6 +176,9 @@ static uint64_t after_change(struct cluster *c)
     uint64_t due = 0;
     if (atomic_load(&c->draining))
         return 0;
+    for (uint32_t k = 0; k < c->cfg.n_deployments; k++)
+        if (c->served[k].d->opts->devices)
+            place(c, &c->served[k]); /* before one that takes any device takes theirs */
     for (uint32_t k = 0; k < c->cfg.n_deployments; k++) {
         struct served *s = &c->served[k];
         if (!place(c, s))
@@ -563,7 +569,7 @@ static enum err init_tables(struct cluster *c)
         for (uint32_t r = 0; r < sp->tp * sp->pp; r++)
             s->need_bytes[r] = shard_file_bytes(d->gguf, &d->hp, sp, r % sp->tp, r / sp->tp);
         for (uint32_t k = 0; k < d->n_engines; k++)
-            groups[n++] = (struct group){.deployment = i, .replica = k, .tp = sp->tp, .pp = sp->pp, .need_bytes = s->need_bytes};
+            groups[n++] = (struct group){.deployment = i, .replica = k, .tp = sp->tp, .pp = sp->pp, .need_bytes = s->need_bytes, .devices = d->opts->devices};
     }
     /* Ids of an earlier coordinator must not be taken for ours: they start at the clock. */
     if (e == ERR_OK)

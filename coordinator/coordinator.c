@@ -161,8 +161,11 @@ static enum err open_fds(struct coordinator *c)
 static enum err start(struct coordinator *c)
 {
     TRY(open_fds(c));
-    c->n_deployments = 1;
-    TRY(deployment_open(c->opts, 0, &c->deployments[0]));
+    for (uint32_t i = 0; i < options_n_models(c->opts); i++) {
+        c->n_deployments++; /* even a failed one is closed */
+        TRY(deployment_open(c->opts, i, &c->deployments[i]));
+    }
+    TRY(deployment_check_names(c->deployments, c->n_deployments));
     TRY(keys_state_dir(c->opts->state_dir, c->state_dir, sizeof c->state_dir));
     TRY(keys_runtime_dir(c->opts->runtime_dir, c->runtime_dir, sizeof c->runtime_dir));
     TRY(keys_load_or_create(c->state_dir, &c->keys));

@@ -1,4 +1,4 @@
-/* A whole coordinator: options, keys, model facts, engines, the cluster thread, the front; made in this order, ended in
+/* A whole coordinator: options, keys, the facts of its models, engines, the cluster thread, the front; made in this order, ended in
  * the reverse.
  *
  * Sockets: instance.h says where the ipc ones are and how clients find them. With `listen` tcp://HOST:PORT agents of

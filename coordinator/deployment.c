@@ -76,8 +76,8 @@ static enum err name_model(struct deployment *d)
         end = strchr(p, ',');
         if (end)
             *end++ = '\0';
-        if (!*p)
-            return err_set(ERR_CONFIG, "--served-model-name '%s': a name is empty", given);
+        if (!*p || strlen(p) > DEPLOYMENT_NAME_LEN_MAX)
+            return err_set(ERR_CONFIG, "--served-model-name '%.300s': each name has 1 to %d bytes", given, DEPLOYMENT_NAME_LEN_MAX);
         if (d->n_names == DEPLOYMENT_NAMES_MAX)
             return err_set(ERR_CONFIG, "--served-model-name '%s': at most %d names", given, DEPLOYMENT_NAMES_MAX);
         d->names[d->n_names++] = p;
@@ -126,17 +126,40 @@ static enum err check_memory(const struct deployment *d)
     return ERR_OK;
 }
 
-enum err deployment_open(const struct options *opts, uint32_t index, struct deployment *d)
+static enum err open_model(struct deployment *d)
 {
-    memset(d, 0, sizeof(*d));
-    d->index = index;
-    d->opts = opts;
-    if (!opts->model)
+    if (!d->opts->model)
         return err_set(ERR_CONFIG, "no model: give --model FILE.gguf, or `model:` in racklm.yaml");
     TRY(load_facts(d));
     TRY(name_model(d));
     TRY(make_split(d));
     return check_memory(d);
+}
+
+enum err deployment_open(const struct options *server, uint32_t index, struct deployment *d)
+{
+    memset(d, 0, sizeof(*d));
+    d->index = index;
+    d->opts = &d->own;
+    TRY(options_model(server, index, &d->own));
+    enum err e = open_model(d);
+    if (e == ERR_OK || options_n_models(server) == 1 || strstr(err_detail(), d->own.model))
+        return e;
+    char why[512];
+    snprintf(why, sizeof(why), "%s", err_detail());
+    return err_set(e, "%s: %s", d->own.model, why); /* which of them */
+}
+
+enum err deployment_check_names(const struct deployment *list, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; k < list[i].n_names; k++)
+            for (uint32_t j = 0; j <= i; j++)
+                for (uint32_t m = 0; m < (j < i ? list[j].n_names : k); m++)
+                    if (strcmp(list[i].names[k], list[j].names[m]) == 0)
+                        return err_set(ERR_CONFIG, "two models are named `%s`: %s and %s; name one otherwise: NAME=FILE, or served_model_name in its entry",
+                                       list[i].names[k], list[j].own.model, list[i].own.model);
+    return ERR_OK;
 }
 
 /* ---- text ---- */
@@ -247,6 +270,7 @@ void deployment_close(struct deployment *d)
     free(d->bos_text);
     free(d->eos_text);
     free(d->names_text);
+    options_deinit(&d->own);
 }
 
 /* ---- asked by requests ---- */

@@ -18,11 +18,12 @@
 
 #include <limits.h>
 
-enum { DEPLOYMENTS_MAX = 64, DEPLOYMENT_NAMES_MAX = 16, DEPLOYMENT_END_IDS_MAX = 32 };
+enum { DEPLOYMENTS_MAX = OPTIONS_MODELS_MAX, DEPLOYMENT_NAMES_MAX = 16, DEPLOYMENT_NAME_LEN_MAX = 200, DEPLOYMENT_END_IDS_MAX = 32 };
 
 struct deployment {
     uint32_t index;             /* among the coordinator's */
-    const struct options *opts; /* the server's, with what this deployment has of its own */
+    struct options own;
+    const struct options *opts; /* own: the server's, with what this deployment has instead */
     char *names_text;           /* holds `names` */
     const char *names[DEPLOYMENT_NAMES_MAX]; /* the name, then its aliases */
     uint32_t n_names;
@@ -51,9 +52,11 @@ struct deployment {
     uint32_t n_engines, max_step_tokens;
 };
 
-/* Reads the model's facts, names it, cuts it, checks what can be known before workers join. opts must outlive it. On failure
+/* The index'th model of the server's options: reads its facts, names it, cuts it, checks what can be known before workers join. On failure
  * deployment_close is still due. ERR_CONFIG, ERR_NO_FIT, and what gguf_open and hparams_load say. */
-enum err deployment_open(const struct options *opts, uint32_t index, struct deployment *d);
+enum err deployment_open(const struct options *server, uint32_t index, struct deployment *d);
+/* No two of them may answer to one name. ERR_CONFIG names both. */
+enum err deployment_check_names(const struct deployment *list, uint32_t n);
 /* Vocabulary, tokenizer, chat template. ERR_UNSUPPORTED (an unknown tokenizer); a template that is not understood is no error. */
 enum err deployment_load_text(struct deployment *d);
 /* The engines end before the queues that they write to, the rest after the threads that read it. */

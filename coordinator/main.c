@@ -6,8 +6,9 @@
 #include <string.h>
 
 static const char usage[] = "usage: racklm-coordinator --model FILE.gguf [options]\n"
+                            "       racklm-coordinator [options] [NAME=]FILE.gguf [NAME=]FILE.gguf ...\n"
                             "       racklm-coordinator --config racklm.yaml\n\n"
-                            "Serves a model over HTTP with workers that join it (racklm-worker). `racklm serve` starts "
+                            "Serves one or several models over HTTP with workers that join it (racklm-worker). `racklm serve` starts "
                             "all of it on one machine.\n\n";
 
 static int help(void)
@@ -37,9 +38,8 @@ int main(int argc, char **argv)
     int rc = 0;
     if (opts.help) {
         rc = help();
-    } else if (argc > 1) {
-        fprintf(stderr, "racklm-coordinator: '%s' is not an option; --help lists them\n", argv[1]);
-        rc = 2;
+    } else if (argc > 1 && options_add_models(&opts, argc - 1, argv + 1) != ERR_OK) {
+        rc = fail();
     } else {
         log_init("coordinator", (enum log_level)opts.log_level, (enum log_format)opts.log_format);
         if (coordinator_run(&opts) != ERR_OK)

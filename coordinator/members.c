@@ -140,6 +140,43 @@ uint32_t members_n_devices(const struct members *m)
     return n;
 }
 
+static bool is_named(const char *list, const char *name)
+{
+    size_t len = strlen(name);
+    for (const char *p = list; *p; p += strcspn(p, ","), p += *p == ',')
+        if (strncmp(p, name, len) == 0 && (p[len] == ',' || !p[len]))
+            return true;
+    return false;
+}
+
+/* A device as the group may use it. The weights of others that run there count; what they keep for KV does not: it is cut to what is left. */
+static struct placement_device look_at(const struct members *m, const struct group *g, uint32_t node, uint32_t device)
+{
+    const struct device *v = &m->nodes[node].devices[device];
+    struct placement_device d = {.node = node, .memory_bytes = v->memory_bytes, .taken = g->devices && !is_named(g->devices, v->name)};
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < m->n_workers; i++) {
+        const struct worker *w = &m->workers[i];
+        const struct group *other = &m->groups[w->group];
+        if (w->node != node || w->device != device)
+            continue;
+        used += other->need_bytes[w->world_rank];
+        d.taken = d.taken || !g->devices || other->deployment == g->deployment;
+    }
+    if (d.memory_bytes)
+        d.memory_bytes = d.memory_bytes > used ? d.memory_bytes - used : 1; /* 0 would say: not known */
+    return d;
+}
+
+uint32_t members_n_free(const struct members *m, const struct group *g)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < m->n_nodes; i++)
+        for (uint32_t j = 0; m->nodes[i].joined && j < m->nodes[i].n_devices; j++)
+            n += !look_at(m, g, i, j).taken;
+    return n;
+}
+
 bool members_place(struct members *m, const struct group *g, uint64_t now_ns)
 {
     struct worker *ws = &m->workers[g->first];
@@ -155,7 +192,7 @@ bool members_place(struct members *m, const struct group *g, uint64_t now_ns)
         of_rank[r] = PLACEMENT_NONE;
     for (uint32_t i = 0; ok && i < m->n_nodes; i++) {
         for (uint32_t j = 0; m->nodes[i].joined && j < m->nodes[i].n_devices; j++, k++) {
-            d[k] = (struct placement_device){i, m->nodes[i].devices[j].memory_bytes, m->nodes[i].devices[j].taken};
+            d[k] = look_at(m, g, i, j);
             idx[k] = j;
             for (uint32_t r = 0; r < ranks; r++)
                 if (ws[r].node == i && ws[r].device == j)
@@ -170,7 +207,6 @@ bool members_place(struct members *m, const struct group *g, uint64_t now_ns)
         ws[r].node = d[of_rank[r]].node;
         ws[r].device = idx[of_rank[r]];
         ws[r].start_at_ns = MAX(ws[r].start_at_ns, now_ns);
-        m->nodes[ws[r].node].devices[ws[r].device].taken = true;
     }
     free(d);
     free(idx);

@@ -13,7 +13,6 @@ struct device {
     char name[64], kind[32], model[128];
     uint64_t memory_bytes;
     uint32_t cores, numa;
-    bool taken;
 };
 struct node {
     bool joined;
@@ -48,6 +47,7 @@ struct worker {
 struct group {
     uint32_t deployment, replica, tp, pp;
     const uint64_t *need_bytes; /* by world rank; borrowed */
+    const char *devices;        /* "cpu:0,cpu:1": these only, and shared with the models that name them too; NULL: any that is free; borrowed */
     uint32_t first;             /* in members.workers; set by members_init */
 };
 
@@ -75,6 +75,8 @@ struct worker *members_worker(struct members *m, uint64_t worker_id);
 /* Places the missing ranks of a group when all of them find a device. True when all are placed now. */
 bool members_place(struct members *m, const struct group *g, uint64_t now_ns);
 uint32_t members_n_devices(const struct members *m);
+/* Devices that the group could still be given. */
+uint32_t members_n_free(const struct members *m, const struct group *g);
 /* The process of the worker is gone: it will start again at start_at_ns, or not at all (FATAL). */
 void members_exited(struct members *m, struct worker *w, const char *why, uint64_t now_ns);
 /* Start it: a new id. */

@@ -57,6 +57,7 @@ SHAPE(hello);
 SHAPE(slot_setup);
 SHAPE(worker_info);
 SHAPE(replica_info);
+SHAPE(deployment_info);
 #undef SHAPE
 #include "proto/codec_fields.def"
 

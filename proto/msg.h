@@ -242,12 +242,19 @@ struct msg_worker_info {
     uint32_t kv_blocks, load_ms, restarts;
     uint64_t steps;
     uint32_t heartbeat_age_ms;
+    char *deployment;         /* its name */
 };
 struct msg_replica_info {
     uint32_t replica;
     char *state;              /* "waiting for workers", "loading", "ready", "recovering" */
     uint64_t epoch;
     uint32_t running, waiting, kv_blocks, kv_blocks_used, load_percent;
+    char *deployment;
+};
+struct msg_deployment_info {
+    char *names;              /* "name,alias,..." */
+    char *path, *state, *text;
+    uint32_t tp, pp, replicas, ctx, workers, workers_ready;
 };
 struct msg_admin_reply {
     uint64_t id;
@@ -262,6 +269,8 @@ struct msg_admin_reply {
     uint32_t n_workers;
     struct msg_hello *nodes;  /* agents with their devices */
     uint32_t n_nodes;
+    struct msg_deployment_info *deployments; /* model, tp, pp and ctx above are those of the first */
+    uint32_t n_deployments;
 };
 
 struct msg {

@@ -179,7 +179,7 @@ def test_status_and_workers(server):
         assert x["weights_bytes_planned"] == shard["weights_bytes"]
         assert os.path.exists(f"/proc/{x['pid']}") and x["pid"] in server.pids()
     text = server.cli("workers").stdout.splitlines()
-    assert len(text) == 5 and text[0].split()[:3] == ["REPLICA", "STAGE", "RANK"] and "ready" in text[1]
+    assert len(text) == 5 and text[0].split()[:4] == ["MODEL", "REPLICA", "STAGE", "RANK"] and "ready" in text[1]
     text = server.cli("status").stdout
     assert server.url in text and "ready" in text
     nobody = racklm("status", env={**os.environ, "RACKLM_STATE_DIR": str(server.dir / "none"), "RACKLM_RUNTIME_DIR": str(server.dir / "none-run")})

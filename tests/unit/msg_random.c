@@ -241,7 +241,7 @@ static void fill_worker_info(struct msg_random *r, struct msg_worker_info *m)
         .worker_id = wide(r), .host = text(r), .device = text(r), .state = text(r), .backend = text(r), .pid = word(r),
         .replica = word(r), .stage = word(r), .tp_rank = word(r), .layer_first = word(r), .layer_end = word(r),
         .weights_bytes = wide(r), .weights_bytes_planned = wide(r), .kv_bytes = wide(r), .kv_blocks = word(r), .load_ms = word(r),
-        .restarts = word(r), .steps = wide(r), .heartbeat_age_ms = word(r),
+        .restarts = word(r), .steps = wide(r), .heartbeat_age_ms = word(r), .deployment = text(r),
     };
 }
 
@@ -269,6 +269,11 @@ static void fill_admin_reply(struct msg_random *r, struct msg_admin_reply *m)
     m->nodes = list(r, m->n_nodes, sizeof *m->nodes);
     for (uint32_t i = 0; i < m->n_nodes; i++)
         fill_hello(r, &m->nodes[i]);
+    m->n_deployments = count(r, 4);
+    m->deployments = list(r, m->n_deployments, sizeof *m->deployments);
+    for (uint32_t i = 0; i < m->n_deployments; i++)
+        m->deployments[i] =
+            (struct msg_deployment_info){text(r), text(r), text(r), text(r), word(r), word(r), word(r), word(r), word(r), word(r)};
 }
 
 static void fill_comm_peers(struct msg_random *r, struct msg_comm_peers *m)
@@ -371,20 +376,27 @@ static const char *diff_step_result(const struct step_result *a, const struct st
 static const char *diff_replica_info(const struct msg_replica_info *a, const struct msg_replica_info *b)
 {
     SAME(replica); SAME_STR(state); SAME(epoch); SAME(running); SAME(waiting); SAME(kv_blocks); SAME(kv_blocks_used); SAME(load_percent);
+    SAME_STR(deployment);
+    return NULL;
+}
+static const char *diff_deployment_info(const struct msg_deployment_info *a, const struct msg_deployment_info *b)
+{
+    SAME_STR(names); SAME_STR(path); SAME_STR(state); SAME_STR(text); SAME(tp); SAME(pp); SAME(replicas); SAME(ctx); SAME(workers);
+    SAME(workers_ready);
     return NULL;
 }
 static const char *diff_worker_info(const struct msg_worker_info *a, const struct msg_worker_info *b)
 {
     SAME(worker_id); SAME_STR(host); SAME_STR(device); SAME_STR(state); SAME_STR(backend); SAME(pid); SAME(replica); SAME(stage);
     SAME(tp_rank); SAME(layer_first); SAME(layer_end); SAME(weights_bytes); SAME(weights_bytes_planned); SAME(kv_bytes); SAME(kv_blocks);
-    SAME(load_ms); SAME(restarts); SAME(steps); SAME(heartbeat_age_ms);
+    SAME(load_ms); SAME(restarts); SAME(steps); SAME(heartbeat_age_ms); SAME_STR(deployment);
     return NULL;
 }
 static const char *diff_admin_reply(const struct msg_admin_reply *a, const struct msg_admin_reply *b)
 {
     SAME(id); SAME(err); SAME_STR(text); SAME_STR(version); SAME_STR(model); SAME_STR(http_url); SAME(uptime_ms); SAME(tp); SAME(pp);
     SAME(ctx); SAME_EACH(replicas, n_replicas, diff_replica_info); SAME_EACH(workers, n_workers, diff_worker_info);
-    SAME_EACH(nodes, n_nodes, diff_hello);
+    SAME_EACH(nodes, n_nodes, diff_hello); SAME_EACH(deployments, n_deployments, diff_deployment_info);
     return NULL;
 }
 static const char *diff_comm_peers(const struct msg_comm_peers *a, const struct msg_comm_peers *b)

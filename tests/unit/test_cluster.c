@@ -17,7 +17,7 @@
 
 #define OK(x) assert_int_equal((x), ERR_OK)
 #define MODEL "deploy/demo/grimm-6m-Q8_0.gguf"
-enum { WAIT_MS = 10000 };
+enum { WAIT_MS = 60000 };
 
 struct fixture {
     char dir[64], control[128];
@@ -26,20 +26,48 @@ struct fixture {
     struct link_context *links, *client_links;
     struct key_file worker_key, admin_key, viewer_key;
     struct queue *events, *engine_events;
-    struct deployment d;
+    struct deployment d[2];
+    uint32_t n_deployments;
     struct cluster *cluster;
     int wake_fd;
     struct arena arena;
 };
 
+/* The demo model once more, by another name. */
+static void add_deployment(struct fixture *f, const char *name, uint32_t tp, const char *devices)
+{
+    uint32_t i = f->n_deployments++;
+    struct deployment *d = &f->d[i];
+    char engine[128];
+    struct options server = {.model = MODEL, .served_model_name = (char *)(uintptr_t)name, .tp = tp, .pp = 1, .kv_type = KV_F16, .max_seqs = 32};
+    OK(deployment_open(&server, i, d)); /* copies them */
+    d->own.devices = devices ? strdup(devices) : NULL;
+    snprintf(d->path, sizeof d->path, "/models/%s.gguf", name);
+    d->metrics = metrics_create(name, 1);
+    d->max_step_tokens = 64;
+    snprintf(engine, sizeof engine, "ipc://%s/e%u.sock", f->dir, i);
+    struct engine_config cfg = {.opts = &f->opts,
+                                .hp = &d->hp,
+                                .split = &d->split,
+                                .deployment = i,
+                                .endpoint = engine,
+                                .max_step_tokens = 64,
+                                .links = f->links,
+                                .metrics = d->metrics,
+                                .events = f->events,
+                                .cluster_events = f->engine_events};
+    OK(engine_create(&cfg, &d->engines[0]));
+    d->n_engines = 1;
+}
+
 static void open_fixture(struct fixture *f, uint32_t tp)
 {
-    char path[160], engine[128];
+    char path[160];
     memset(f, 0, sizeof *f);
     snprintf(f->dir, sizeof f->dir, "/tmp/racklm-test-XXXXXX");
     assert_non_null(mkdtemp(f->dir));
     options_init(&f->opts);
-    f->opts.heartbeat_timeout_ms = 500;
+    f->opts.heartbeat_timeout_ms = WAIT_MS; /* a machine that stands still for seconds is no failure */
     OK(keys_load_or_create(f->dir, &f->keys));
     OK(keys_add(f->dir, "onlooker", KEY_ROLE_VIEWER, path, sizeof path));
     OK(keys_read_file(path, &f->viewer_key));
@@ -51,37 +79,19 @@ static void open_fixture(struct fixture *f, uint32_t tp)
     OK(keys_load_or_create(f->dir, &f->keys));
     OK(link_context_create(&f->keys, f->dir, &f->links));
     OK(link_context_create(NULL, NULL, &f->client_links));
-    f->opts.model = strdup(MODEL);
-    f->opts.served_model_name = strdup("demo");
-    f->opts.tp = tp;
-    OK(deployment_open(&f->opts, 0, &f->d));
-    snprintf(f->d.path, sizeof f->d.path, "/models/demo.gguf");
-    f->d.metrics = metrics_create("demo", 1);
-    f->d.max_step_tokens = 64;
     OK(queue_create(64, &f->events));
     OK(queue_create(64, &f->engine_events));
     f->wake_fd = eventfd(0, EFD_NONBLOCK);
     arena_init(&f->arena, 0);
-    snprintf(engine, sizeof engine, "ipc://%s/e.sock", f->dir);
-    struct engine_config cfg = {.opts = &f->opts,
-                                .hp = &f->d.hp,
-                                .split = &f->d.split,
-                                .endpoint = engine,
-                                .max_step_tokens = 64,
-                                .links = f->links,
-                                .metrics = f->d.metrics,
-                                .events = f->events,
-                                .cluster_events = f->engine_events};
-    OK(engine_create(&cfg, &f->d.engines[0]));
-    f->d.n_engines = 1;
+    add_deployment(f, "demo", tp, NULL);
 }
 
 static void start_cluster(struct fixture *f)
 {
     snprintf(f->control, sizeof f->control, "ipc://%s/c.sock", f->dir);
     struct cluster_config cfg = {.opts = &f->opts,
-                                 .deployments = &f->d,
-                                 .n_deployments = 1,
+                                 .deployments = f->d,
+                                 .n_deployments = f->n_deployments,
                                  .endpoint = f->control,
                                  .links = f->links,
                                  .engine_events = f->engine_events,
@@ -93,14 +103,16 @@ static void close_fixture(struct fixture *f)
 {
     char cmd[128];
     cluster_destroy(&f->cluster);
-    deployment_stop_engines(&f->d);
+    for (uint32_t i = 0; i < f->n_deployments; i++)
+        deployment_stop_engines(&f->d[i]);
     for (struct engine_event *e; (e = queue_pop(f->engine_events));)
         free(e);
     queue_destroy(&f->events);
     queue_destroy(&f->engine_events);
     link_context_destroy(&f->client_links);
     link_context_destroy(&f->links);
-    deployment_close(&f->d);
+    for (uint32_t i = 0; i < f->n_deployments; i++)
+        deployment_close(&f->d[i]);
     keys_deinit(&f->keys);
     options_deinit(&f->opts);
     arena_deinit(&f->arena);
@@ -184,7 +196,7 @@ static void workers_start_when_enough_devices_have_joined(void **state)
     hello(one, "agent", 1, 1, 1ull << 30, PROTO_VERSION_MAX);
     assert_int_equal(expect(&f, one, MSG_WELCOME).welcome.heartbeat_ms, f.opts.heartbeat_ms);
     struct front_health h;
-    for (int i = 0; i < 100; i++) { /* still waiting, and saying so */
+    for (int i = 0; i < WAIT_MS / 10; i++) { /* still waiting, and saying so */
         cluster_health(f.cluster, NULL, &h);
         if (strstr(h.text, "waiting for devices"))
             break;
@@ -197,7 +209,7 @@ static void workers_start_when_enough_devices_have_joined(void **state)
     assert_int_equal(a.start_worker.tp_rank + b.start_worker.tp_rank, 1);
     assert_int_not_equal(a.start_worker.worker_id, b.start_worker.worker_id);
     assert_string_equal(a.start_worker.model_path, "/models/demo.gguf");
-    assert_int_equal(a.start_worker.ctx, f.d.hp.ctx_train);
+    assert_int_equal(a.start_worker.ctx, f.d[0].hp.ctx_train);
     assert_int_equal(a.start_worker.tp, 2);
     assert_string_equal(a.start_worker.device, "cpu:0");
     /* An exit: the same rank starts again at once, under a new id. */
@@ -215,6 +227,7 @@ static void a_node_that_falls_silent_is_replaced_and_told_so(void **state)
     (void)state;
     struct fixture f;
     open_fixture(&f, 1);
+    f.opts.heartbeat_timeout_ms = 1500;
     start_cluster(&f);
     struct link_client *one = dial(&f, &f.worker_key), *two = dial(&f, &f.worker_key);
     hello(one, "agent", 1, 1, 0, PROTO_VERSION_MAX);
@@ -243,7 +256,7 @@ static void a_worker_that_never_loads_is_given_up(void **state)
         assert_false(cluster_fatal(f.cluster, text, sizeof text));
         exited(l, expect(&f, l, MSG_START_WORKER).start_worker.worker_id, "/models/demo.gguf: not found");
     }
-    for (int i = 0; i < 500 && !cluster_fatal(f.cluster, text, sizeof text); i++)
+    for (int i = 0; i < WAIT_MS / 10 && !cluster_fatal(f.cluster, text, sizeof text); i++)
         usleep(10000);
     assert_true(cluster_fatal(f.cluster, text, sizeof text));
     assert_non_null(strstr(text, "failed to load 3 times: /models/demo.gguf: not found"));
@@ -260,14 +273,111 @@ static void a_context_beyond_the_memory_is_fatal_with_both_numbers(void **state)
     (void)state;
     struct fixture f;
     open_fixture(&f, 1);
-    f.opts.ctx = 100000;
+    f.d[0].own.ctx = 100000;
     start_cluster(&f);
     struct link_client *l = dial(&f, &f.worker_key);
     hello(l, "agent", 1, 1, 16u << 20, PROTO_VERSION_MAX);
     char text[256] = "";
-    for (int i = 0; i < 500 && !cluster_fatal(f.cluster, text, sizeof text); i++)
+    for (int i = 0; i < WAIT_MS / 10 && !cluster_fatal(f.cluster, text, sizeof text); i++)
         usleep(10000);
     assert_non_null(strstr(text, "a context of 100000 tokens does not fit"));
+    link_client_close(&l);
+    close_fixture(&f);
+}
+
+static void a_deployment_lives_for_itself(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, 2);
+    add_deployment(&f, "other", 1, NULL);
+    start_cluster(&f);
+    struct link_client *l = dial(&f, &f.worker_key);
+    hello(l, "agent", 1, 2, 0, PROTO_VERSION_MAX);
+    struct front_health h;
+    struct msg m[3];
+    for (int i = 0; i < 2; i++) {
+        m[i] = expect(&f, l, MSG_START_WORKER);
+        assert_string_equal(m[i].start_worker.deployment, "demo");
+        assert_int_equal(m[i].start_worker.tp, 2);
+    }
+    for (int i = 0; i < WAIT_MS / 10; i++) {
+        cluster_health(f.cluster, &f.d[1], &h);
+        if (strstr(h.text, "waiting for devices"))
+            break;
+        usleep(10000);
+    }
+    assert_non_null(strstr(h.text, "2 have joined, 0 are free")); /* the other one says what it lacks */
+    cluster_health(f.cluster, &f.d[0], &h);
+    assert_null(strstr(h.text, "devices"));
+    struct link_client *late = dial(&f, &f.worker_key);
+    hello(late, "agent", 2, 1, 0, PROTO_VERSION_MAX);
+    m[2] = expect(&f, late, MSG_START_WORKER);
+    assert_string_equal(m[2].start_worker.deployment, "other");
+    assert_string_equal(m[2].start_worker.model_path, "/models/other.gguf");
+    assert_int_equal(m[2].start_worker.tp, 1);
+    assert_string_not_equal(m[2].start_worker.endpoint, m[0].start_worker.endpoint);
+
+    /* Its worker fails for good; the first deployment's are left alone. */
+    uint64_t id = m[2].start_worker.worker_id;
+    for (int i = 0; i < 3; i++) {
+        exited(late, id, "no");
+        if (i < 2)
+            id = expect(&f, late, MSG_START_WORKER).start_worker.worker_id;
+    }
+    for (int i = 0; i < WAIT_MS / 10; i++) {
+        cluster_health(f.cluster, &f.d[1], &h);
+        if (h.fatal)
+            break;
+        usleep(10000);
+    }
+    assert_true(h.fatal);
+    cluster_health(f.cluster, &f.d[0], &h);
+    assert_false(h.fatal);
+    char text[256];
+    assert_true(cluster_fatal(f.cluster, text, sizeof text)); /* it was only starting: whoever started it is told which model it was */
+    assert_non_null(strstr(text, "other: worker 0 of replica 0 failed to load"));
+    exited(l, m[0].start_worker.worker_id, "it fell");
+    m[0] = expect(&f, l, MSG_START_WORKER);
+    assert_string_equal(m[0].start_worker.deployment, "demo");
+    struct link_client *viewer = dial(&f, &f.viewer_key);
+    struct msg_admin_reply a = ask(&f, viewer, ADMIN_STATUS);
+    assert_int_equal(a.n_deployments, 2);
+    assert_string_equal(a.deployments[1].names, "other");
+    assert_string_equal(a.deployments[1].state, "failed");
+    assert_int_equal(a.deployments[0].tp, 2);
+    assert_int_equal(a.n_workers, 3);
+    assert_string_equal(a.workers[2].deployment, "other");
+    link_client_close(&viewer);
+    link_client_close(&late);
+    link_client_close(&l);
+    close_fixture(&f);
+}
+
+static void a_device_is_shared_by_those_that_name_it_only(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, 1);
+    f.d[0].own.devices = strdup("cpu:1,cpu:2");
+    add_deployment(&f, "other", 1, "cpu:1");
+    start_cluster(&f);
+    struct link_client *l = dial(&f, &f.worker_key);
+    hello(l, "agent", 1, 2, 0, PROTO_VERSION_MAX);
+    for (int i = 0; i < 2; i++)
+        assert_string_equal(expect(&f, l, MSG_START_WORKER).start_worker.device, "cpu:1");
+    link_client_close(&l);
+    close_fixture(&f);
+
+    open_fixture(&f, 1); /* takes any device, but not the one that the other names, though it comes first */
+    add_deployment(&f, "other", 1, "cpu:0");
+    start_cluster(&f);
+    l = dial(&f, &f.worker_key);
+    hello(l, "agent", 1, 2, 0, PROTO_VERSION_MAX);
+    for (int i = 0; i < 2; i++) {
+        struct msg m = expect(&f, l, MSG_START_WORKER);
+        assert_string_equal(m.start_worker.device, strcmp(m.start_worker.deployment, "other") == 0 ? "cpu:0" : "cpu:1");
+    }
     link_client_close(&l);
     close_fixture(&f);
 }
@@ -318,6 +428,8 @@ int main(void)
         cmocka_unit_test(a_node_that_falls_silent_is_replaced_and_told_so),
         cmocka_unit_test(a_worker_that_never_loads_is_given_up),
         cmocka_unit_test(a_context_beyond_the_memory_is_fatal_with_both_numbers),
+        cmocka_unit_test(a_deployment_lives_for_itself),
+        cmocka_unit_test(a_device_is_shared_by_those_that_name_it_only),
         cmocka_unit_test(roles_and_versions_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

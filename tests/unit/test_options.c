@@ -185,6 +185,112 @@ static void file_errors_name_line_column_and_the_nearest_key(void **state)
     assert_non_null(strstr(err_detail(), "/nonexistent/racklm.yaml"));
 }
 
+static void the_file_lists_models_with_options_of_their_own(void **state)
+{
+    (void)state;
+    assert_int_equal(load("tp: 2\n"
+                          "ctx: 4096\n"
+                          "models:\n"
+                          "- model: /models/a.gguf\n"
+                          "  served_model_name: [a, chat]\n"
+                          "  tp: 1\n"
+                          "  devices: cpu:0\n"
+                          "- {model: /models/b.gguf, kv_type: q8_0}\n"
+                          "http:\n"
+                          "  port: 8080\n"),
+                     ERR_OK);
+    struct options a, b;
+    assert_int_equal(options_n_models(&o), 2);
+    assert_int_equal(options_model(&o, 0, &a), ERR_OK);
+    assert_int_equal(options_model(&o, 1, &b), ERR_OK);
+    assert_string_equal(a.model, "/models/a.gguf");
+    assert_string_equal(a.served_model_name, "a,chat");
+    assert_string_equal(a.devices, "cpu:0");
+    assert_true(a.tp == 1 && a.ctx == 4096 && a.kv_type == 1 && a.port == 8080);
+    assert_string_equal(b.model, "/models/b.gguf");
+    assert_null(b.served_model_name);
+    assert_null(b.devices);
+    assert_true(b.tp == 2 && b.ctx == 4096 && b.kv_type == 3 && b.port == 8080);
+    options_deinit(&a);
+    options_deinit(&b);
+    assert_int_equal(load("models: []\nmodel: x\n"), ERR_OK);
+    assert_int_equal(options_n_models(&o), 1);
+    assert_int_equal(load("models:\n"), ERR_OK);
+
+    fails_at("models:\n- model: a\n  tpp: 2\n", "3:3", "\"tp\"");
+    fails_at("models:\n- model: a\n- model: b\n  tp: none\n", "4:7", "integer in 1..1024");
+    fails_at("models:\n- model: a\n- tp: 2\n", "3:3", "no `model: FILE`");
+    fails_at("models:\n- model: a\n  model: b\n", "3:3", "given twice");
+    fails_at("models:\n- model: a\n  port: 8000\n", "3:3", "unknown key");
+    fails_at("models:\n- model: a\n  host_x: 1\n", "3:3", "unknown key");
+    fails_at("models:\n- model: a\n  state_dir: /x\n", "3:3", "of the whole server");
+    fails_at("models:\n- model: a\n  http: {port: 1}\n", "3:3", "of the whole server");
+    fails_at("models:\n- a.gguf\n", "2:3", "- model: FILE");
+    fails_at("models: a.gguf\n", "1:9", "- model: FILE");
+    fails_at("models: {a: b}\n", "1:9", "- model: FILE");
+    fails_at("model: a\nmodels:\n- model: b\n", "2:1", "exclude each other");
+    fails_at("models:\n- model: b\nmodel: a\n", "3:1", "exclude each other");
+    fails_at("models:\n- model: b\nmodels:\n- model: a\n", "3:1", "given twice");
+    fails_at("modles:\n- model: b\n", "1:1", "\"models\"");
+}
+
+static void flags_win_over_what_a_model_has_of_its_own(void **state)
+{
+    (void)state;
+    struct options a;
+    write_file("max_seqs: 2\nmodels:\n- {model: /a, tp: 2, ctx: 512}\n- {model: /b, served_model_name: b}\n");
+    setenv("RACKLM_CONFIG", file, 1);
+    assert_int_equal(args(OPTION_COORDINATOR, NULL, "--ctx", "1024", NULL), ERR_OK);
+    assert_int_equal(options_model(&o, 0, &a), ERR_OK);
+    assert_true(a.tp == 2 && a.ctx == 1024 && a.max_seqs == 2);
+    options_deinit(&a);
+    assert_true(options_overrides(&o, "ctx"));
+    assert_false(options_overrides(&o, "max_seqs"));
+    options_deinit(&o);
+    options_init(&o);
+    assert_int_equal(args(OPTION_COORDINATOR, NULL, "--model", "/c", NULL), ERR_OK); /* instead of those in the file */
+    assert_int_equal(options_n_models(&o), 1);
+    assert_int_equal(options_model(&o, 0, &a), ERR_OK);
+    assert_string_equal(a.model, "/c");
+    options_deinit(&a);
+    options_deinit(&o);
+    options_init(&o);
+    assert_int_equal(args(OPTION_COORDINATOR, NULL, "--served-model-name", "x", NULL), ERR_OK);
+    assert_int_equal(options_model(&o, 0, &a), ERR_CONFIG);
+    assert_non_null(strstr(err_detail(), "served_model_name is given once for 2 models"));
+    unsetenv("RACKLM_CONFIG");
+}
+
+static void arguments_name_models(void **state)
+{
+    (void)state;
+    static char *const several[] = {"/m/a.gguf", "b,alias=/m/b=1.gguf", "/m/x=1.gguf"}, *const one[] = {"/m/a.gguf"}, *const none[] = {"a="};
+    struct options m;
+    assert_int_equal(load("models: [{model: /file.gguf}]\ntp: 2\n"), ERR_OK);
+    assert_int_equal(options_add_models(&o, 3, several), ERR_OK);
+    assert_int_equal(options_n_models(&o), 3);
+    assert_int_equal(options_model(&o, 0, &m), ERR_OK);
+    assert_string_equal(m.model, "/m/a.gguf");
+    assert_null(m.served_model_name);
+    assert_int_equal(m.tp, 2);
+    options_deinit(&m);
+    assert_int_equal(options_model(&o, 1, &m), ERR_OK);
+    assert_string_equal(m.model, "/m/b=1.gguf");
+    assert_string_equal(m.served_model_name, "b,alias");
+    options_deinit(&m);
+    assert_int_equal(options_model(&o, 2, &m), ERR_OK);
+    assert_string_equal(m.model, "/m/x=1.gguf"); /* the '=' is in the path */
+    options_deinit(&m);
+    assert_int_equal(options_add_models(&o, 1, one), ERR_OK); /* a single one takes the name given beside it */
+    assert_int_equal(args(OPTION_COORDINATOR, NULL, "--served-model-name", "n,alias", NULL), ERR_OK);
+    assert_int_equal(options_model(&o, 0, &m), ERR_OK);
+    assert_string_equal(m.model, "/m/a.gguf");
+    assert_string_equal(m.served_model_name, "n,alias");
+    options_deinit(&m);
+    assert_int_equal(options_add_models(&o, 1, none), ERR_CONFIG);
+    assert_non_null(strstr(err_detail(), "the file is missing"));
+}
+
 static void flags_win_over_variables_over_the_file_over_defaults(void **state)
 {
     (void)state;
@@ -406,6 +512,9 @@ int main(void)
         FRESH(defaults_are_those_of_the_table),
         FRESH(the_file_sets_every_type),
         FRESH(file_errors_name_line_column_and_the_nearest_key),
+        FRESH(the_file_lists_models_with_options_of_their_own),
+        FRESH(flags_win_over_what_a_model_has_of_its_own),
+        FRESH(arguments_name_models),
         FRESH(flags_win_over_variables_over_the_file_over_defaults),
         FRESH(variables_of_other_programs_and_empty_ones_do_not_matter),
         FRESH(flags_come_out_of_argv_in_all_their_forms),
