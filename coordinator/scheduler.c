@@ -6,14 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Faults that the simulator plants to show that it finds them (tests/sim); never in a shipped build. */
-#ifdef SCHEDULER_MUTANTS
-extern int scheduler_mutant;
-#define MUTANT(n) (scheduler_mutant == (n))
-#else
-#define MUTANT(n) 0
-#endif
-
 enum {
     BUDGET_UNMEASURED = 64, /* prefill tokens of a step before any was timed */
     BUDGET_MIN = 32,        /* smaller chunks waste the read of the weights */

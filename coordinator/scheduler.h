@@ -133,4 +133,12 @@ static inline uint32_t scheduler_blocks_used(const struct scheduler *s)
 /* All invariants; ends the process when one is broken. */
 void scheduler_check(const struct scheduler *s);
 
+/* Faults that the simulator plants to show that it finds them (tests/sim); never in a shipped build. */
+#ifdef SCHEDULER_MUTANTS
+extern int scheduler_mutant;
+#define MUTANT(n) (scheduler_mutant == (n))
+#else
+#define MUTANT(n) 0
+#endif
+
 #endif

@@ -307,7 +307,7 @@ struct token_event *step_event(const struct step_plan *p, const struct step_resu
     e->n_prefilled = o->n_prefilled;
     if (o->has_token)
         e->tokens[0] = o->token;
-    if (o->has_token && !isnan(m->mu[o->run_idx]))
+    if (o->has_token && !isnan(m->mu[o->run_idx]) && !MUTANT(8))
         q->mu = m->mu[o->run_idx];
     if (logprobs) {
         e->logprobs[0].logprob = r->logprob[row];

@@ -15,12 +15,17 @@ static uint64_t mix(uint64_t h, uint64_t v)
     return h ^ (h >> 33);
 }
 
-uint32_t fake_worker_next(uint64_t seed, uint32_t choice, const uint32_t *tokens, uint32_t n)
+uint32_t fake_worker_next(uint64_t seed, uint32_t choice, float mu, const uint32_t *tokens, uint32_t n)
 {
-    uint64_t h = mix(seed, choice);
+    uint64_t h = mix(mix(seed, choice), (uint64_t)mu);
     for (uint32_t i = 0; i < n; i++)
         h = mix(h, tokens[i]);
     return (uint32_t)(mix(h, n) % FAKE_VOCAB);
+}
+
+float fake_worker_mu(float mu, uint32_t token)
+{
+    return (float)(((uint32_t)mu * 31 + token + 7) % 65521);
 }
 
 float fake_worker_logprob(uint32_t token, uint32_t pos)
@@ -59,7 +64,7 @@ void fake_worker_deinit(struct fake_worker *w)
 
 float fake_worker_value(uint32_t target, const uint32_t *tokens, uint32_t n)
 {
-    return -(float)fake_worker_next(target, 77, tokens, n);
+    return -(float)fake_worker_next(target, 77, 0, tokens, n);
 }
 
 static bool wrong(struct fake_worker *w, const char *fmt, ...)
@@ -96,6 +101,8 @@ static bool set_up(struct fake_worker *w, const struct step *s)
                                 .gen = u->gen,
                                 .blocks = blocks,
                                 .seed = u->seed,
+                                .mirostat = u->mirostat,
+                                .mu = u->mirostat_mu,
                                 .choice = u->choice,
                                 .n_logprobs = u->n_logprobs,
                                 .prompt_len = u->prompt_len,
@@ -178,7 +185,11 @@ static bool answer(struct fake_worker *w, const struct step *s, uint32_t i, stru
         for (uint32_t t = 0; t < s->n_tokens[i]; t++)
             add_row(r, tokens[s->start[i] + t], s->start[i] + t, f->n_logprobs);
     if (s->want[i] & RUN_WANT_SAMPLE) {
-        uint32_t token = fake_worker_next(f->seed, f->choice, tokens, f->n_computed);
+        uint32_t token = fake_worker_next(f->seed, f->choice, f->mu, tokens, f->n_computed);
+        if (f->mirostat) {
+            r->mu_run[r->n_mu] = j;
+            r->mu[r->n_mu++] = f->mu = fake_worker_mu(f->mu, token);
+        }
         r->token[j] = f->last_sample = token;
         f->has_sample = true;
         if (s->want[i] & RUN_WANT_LOGPROBS)
@@ -209,13 +220,15 @@ static void alloc_result(const struct fake_worker *w, const struct step *s, stru
     r->gen = arena_array(a, s->n_runs, sizeof(uint32_t));
     r->token = arena_array(a, s->n_runs, sizeof(uint32_t));
     r->n_positions = arena_array(a, s->n_runs, sizeof(uint32_t));
+    r->mu_run = arena_array(a, s->n_runs, sizeof(uint32_t));
+    r->mu = arena_array(a, s->n_runs, sizeof(float));
     r->logprob = arena_array(a, rows, sizeof(float));
     r->n_top = arena_array(a, rows, sizeof(uint32_t));
     r->top_id = arena_array(a, (size_t)rows * top, sizeof(uint32_t));
     r->top_logprob = arena_array(a, (size_t)rows * top, sizeof(float));
     r->pooled = arena_array(a, (size_t)s->n_runs * FAKE_DIM, sizeof(float));
     r->pooled_dim = FAKE_DIM;
-    ASSERT(r->pooled && r->slot && r->gen && r->token && r->n_positions && r->logprob && r->n_top && r->top_id && r->top_logprob);
+    ASSERT(r->pooled && r->slot && r->gen && r->token && r->n_positions && r->mu_run && r->mu && r->logprob && r->n_top && r->top_id && r->top_logprob);
 }
 
 bool fake_worker_run(struct fake_worker *w, const struct step *s, struct arena *a, struct step_result *out)

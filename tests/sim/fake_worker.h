@@ -18,7 +18,8 @@ struct fake_slot {
     uint32_t gen, n_computed, n_blocks, last_sample;
     uint32_t *blocks; /* [n_blocks of the pool] */
     uint64_t seed;
-    uint32_t choice, n_logprobs, prompt_len, pooling, n_targets, targets[MSG_TARGETS_MAX];
+    float mu;
+    uint32_t mirostat, choice, n_logprobs, prompt_len, pooling, n_targets, targets[MSG_TARGETS_MAX];
 };
 struct fake_worker {
     uint32_t n_slots, n_blocks, vocab;
@@ -30,8 +31,10 @@ struct fake_worker {
 
 enum { FAKE_VOCAB = 61, FAKE_DIM = 3 };
 
-/* The pure function behind the text: the token that follows tokens[0..n). */
-uint32_t fake_worker_next(uint64_t seed, uint32_t choice, const uint32_t *tokens, uint32_t n);
+/* The pure function behind the text: the token that follows tokens[0..n). mu: mirostat's state, 0 without it. */
+uint32_t fake_worker_next(uint64_t seed, uint32_t choice, float mu, const uint32_t *tokens, uint32_t n);
+/* What becomes of mu with a token: one that is lost, repeated or a step late changes the text. */
+float fake_worker_mu(float mu, uint32_t token);
 /* Its log-probability at a position, and the i-th of the top list. */
 float fake_worker_logprob(uint32_t token, uint32_t pos);
 uint32_t fake_worker_top_id(uint32_t token, uint32_t i);

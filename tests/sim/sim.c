@@ -23,7 +23,7 @@
 
 #ifdef SCHEDULER_MUTANTS
 int scheduler_mutant;
-enum { N_MUTANTS = 7 };
+enum { N_MUTANTS = 8 };
 #endif
 
 enum { REQUESTS_MAX = 32, IN_FLIGHT_MAX = 8, LATE_MAX = 64, EVENTS_MAX = 100000, CTX_MAX = 256 };
@@ -34,6 +34,7 @@ struct client {                                                        /* what t
     enum request_kind kind;
     uint32_t pooling, targets[2];
     struct sampling sampling;
+    float mu;                      /* mirostat's state after the last token */
     uint64_t submit_ns, cancel_ns; /* cancel_ns 0: never */
     bool submitted, started, ended, prompt_logprobs;
     uint32_t n_refused, n_failed; /* n_failed: since its last token */
@@ -99,6 +100,9 @@ static void make_client(struct sim *s, struct client *c)
     if (p->prompt_logprobs && chance(s, 30))
         p->max_tokens = 0;
     p->n_stop_ids = chance(s, 50) ? rnd(s, 1, 2) : 0;
+    p->mirostat = chance(s, 30) ? rnd(s, 1, 2) : 0;
+    p->mirostat_tau = p->mirostat ? (float)rnd(s, 1, 9) : 0;
+    c->mu = 2 * p->mirostat_tau;
     if (chance(s, 15)) {
         c->kind = chance(s, 50) ? REQUEST_EMBED : REQUEST_SCORE;
         c->pooling = chance(s, 50) ? POOLING_MEAN : POOLING_LAST;
@@ -179,10 +183,14 @@ static void check_prompt_logprobs(struct sim *s, struct client *c, const struct 
     c->prompt_logprobs = true;
 }
 
+static uint32_t expected_next(const struct client *c)
+{
+    return fake_worker_next(c->sampling.seed, c->sampling.choice, c->mu, c->tokens, c->n_tokens);
+}
+
 static void check_token(struct sim *s, struct client *c, const struct token_event *e)
 {
-    uint32_t expected = fake_worker_next(c->sampling.seed, c->sampling.choice, c->tokens, c->n_tokens),
-             pos = c->n_tokens;
+    uint32_t expected = expected_next(c), pos = c->n_tokens;
     REQUIRE(s, e->n_tokens == 1 && e->tokens[0] == expected);
     REQUIRE(s, !c->sampling.prompt_logprobs || c->prompt_logprobs);
     REQUIRE(s, (e->logprobs != NULL) == c->sampling.logprobs);
@@ -193,6 +201,8 @@ static void check_token(struct sim *s, struct client *c, const struct token_even
             REQUIRE(s, e->logprobs[0].id[j] == fake_worker_top_id(expected, j));
     }
     c->tokens[c->n_tokens++] = expected;
+    if (c->sampling.mirostat)
+        c->mu = fake_worker_mu(c->mu, expected);
     c->n_failed = 0;
     s->n_tokens++;
 }
@@ -206,7 +216,7 @@ static void client_end(struct sim *s, struct client *c, enum finish finish, uint
 {
     REQUIRE(s, c->submitted && !c->ended);
     uint32_t n_out = c->n_tokens - c->n_prompt;
-    uint32_t next = fake_worker_next(c->sampling.seed, c->sampling.choice, c->tokens, c->n_tokens);
+    uint32_t next = expected_next(c);
     if (finish == FINISH_STOP && c->kind == REQUEST_GENERATE)
         REQUIRE(s, stop_id == next && is_stop(c, next) && n_out < c->sampling.max_tokens);
     if (finish == FINISH_LENGTH)

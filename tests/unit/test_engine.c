@@ -300,7 +300,7 @@ static void take_events(struct fixture *f)
         assert_int_equal(s->id, e->id);
         assert_false(s->ended);
         for (uint32_t i = 0; i < e->n_tokens; i++) {
-            assert_int_equal(e->tokens[i], fake_worker_next(s->s.seed, 0, s->tokens, s->n_tokens));
+            assert_int_equal(e->tokens[i], fake_worker_next(s->s.seed, 0, 0, s->tokens, s->n_tokens));
             s->tokens[s->n_tokens++] = e->tokens[i];
         }
         s->ended = e->finish != FINISH_NONE;

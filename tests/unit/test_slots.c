@@ -170,6 +170,14 @@ static bool break_step(struct fixture *f, uint32_t i)
     case 48: f->setups[0].target = f->stop; f->setups[0].n_targets = 2; f->stop[1] = 100; break;
     case 49: f->setups[0].target = f->stop; f->setups[0].n_targets = MSG_TARGETS_MAX + 1; break;
     case 50: f->setups[0].n_targets = 1; break;
+    case 51: f->setups[0].typical_p = -0.5f; break;
+    case 52: f->setups[0].dry_base = NAN; break;
+    case 53: f->setups[0].mirostat = 3; break;
+    case 54: f->setups[0].mirostat_mu = INFINITY; break;
+    case 55: f->setups[0].allowed = f->stop; f->setups[0].n_allowed = 2; f->stop[1] = 100; break;
+    case 56: f->setups[0].bad_id = f->stop; f->setups[0].n_bad_ids = 2; f->setups[0].bad_len = f->bias_id; f->setups[0].n_bad = 1; break; /* 5 of 2 */
+    case 57: f->setups[0].dry_id = f->history; f->setups[0].n_dry_ids = 1; f->history[0] = 100; f->setups[0].dry_len = f->stop; f->setups[0].n_dry = 1; break;
+    case 58: f->setups[0].dry_id = f->stop; f->setups[0].n_dry_ids = MSG_DRY_IDS_MAX + 1; break;
     default: return false;
     }
     return true;
@@ -197,7 +205,7 @@ static void test_every_broken_field_is_refused_and_nothing_changes(void **state)
             assert_false(f.s.slot[i].live);
         end(&f);
     }
-    assert_int_equal(n, 51);
+    assert_int_equal(n, 59);
 }
 
 static void test_a_live_generation_is_not_set_up_again(void **state)
@@ -212,12 +220,52 @@ static void test_a_live_generation_is_not_set_up_again(void **state)
     end(&f);
 }
 
+/* The window's counts are those of a plain recount, also in a slot that was rebuilt from the tokens, whatever the pieces they come in. */
+static void test_a_window_of_the_penalties_is_a_recount(void **state)
+{
+    (void)state;
+    enum { LEN = 60, WINDOW = 13, PROMPT = 20 };
+    uint32_t text[LEN];
+    for (uint32_t i = 0; i < LEN; i++)
+        text[i] = i * i % 7;
+    for (uint32_t first = 1; first <= LEN; first += 7) { /* of the first run; the rest comes one by one */
+        struct fixture f;
+        uint32_t four[4] = {0, 1, 2, 3};
+        begin(&f);
+        f.setups[0].penalty_last_n = WINDOW;
+        f.setups[0].prompt_len = PROMPT;
+        for (uint32_t at = 0, n; at < LEN; at += n) {
+            n = at ? 1 : first;
+            f.st = (struct step){.n_runs = 1, .slot = f.slot, .gen = f.gen, .start = f.start, .n_tokens = f.n_tokens, .want = f.want, .n_blocks = f.n_blocks,
+                                 .n_all_tokens = n, .tokens = text + at, .setups = f.setups, .n_setups = at == 0, .blocks = four, .n_all_blocks = at ? 0 : 4};
+            f.s.cfg.max_step_tokens = 64;
+            f.start[0] = at;
+            f.n_tokens[0] = n;
+            f.n_blocks[0] = f.st.n_all_blocks;
+            assert_int_equal(slots_check(&f.s, &f.st), ERR_OK);
+            slots_apply(&f.s, &f.st);
+            slots_advance(&f.s, &f.st, 0, text + at);
+            for (uint32_t id = 0; id < 8; id++) {
+                uint32_t all = 0, output = 0, end = at + n;
+                for (uint32_t i = end > WINDOW ? end - WINDOW : 0; i < end; i++) {
+                    all += text[i] == id;
+                    output += text[i] == id && i >= PROMPT;
+                }
+                assert_int_equal(f.s.slot[1].counts[id].all, all);
+                assert_int_equal(f.s.slot[1].counts[id].output, output);
+            }
+        }
+        end(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_valid_step_is_taken),
         cmocka_unit_test(test_a_new_generation_starts_clean),
         cmocka_unit_test(test_every_broken_field_is_refused_and_nothing_changes),
+        cmocka_unit_test(test_a_window_of_the_penalties_is_a_recount),
         cmocka_unit_test(test_a_live_generation_is_not_set_up_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
