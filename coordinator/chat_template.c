@@ -1,9 +1,11 @@
-/* See chat_template.h. source -template_lexer-> tokens -template_parser-> nodes -template_eval-> text. The nodes live
+/* See chat_template.h. source -template_lexer-> tokens -template_parser-> nodes -template_scope-> places of names
+ * -template_run-> text. The nodes live
  * in the template's arena and never change; a run has an arena of its own, so that any number of threads render at
  * once. */
 #include "coordinator/chat_template.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "coordinator/template_ast.h"
 
 #include <stdlib.h>
@@ -14,6 +16,7 @@ enum { PARSED_MAX = 64 << 20 };
 struct chat_template {
     struct arena arena;
     struct template_node *body;
+    struct template_frame *root;
 };
 
 enum err chat_template_create(const char *source, size_t len, struct chat_template **out)
@@ -29,6 +32,8 @@ enum err chat_template_create(const char *source, size_t len, struct chat_templa
     e = template_lexer_run(&t->arena, source, len, &tok, &n);
     if (e == ERR_OK)
         e = template_parser_run(&t->arena, tok, n, &t->body);
+    if (e == ERR_OK)
+        e = template_scope_run(&t->arena, t->body, &t->root);
     if (e != ERR_OK) {
         chat_template_destroy(&t);
         return e;
@@ -49,17 +54,20 @@ void chat_template_destroy(struct chat_template **tp)
 
 enum err chat_template_render_at(const struct chat_template *t, const json_t *context, time_t now, struct buf *out)
 {
-    struct template_run r = {.out = out, .now = now};
+    struct template_run r = {.out = out, .now = now, .steps_max = UINT64_MAX, .time_ns = UINT64_MAX / 4};
     size_t start = out->len;
     if (!json_is_object(context))
         return err_set(ERR_INVALID, "the context of a chat template is no JSON object");
-    arena_init(&r.arena, TEMPLATE_MEMORY_MAX);
+    arena_init(&r.arena, 0);
     struct template_val ctx = template_from_json(&r, context, 0);
-    if (!r.failed) {
+    if (!r.failed) { /* the budgets are the template's; a long conversation has larger ones */
+        uint64_t bytes = r.arena.total + r.text_bytes;
         r.context = ctx.dict;
-        r.steps = r.cpu_deadline_ns =
-            0; /* the budgets are the template's; taking over a long conversation does not count */
-        template_run_body(&r, t->body);
+        r.steps = r.cpu_deadline_ns = 0;
+        r.steps_max = TEMPLATE_STEPS_MAX + bytes * TEMPLATE_STEPS_PER_BYTE;
+        r.time_ns = TEMPLATE_TIME_US * 1000ull + bytes * TEMPLATE_TIME_NS_PER_BYTE;
+        r.arena.limit = TEMPLATE_MEMORY_MAX + r.arena.total * 4;
+        template_run_body(&r, t->body, t->root);
     }
     arena_deinit(&r.arena);
     if (!r.failed && out->failed)

@@ -7,6 +7,7 @@
 #include "coordinator/template_value.h"
 #include "coordinator/utf8.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -268,26 +269,39 @@ static size_t digits(const struct lexer *x, size_t i)
     return i;
 }
 
+/* The digits of a literal from `from` on in this base, each with at most one "_" before it. */
+static size_t base_digits(const struct lexer *x, size_t from, int base)
+{
+    size_t i = from;
+    while (i < x->len) {
+        size_t k = i + (x->s[i] == '_');
+        char c = k < x->len ? (char)(x->s[k] | 32) : 0;
+        int v = digit(x, k) ? x->s[k] - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : 99;
+        if (v >= base)
+            break;
+        i = k + 1;
+    }
+    return i;
+}
+
+/* "0x1F", "1_000", "1.5e3": an integer with its digits as text, for those that 64 bits do not hold. */
 static void number(struct lexer *x)
 {
     size_t from = x->at, end = digits(x, from);
     char c = end < x->len ? (char)(x->s[end] | 32) : 0;
-    char text[80];
-    size_t n = 0;
-    bool is_float = false;
-    int base = 10;
-    if (end == from + 1 && x->s[from] == '0' && (c == 'x' || c == 'o' || c == 'b')) {
-        base = c == 'x' ? 16 : c == 'o' ? 8 : 2;
-        from = end + 1;
-        for (end = from; end < x->len &&
-                         (digit(x, end) || ((x->s[end] | 32) >= 'a' && (x->s[end] | 32) <= 'f') || x->s[end] == '_');)
-            end++;
+    int base = end == from + 1 && x->s[from] == '0' ? (c == 'x' ? 16 : c == 'o' ? 8 : c == 'b' ? 2 : 10) : 10;
+    bool is_float = false, after_dot = from > 0 && x->s[from - 1] == '.';
+    if (base != 10 && base_digits(x, from + 2, base) > from + 2) {
+        from += 2;
+        end = base_digits(x, from, base);
     } else {
-        if (end < x->len && x->s[end] == '.' && digit(x, end + 1)) {
+        size_t whole = end;
+        base = 10;
+        if (!after_dot && end < x->len && x->s[end] == '.' && digit(x, end + 1)) {
             end = digits(x, end + 1);
             is_float = true;
         }
-        if (end < x->len && (x->s[end] | 32) == 'e') {
+        if (!after_dot && end < x->len && (x->s[end] | 32) == 'e') {
             size_t e = end + 1;
             if (e < x->len && (x->s[e] == '+' || x->s[e] == '-'))
                 e++;
@@ -296,18 +310,27 @@ static void number(struct lexer *x)
                 is_float = true;
             }
         }
+        if (!is_float && x->s[from] == '0') /* zeros only */
+            for (end = from + 1; end < whole && (x->s[end] == '0' || (x->s[end] == '_' && end + 1 < whole && x->s[end + 1] == '0'));)
+                end++;
     }
     struct template_token *t = add(x, is_float ? TT_FLOAT : TT_INT, x->at);
-    for (size_t i = from; i < end && n + 1 < sizeof(text); i++)
+    char *text = arena_alloc(x->arena, end - from + 1), *stop;
+    if (text == NULL) {
+        x->err = err_set(ERR_TOO_BIG, "chat template: too much text");
+        return;
+    }
+    for (size_t i = from; i < end; i++)
         if (x->s[i] != '_')
-            text[n++] = x->s[i];
-    text[n] = 0;
-    char *stop;
+            text[t->len++] = x->s[i];
+    t->s = text;
+    t->op = base;
+    errno = 0;
     unsigned long long v = strtoull(text, &stop, base);
     if (is_float)
         t->f = strtod(text, &stop);
-    else if (*stop != 0 || v > INT64_MAX || n + 1 == sizeof(text))
-        fail(x, "the integer is too large or malformed");
+    else if (v > INT64_MAX || errno != 0)
+        t->i = -1; /* too large: the text counts */
     else
         t->i = (int64_t)v;
     x->at = end;

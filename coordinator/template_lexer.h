@@ -34,9 +34,9 @@ struct template_token {
     uint8_t type;
     int op;
     uint32_t line, col;
-    const char *s; /* text, name, the string's value; in the arena */
+    const char *s; /* text, name, the string's value, digits (op: their base); in the arena */
     size_t len;
-    int64_t i;
+    int64_t i; /* -1: only the digits say it */
     double f;
 };
 

@@ -3,7 +3,6 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "coordinator/utf8.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -38,18 +37,18 @@ bool template_step(struct template_run *r, uint64_t n)
         return false;
     uint64_t before = r->steps;
     r->steps += n;
-    if (r->steps > TEMPLATE_STEPS_MAX) {
-        template_fail(r, ERR_TOO_BIG, "the chat template takes more than %d steps", TEMPLATE_STEPS_MAX);
+    if (r->steps > r->steps_max) {
+        template_fail(r, ERR_TOO_BIG, "the chat template takes more than %llu steps", (unsigned long long)r->steps_max);
         return false;
     }
     if (before / CLOCK_EVERY == r->steps / CLOCK_EVERY && before != 0)
         return true;
     uint64_t now = thread_cpu_ns();
     if (r->cpu_deadline_ns == 0)
-        r->cpu_deadline_ns = now + TEMPLATE_TIME_MS * NS_PER_MS;
+        r->cpu_deadline_ns = now + r->time_ns;
     if (now <= r->cpu_deadline_ns)
         return true;
-    template_fail(r, ERR_TOO_BIG, "the chat template takes more than %d ms", TEMPLATE_TIME_MS);
+    template_fail(r, ERR_TOO_BIG, "the chat template takes more than %llu ms", (unsigned long long)(r->time_ns / NS_PER_MS));
     return false;
 }
 
@@ -113,22 +112,38 @@ struct template_val template_dict(struct template_run *r)
     return d == NULL ? template_undefined(NULL, 0) : (struct template_val){.kind = TV_DICT, .dict = d};
 }
 
-struct template_val template_function(template_fn *fn)
+struct template_val template_bound(struct template_run *r, const struct template_def *def, struct template_val self)
 {
-    return (struct template_val){.kind = TV_FUNCTION, .fn = fn};
+    struct template_val f = {.kind = TV_FUNCTION, .def = def}, *copy;
+    if (!template_given(self))
+        return f;
+    copy = template_alloc(r, 1, sizeof(*copy));
+    if (copy == NULL)
+        return template_undefined(NULL, 0);
+    *copy = self;
+    f.self = copy;
+    return f;
 }
 
 /* ---- dicts ---- */
 
-static bool hashable(struct template_run *r, struct template_val k)
+bool template_is_tuple(struct template_val v)
 {
-    bool ok = true;
-    if (k.kind == TV_DICT || (k.kind == TV_LIST && k.flavour != TV_TUPLE)) {
+    return v.kind == TV_LIST && (v.flavour == TV_TUPLE || v.flavour == TV_GROUP);
+}
+
+bool template_is_sequence(struct template_val v)
+{
+    return v.kind == TV_LIST && v.flavour <= TV_RANGE;
+}
+
+bool template_hashable(struct template_run *r, struct template_val k)
+{
+    bool ok = !(k.kind == TV_DICT || (k.kind == TV_LIST && !template_is_tuple(k) && k.flavour != TV_RANGE));
+    if (!ok)
         template_fail(r, ERR_INVALID, "unhashable type: '%s'", template_type_name(k));
-        ok = false;
-    }
-    for (uint32_t i = 0; ok && k.kind == TV_LIST && i < k.list->n; i++)
-        ok = template_step(r, 1) && hashable(r, k.list->v[i]);
+    for (uint32_t i = 0; ok && template_is_tuple(k) && i < k.list->n; i++)
+        ok = template_step(r, 1) && template_hashable(r, k.list->v[i]);
     return ok;
 }
 
@@ -195,7 +210,7 @@ static bool grow_dict(struct template_run *r, struct template_dict *d)
 
 bool template_put(struct template_run *r, struct template_dict *d, struct template_val k, struct template_val v)
 {
-    if (r->failed || !hashable(r, k))
+    if (r->failed || !template_hashable(r, k))
         return false;
     uint32_t at = find_entry(r, d, k);
     if (at != 0) {
@@ -229,6 +244,7 @@ struct template_val template_from_json(struct template_run *r, const json_t *j, 
         return template_fail(r, ERR_TOO_BIG, "the template's context is nested deeper than %d", TEMPLATE_NESTING_MAX);
     switch (json_typeof(j)) {
     case JSON_STRING:
+        r->text_bytes += json_string_length(j);
         return template_str(json_string_value(j), json_string_length(j));
     case JSON_INTEGER:
         return template_int(json_integer_value(j));
@@ -263,41 +279,65 @@ struct template_val template_from_json(struct template_run *r, const json_t *j, 
 
 const char *template_type_name(struct template_val v)
 {
-    static const char *const names[] = {"Undefined", "NoneType",   "bool", "int",       "float",
-                                        "str",       "list",       "dict", "Namespace", "builtin_function_or_method",
-                                        "Macro",     "LoopContext"};
-    static const char *const lists[] = {"list",        "tuple",      "range",    "dict_keys",
-                                        "dict_values", "dict_items", "generator"};
+    static const char *const names[] = {
+        [TV_MISSING] = "Undefined", [TV_UNDEFINED] = "Undefined", [TV_NONE] = "NoneType",
+        [TV_BOOL] = "bool",         [TV_INT] = "int",             [TV_BIG] = "int",
+        [TV_FLOAT] = "float",       [TV_STR] = "str",             [TV_LIST] = "list",
+        [TV_DICT] = "dict",         [TV_ITER] = "generator",      [TV_NAMESPACE] = "Namespace",
+        [TV_CYCLER] = "Cycler",     [TV_FUNCTION] = "function",   [TV_MACRO] = "Macro",
+        [TV_LOOP] = "LoopContext"};
+    static const char *const lists[] = {"list", "tuple", "_GroupTuple", "range", "dict_keys", "dict_values", "dict_items"};
     return v.kind == TV_LIST ? lists[v.flavour] : names[v.kind];
 }
 
 bool template_number(struct template_val v, double *f)
 {
-    if (v.kind == TV_BOOL)
-        *f = v.b;
-    else if (v.kind == TV_INT)
-        *f = (double)v.i;
-    else if (v.kind == TV_FLOAT)
+    if (v.kind == TV_FLOAT)
         *f = v.f;
+    else if (template_is_whole(v))
+        *f = template_int_double(v);
     else
         return false;
     return true;
 }
 
-static bool as_int(struct template_val v, int64_t *i)
+bool template_small(struct template_val v, int64_t *i)
 {
-    if (v.kind == TV_BOOL)
-        *i = v.b;
-    else if (v.kind == TV_INT)
-        *i = v.i;
-    else
-        return false;
-    return true;
+    *i = v.kind == TV_BOOL ? v.b : v.i;
+    return v.kind == TV_BOOL || v.kind == TV_INT;
+}
+
+bool template_is_whole(struct template_val v)
+{
+    return v.kind == TV_BOOL || v.kind == TV_INT || v.kind == TV_BIG;
+}
+
+static bool is_number(struct template_val v)
+{
+    return template_is_whole(v) || v.kind == TV_FLOAT;
+}
+
+/* -1, 0, 1, or 2 with a NaN. An integer and a float are compared exactly, not after rounding. */
+static int cmp_number(struct template_run *r, struct template_val a, struct template_val b)
+{
+    if (template_is_whole(a) && template_is_whole(b))
+        return template_int_cmp(a, b);
+    if (b.kind != TV_FLOAT) {
+        int c = cmp_number(r, b, a);
+        return c == 2 ? 2 : -c;
+    }
+    double g = b.f, f = a.kind == TV_FLOAT ? a.f : template_int_double(a);
+    if (isnan(f) || isnan(g))
+        return 2;
+    if (a.kind == TV_FLOAT || fabs(g) < 0x1p53 || isinf(g))
+        return (f > g) - (f < g);
+    return template_int_cmp(a, template_int_from_double(r, g)); /* no digits behind the point */
 }
 
 bool template_truth(struct template_val v)
 {
     switch (v.kind) {
+    case TV_MISSING:
     case TV_UNDEFINED:
     case TV_NONE:
         return false;
@@ -310,7 +350,7 @@ bool template_truth(struct template_val v)
     case TV_STR:
         return v.len > 0;
     case TV_LIST:
-        return v.flavour == TV_GENERATOR || v.list->n > 0;
+        return v.list->n > 0;
     case TV_DICT:
         return v.dict->n > 0;
     default:
@@ -327,7 +367,8 @@ struct template_val template_undefined_used(struct template_run *r, struct templ
 {
     if (v.s == NULL)
         return template_fail(r, ERR_INVALID, "the value is undefined");
-    return template_fail(r, ERR_INVALID, "'%.*s' is undefined", (int)MIN(v.len, (size_t)100), v.s);
+    return template_fail(r, ERR_INVALID, v.flavour == TV_UNSAFE ? "a template may not change its values: '%.*s' is not safe to call" : "'%.*s' is undefined",
+                         (int)MIN(v.len, (size_t)100), v.s);
 }
 
 static bool eq_at(struct template_run *r, struct template_val a, struct template_val b, uint32_t depth);
@@ -345,22 +386,13 @@ static bool eq_dict(struct template_run *r, const struct template_dict *a, const
     return true;
 }
 
-static bool is_sequence(uint8_t flavour)
-{
-    return flavour == TV_PLAIN || flavour == TV_TUPLE || flavour == TV_RANGE;
-}
-
 /* r is NULL only where one side is a string. */
 static bool eq_at(struct template_run *r, struct template_val a, struct template_val b, uint32_t depth)
 {
-    int64_t x, y;
-    double f, g;
     if (a.kind == TV_STR || b.kind == TV_STR)
         return a.kind == b.kind && a.len == b.len && (a.s == b.s || memcmp(a.s, b.s, a.len) == 0);
-    if (as_int(a, &x) && as_int(b, &y))
-        return x == y;
-    if (template_number(a, &f) && template_number(b, &g))
-        return f == g;
+    if (is_number(a) && is_number(b))
+        return cmp_number(r, a, b) == 0;
     if (a.kind != b.kind)
         return false;
     if (a.kind == TV_UNDEFINED || a.kind == TV_NONE)
@@ -374,14 +406,19 @@ static bool eq_at(struct template_run *r, struct template_val a, struct template
     if (a.kind == TV_DICT)
         return a.dict == b.dict || eq_dict(r, a.dict, b.dict, depth);
     if (a.kind == TV_FUNCTION)
-        return a.fn == b.fn && a.self == b.self;
+        return a.def == b.def && (a.self == NULL || b.self == NULL ? a.self == b.self : eq_at(r, *a.self, *b.self, depth + 1));
     if (a.kind != TV_LIST || a.list == b.list)
         return a.list == b.list;
-    if (a.flavour != b.flavour || !is_sequence(a.flavour) || a.list->n != b.list->n)
+    bool tuples = template_is_tuple(a) && template_is_tuple(b), views = a.flavour == b.flavour && (a.flavour == TV_KEYS || a.flavour == TV_ITEMS);
+    if ((a.flavour != b.flavour && !tuples) || (!template_is_sequence(a) && !views) || a.list->n != b.list->n)
         return false;
-    for (uint32_t i = 0; i < a.list->n; i++)
-        if (!eq_at(r, a.list->v[i], b.list->v[i], depth + 1))
+    for (uint32_t i = 0; i < a.list->n; i++) {
+        bool same = false;
+        for (uint32_t k = 0; views && k < b.list->n && !same && template_step(r, 1); k++)
+            same = eq_at(r, a.list->v[i], b.list->v[k], depth + 1); /* as sets */
+        if (!same && (views || !eq_at(r, a.list->v[i], b.list->v[i], depth + 1)))
             return false;
+    }
     return true;
 }
 
@@ -392,26 +429,23 @@ bool template_eq(struct template_run *r, struct template_val a, struct template_
 
 static int cmp_at(struct template_run *r, struct template_val a, struct template_val b, const char *op, uint32_t depth)
 {
-    int64_t x, y;
-    double f, g;
     if (!template_step(r, 1))
         return 0;
     if (a.kind == TV_STR && b.kind == TV_STR) {
         int c = memcmp(a.s, b.s, MIN(a.len, b.len)); /* UTF-8 sorts as its code points do */
         return c != 0 ? (c > 0) - (c < 0) : (a.len > b.len) - (a.len < b.len);
     }
-    if (as_int(a, &x) && as_int(b, &y))
-        return (x > y) - (x < y);
-    if (template_number(a, &f) && template_number(b, &g))
-        return f < g ? -1 : f > g ? 1 : f == g ? 0 : 2; /* 2: NaN, no order */
+    if (is_number(a) && is_number(b))
+        return cmp_number(r, a, b);
     if (a.kind == TV_UNDEFINED || b.kind == TV_UNDEFINED) {
         template_undefined_used(r, a.kind == TV_UNDEFINED ? a : b);
         return 0;
     }
-    if (a.kind != TV_LIST || b.kind != TV_LIST || a.flavour != b.flavour ||
-        (a.flavour != TV_PLAIN && a.flavour != TV_TUPLE) || depth > TEMPLATE_NESTING_MAX) {
-        template_fail(r, ERR_INVALID, "'%s' not supported between instances of '%s' and '%s'", op,
-                      template_type_name(a), template_type_name(b));
+    bool tuples = template_is_tuple(a) && template_is_tuple(b);
+    bool lists = a.kind == TV_LIST && b.kind == TV_LIST && a.flavour == TV_PLAIN && b.flavour == TV_PLAIN;
+    if ((!tuples && !lists) || depth > TEMPLATE_NESTING_MAX) {
+        template_fail(r, ERR_INVALID, "'%s' not supported between instances of '%s' and '%s'", op, template_type_name(a),
+                      template_type_name(b));
         return 0;
     }
     for (uint32_t i = 0; i < a.list->n && i < b.list->n; i++)
@@ -436,63 +470,20 @@ bool template_contains(struct template_run *r, struct template_val item, struct 
         return template_step(r, in.len / 64) && (item.len == 0 || memmem(in.s, in.len, item.s, item.len) != NULL);
     }
     if (in.kind == TV_DICT)
-        return hashable(r, item) && template_get(r, in.dict, item) != NULL;
-    struct template_list *l = template_iterate(r, in);
-    for (uint32_t i = 0; l != NULL && i < l->n && template_step(r, 1); i++)
-        if (template_eq(r, l->v[i], item))
+        return template_hashable(r, item) && template_get(r, in.dict, item) != NULL;
+    struct template_iter *it = template_iter(r, in);
+    struct template_val x;
+    while (it != NULL && template_next(r, it, &x))
+        if (template_eq(r, x, item))
             return true;
     return false;
 }
 
-static struct template_list *characters(struct template_run *r, struct template_val s)
+int64_t template_len(struct template_run *r, struct template_val v)
 {
-    struct template_val l = template_list(r, TV_PLAIN, (uint32_t)MIN(template_char_count(s), (size_t)UINT32_MAX));
-    for (size_t i = 0; i < s.len && !r->failed;) {
-        size_t n;
-        template_char_at(s, i, &n);
-        template_push(r, l, template_str(s.s + i, n));
-        i += n;
-    }
-    return r->failed ? NULL : l.list;
-}
-
-struct template_list *template_iterate(struct template_run *r, struct template_val v)
-{
-    if (!template_step(r, 1))
-        return NULL;
-    if (v.kind == TV_LIST) {
-        if (v.flavour != TV_GENERATOR)
-            return v.list;
-        struct template_list *copy = template_alloc(r, 1, sizeof(*copy));
-        if (copy != NULL) {
-            *copy = *v.list;
-            *v.list = (struct template_list){0};
-        }
-        return copy;
-    }
     if (v.kind == TV_STR)
-        return characters(r, v);
-    if (v.kind == TV_UNDEFINED || v.kind == TV_DICT) {
-        struct template_val l = template_list(r, TV_PLAIN, v.kind == TV_DICT ? v.dict->n : 0);
-        for (uint32_t i = 0; v.kind == TV_DICT && i < v.dict->n && !r->failed; i++)
-            template_push(r, l, v.dict->e[i].k);
-        return r->failed ? NULL : l.list;
-    }
-    template_fail(r, ERR_INVALID, "'%s' object is not iterable", template_type_name(v));
-    return NULL;
-}
-
-struct template_val template_arg(const struct template_args *a, uint32_t idx, const char *name)
-{
-    if (idx < a->n)
-        return a->pos[idx];
-    for (uint32_t i = 0; name != NULL && i < a->n_kw; i++)
-        if (strcmp(a->kw[i].name, name) == 0)
-            return a->kw[i].v;
-    return template_undefined(NULL, 0);
-}
-
-bool template_given(struct template_val v)
-{
-    return v.kind != TV_UNDEFINED;
+        return template_step(r, v.len / 64) ? (int64_t)template_char_count(v) : 0;
+    if (v.kind == TV_LIST || v.kind == TV_DICT)
+        return v.kind == TV_LIST ? v.list->n : v.dict->n;
+    return v.kind == TV_UNDEFINED ? 0 : -1;
 }
