@@ -46,8 +46,8 @@ static const struct {
 /* Digits in groups of three from the right: in every number, or in those that no letter follows. */
 static const char DIGITS_ANY[] = "(?=(\\d{3})+(?!\\d))", DIGITS_WORD_END[] = "\\d{1,3}(?=(?:\\d{3})*\\b)";
 struct stage {
-    const char *digits; /* one of the two, or NULL */
-    struct word_dfa *dfa;
+    const char *digits;   /* one of the two, or NULL */
+    struct word_dfa *dfa; /* of the pattern, or of a number */
 };
 struct pretokenizer {
     unsigned flags;
@@ -104,7 +104,9 @@ enum err pretokenizer_create(const char *name, size_t len, struct pretokenizer *
         s->digits = strcmp(pattern, DIGITS_ANY) == 0        ? DIGITS_ANY
                     : strcmp(pattern, DIGITS_WORD_END) == 0 ? DIGITS_WORD_END
                                                             : NULL;
-        enum err e = s->digits != NULL ? ERR_OK : word_dfa_create(pattern, strlen(pattern), &s->dfa);
+        if (s->digits != NULL)
+            pattern = "\\p{Nd}+";
+        enum err e = word_dfa_create(pattern, strlen(pattern), &s->dfa);
         if (e != ERR_OK) {
             pretokenizer_destroy(&p);
             return e;
@@ -160,9 +162,10 @@ static inline enum err push_end(struct pretokenizer_pieces *w, size_t end)
 
 static enum err cut_dfa(struct pretokenizer_pieces *w, const struct word_dfa *d, const char *s, size_t len, size_t from)
 {
+    struct word_dfa_memo memo = {0};
     size_t done = 0, at = word_dfa_skip(d, s, len);
     while (at < len) {
-        size_t n = word_dfa_match(d, s + at, len - at);
+        size_t n = word_dfa_match_at(d, s, len, at, &memo);
         if (n == 0) {
             at += utf8_len_valid((unsigned char)s[at]);
             at += word_dfa_skip(d, s + at, len - at);
@@ -176,35 +179,25 @@ static enum err cut_dfa(struct pretokenizer_pieces *w, const struct word_dfa *d,
     return done < len ? push_end(w, from + len) : ERR_OK;
 }
 
-/* The properties of the character at s; *n its length. */
-static uint32_t props_at(const char *s, size_t len, size_t *n)
+static bool is_word(const char *s, size_t len)
 {
     uint32_t cp = 0;
     size_t bad;
     bool cut;
-    *n = utf8_decode(s, len, &cp, &bad, &cut);
-    return unicode_props(cp);
+    utf8_decode(s, len, &cp, &bad, &cut);
+    return (unicode_props(cp) & (unicode_bits("L", 1) | unicode_bits("M", 1) | unicode_bits("N", 1) | unicode_bits("Pc", 2))) != 0;
 }
 
-/* A number is a run of decimal digits of any script. */
-static enum err cut_digits(struct pretokenizer_pieces *w, bool any, const char *s, size_t len, size_t from)
+/* numbers: a run of decimal digits of any script. */
+static enum err cut_digits(struct pretokenizer_pieces *w, const struct word_dfa *numbers, bool any, const char *s, size_t len, size_t from)
 {
-    const uint32_t digit = unicode_bits("Nd", 2);
-    const uint32_t word = unicode_bits("L", 1) | unicode_bits("M", 1) | unicode_bits("N", 1) | unicode_bits("Pc", 2);
     size_t done = 0;
-    for (size_t i = 0, n; i < len; i += n) {
-        if ((signed char)s[i] > 0 && (s[i] < '0' || s[i] > '9')) {
-            n = 1;
-            continue;
-        }
-        if (!(props_at(s + i, len - i, &n) & digit))
-            continue;
-        size_t end = i, digits = 0;
-        uint32_t props = 0;
-        for (; end < len && (props = props_at(s + end, len - end, &n)) & digit; end += n)
+    for (size_t i = 0, end; (i += word_dfa_skip(numbers, s + i, len - i)) < len; i = end) {
+        end = i + word_dfa_match(numbers, s + i, len - i);
+        size_t digits = 0;
+        for (size_t k = i; k < end; k += utf8_len_valid((unsigned char)s[k]))
             digits++;
-        n = end - i;
-        if (!any && end < len && (props & word))
+        if (!any && end < len && is_word(s + end, len - end))
             continue;
         for (size_t at = i; at < end; digits--) {
             if ((digits % 3 == 0 || (at == i && !any)) && at > done) {
@@ -256,7 +249,7 @@ enum err pretokenizer_split(const struct pretokenizer *p, const char *text, size
             if (utf8_valid_prefix(s, MIN(to - from, 4)) == 0)
                 TRY(push_end(w, to));
             else if (st->digits != NULL)
-                TRY(cut_digits(w, st->digits == DIGITS_ANY, s, to - from, from));
+                TRY(cut_digits(w, st->dfa, st->digits == DIGITS_ANY, s, to - from, from));
             else
                 TRY(cut_dfa(w, st->dfa, s, to - from, from));
         }

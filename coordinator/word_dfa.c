@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CLASSES_MAX = 255, STATES_MAX = 8192, BLOCK = 256, N_BLOCKS = UNICODE_END / BLOCK, DEAD = 0, MATCHED = 1 };
+enum { CLASSES_MAX = 255, STATES_MAX = 8192, BLOCK = 256, N_BLOCKS = UNICODE_END / BLOCK, DEAD = 0, MATCHED = 1, FAR = 256 };
 
 struct word_dfa {
     uint16_t *table; /* [state][n_classes + 1]: next state * 2 + "matched before this character"; the last is the end */
@@ -321,23 +321,72 @@ static inline size_t read_class(const struct word_dfa *d, const unsigned char *s
     return n;
 }
 
-size_t word_dfa_match(const struct word_dfa *d, const char *text, size_t len)
+/* Where the attempt ended is *end: len, or the character that led to DEAD. */
+static inline size_t run(const struct word_dfa *d, const unsigned char *s, size_t len, size_t *end)
 {
-    const unsigned char *s = (const unsigned char *)text;
     const uint16_t *table = d->table;
     uint32_t state = d->start, class;
-    size_t matched = 0;
-    for (size_t i = 0; i < len;) {
+    size_t matched = 0, i = 0;
+    while (i < len) {
         size_t n = read_class(d, s + i, &class);
         uint32_t step = table[state * d->stride + class];
         if (step & MATCHED)
             matched = i;
         state = step / 2;
-        if (state == DEAD)
+        if (state == DEAD) {
+            *end = i;
             return matched;
+        }
         i += n;
     }
+    *end = len;
     return table[(state + 1) * d->stride - 1] & MATCHED ? len : matched;
+}
+
+size_t word_dfa_match(const struct word_dfa *d, const char *text, size_t len)
+{
+    size_t end;
+    return run(d, (const unsigned char *)text, len, &end);
+}
+
+/* The same with an eye on the memo, which it also fills: with the places at which the last state before the end had
+ * been reached already. */
+static size_t run_memo(const struct word_dfa *d, const unsigned char *s, size_t len, size_t at, struct word_dfa_memo *m)
+{
+    uint32_t state = d->start, class;
+    size_t matched = 0, since = at, i = at;
+    while (i < len) {
+        if (state == m->state && i >= m->from && i < m->to)
+            return matched;
+        size_t n = read_class(d, s + i, &class);
+        uint32_t step = d->table[state * d->stride + class];
+        if (step & MATCHED) {
+            matched = i - at;
+            since = i + n;
+        }
+        if (step / 2 == (uint32_t)DEAD)
+            break;
+        i += n;
+        if (step / 2 != state)
+            since = i;
+        state = step / 2;
+    }
+    if (i == len && (d->table[(state + 1) * d->stride - 1] & MATCHED))
+        return len - at;
+    *m = (struct word_dfa_memo){state, since, i};
+    return matched;
+}
+
+size_t word_dfa_match_at(const struct word_dfa *d, const char *text, size_t len, size_t at, struct word_dfa_memo *memo)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    size_t end;
+    if (at < memo->to)
+        return run_memo(d, s, len, at, memo);
+    size_t matched = run(d, s + at, len - at, &end);
+    if (end - matched > FAR)
+        run_memo(d, s, len, at, memo);
+    return matched;
 }
 
 size_t word_dfa_skip(const struct word_dfa *d, const char *text, size_t len)
