@@ -20,11 +20,12 @@ SPLITS = {"tp 2": ["--tp", 2], "pp 2": ["--pp", 2]}
 
 
 def bodies():
-    """Greedy and sampled, with penalties and log-probabilities: all of a stream's state has to come back."""
+    """Greedy and sampled, with penalties and log-probabilities, and with every parameter that looks back: all of a stream's state has to come back."""
     common = {"max_tokens": TOKENS, "ignore_eos": True, "logprobs": 1}
-    return [{**common, "prompt": f"Tale number {i}. Once upon a time", "seed": i, "temperature": 0 if i % 4 == 0 else 0.9,
-             **({"repetition_penalty": 1.1, "frequency_penalty": 0.2} if i % 4 == 2 else {}), **({"top_p": 0.9, "min_p": 0.01} if i % 4 == 3 else {})}
-            for i in range(N_STREAMS)]
+    kinds = [{"temperature": 0}, {"mirostat": 2, "mirostat_tau": 4}, {"repetition_penalty": 1.1, "frequency_penalty": 0.2}, {"top_p": 0.9, "min_p": 0.01},
+             {"temperature": 0, "dry_multiplier": 0.8}, {"mirostat": 1, "mirostat_eta": 0.3},
+             {"repeat_penalty": 1.2, "presence_penalty": 0.3, "bad_words": ["once upon"]}, {"typical_p": 0.95, "xtc_probability": 0.3}]
+    return [{**common, "prompt": f"Tale number {i}. Once upon a time", "seed": i, "temperature": 0.9, **kinds[i % len(kinds)]} for i in range(N_STREAMS)]
 
 
 def serve(*args):
