@@ -224,13 +224,17 @@ static bool find_fim(const struct deployment *d, uint32_t fim[3])
 
 enum err deployment_load_text(struct deployment *d)
 {
+    const char *json = d->opts->tokenizer;
     enum err e = vocab_load(d->gguf, &d->vocab);
+    if (json && (e == ERR_OK || e == ERR_UNSUPPORTED)) /* it may stand for one that is not known */
+        e = vocab_replace(&d->vocab, json, d->hp.vocab);
     if (e == ERR_OK)
         e = tokenizer_create(d->vocab, &d->tok);
     if (e != ERR_OK) {
         char why[400];
         snprintf(why, sizeof(why), "%s", err_detail());
-        return err_set(e, "%s: %s", d->path, why);
+        return err_set(e, "%s: %s%s", d->path, why,
+                       e == ERR_UNSUPPORTED && !json ? " (--tokenizer takes the tokenizer.json of the model instead)" : "");
     }
     struct gguf_str t = d->vocab->chat_template;
     if (t.len && chat_template_create(t.s, t.len, &d->tmpl) != ERR_OK) {

@@ -138,7 +138,8 @@ bool detokenizer_push(struct detokenizer *d, uint32_t id, struct buf *out)
         d->first = special;
     }
     size_t seen = d->held.len;
-    take(d, d->piece.data + skip, d->piece.len - skip);
+    if (d->piece.len > skip)
+        take(d, d->piece.data + skip, d->piece.len - skip);
     scan(d, seen, out);
     return d->stopped;
 }

@@ -270,7 +270,8 @@ enum err vocab_replace(struct vocab **vp, const char *path, uint32_t n_vocab)
         vocab_destroy(&v);
         return err_set(ERR_CORRUPT, "%s has ids up to %u, but the model knows %u: it belongs to another model", path, n - 1, n_vocab);
     }
-    inherit(v, *vp);
+    if (*vp)
+        inherit(v, *vp);
     vocab_destroy(vp);
     *vp = v;
     return ERR_OK;

@@ -39,7 +39,7 @@ struct vocab {
 enum err vocab_load(const struct gguf *g, struct vocab **out);
 /* A GGUF file or a tokenizer.json, told apart by its first bytes; the vocabulary keeps what it needs of it. */
 enum err vocab_open(const char *path, struct vocab **out);
-/* Replaces *v by the tokenizer.json at path. What that does not say (ids of special tokens, the chat template) stays as
+/* Replaces *v (which may be NULL) by the tokenizer.json at path. What that does not say (ids of special tokens, the chat template) stays as
  * the model's file has it, which must stay open. ERR_CORRUPT when it has ids that a model of n_vocab rows lacks. */
 enum err vocab_replace(struct vocab **v, const char *path, uint32_t n_vocab);
 void vocab_destroy(struct vocab **v);
