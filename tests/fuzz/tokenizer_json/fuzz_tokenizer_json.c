@@ -1,0 +1,50 @@
+/* A tokenizer.json, and a tokenizer_config.json beside it: whatever the bytes say, loading ends with an error or with a
+ * tokenizer whose ids are all in its vocabulary, for texts with special tokens, bad UTF-8 and runs. */
+#include "base/buf.h"
+#include "base/check.h"
+#include "coordinator/detokenizer.h"
+#include "model/tokenizer_json.h"
+
+#include <string.h>
+
+static const char *const texts[] = {
+    "Hello <s>  world\xE2\x96\x81 [user] e\xCC\x81\xCC\x96 42\n\n", "\xFF\xE6\xBC\xA2\xE5\xAD\x97\xEF\xBC\xA1 \xE2\x82",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabababa  b", ""};
+
+static void use(const struct tokenizer *t, const char *text, unsigned flags)
+{
+    struct tokens ids = {0};
+    if (tokenizer_encode(t, text, strlen(text), flags, &ids) == ERR_OK) {
+        struct detokenizer d;
+        struct buf out;
+        buf_init(&out);
+        detokenizer_init(&d, t, NULL, 0, flags & TOKENIZER_PARSE);
+        for (size_t i = 0; i < ids.n; i++) {
+            ASSERT(ids.ids[i] < tokenizer_vocab(t)->n_tokens);
+            detokenizer_push(&d, ids.ids[i], &out);
+        }
+        detokenizer_finish(&d, &out);
+        detokenizer_deinit(&d);
+        buf_deinit(&out);
+    }
+    tokens_deinit(&ids);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct vocab *v = NULL;
+    struct tokenizer *t = NULL;
+    /* The first line may be a tokenizer_config.json. */
+    const uint8_t *line = size > 0 ? memchr(data, '\n', size) : NULL;
+    size_t config = line && data[0] == '#' ? (size_t)(line - data) + 1 : 0;
+    if (tokenizer_json_parse((const char *)data + config, size - config, &v) != ERR_OK)
+        return 0;
+    if (config > 1)
+        (void)tokenizer_json_config(v, (const char *)data + 1, config - 1);
+    if (tokenizer_create(v, &t) == ERR_OK)
+        for (size_t i = 0; i < ARRAY_LEN(texts); i++)
+            use(t, texts[i], i % 2 ? TOKENIZER_SPECIAL : TOKENIZER_SPECIAL | TOKENIZER_PARSE);
+    tokenizer_destroy(&t);
+    vocab_destroy(&v);
+    return 0;
+}
