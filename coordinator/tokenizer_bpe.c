@@ -124,7 +124,10 @@ enum err tokenizer_bpe_init(struct tokenizer *t)
     }
     for (unsigned b = 0; b < 256; b++) {
         char c[4];
-        t->byte_ids[b] = tokenizer_find(t, c, utf8_encode(byte_char(b), c));
+        uint32_t id = tokenizer_find(t, c, utf8_encode(byte_char(b), c));
+        uint8_t type = id == TOKEN_NONE || t->v->types == NULL ? VOCAB_NORMAL : t->v->types[id];
+        /* A user-defined or control token is text as it stands: "\xC3\xB8" is that letter and not the byte 0xF8. */
+        t->byte_ids[b] = type == VOCAB_USER_DEFINED || type == VOCAB_CONTROL ? TOKEN_NONE : id;
     }
     return tokenizer_bpe_merges_init(t);
 }
