@@ -39,6 +39,12 @@ static const struct route {
     {"/v1/models", HTTP_GET, ROLE_KEY, models},
     {"/v1/chat/completions", HTTP_POST, ROLE_KEY, chat_completions},
     {"/v1/completions", HTTP_POST, ROLE_KEY, completions},
+    {"/v1/embeddings", HTTP_POST, ROLE_KEY, api_embeddings},
+    {"/v1/rerank", HTTP_POST, ROLE_KEY, api_rerank},
+    {"/v2/rerank", HTTP_POST, ROLE_KEY, api_rerank},
+    {"/rerank", HTTP_POST, ROLE_KEY, api_rerank},
+    {"/v1/score", HTTP_POST, ROLE_KEY, api_score},
+    {"/score", HTTP_POST, ROLE_KEY, api_score},
     {"/tokenize", HTTP_POST, ROLE_KEY, api_tokenize},
     {"/detokenize", HTTP_POST, ROLE_KEY, api_detokenize},
     {"/apply-template", HTTP_POST, ROLE_KEY, api_apply_template},
@@ -251,5 +257,6 @@ void api_deinit(struct api *a)
         if (a->gens[i])
             api_generation_gone(a->gens[i]);
     free(a->gens);
+    api_embed_deinit(a);
     free(a->key_hashes);
 }

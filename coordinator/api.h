@@ -48,6 +48,8 @@ struct api {
     uint64_t started_s;
     struct generation **gens;         /* slot table; NULL where free */
     uint32_t n_gens, gens_cap, serial;
+    struct embed **embeds;            /* the same of requests for numbers (api_embed.h) */
+    uint32_t n_embeds, embeds_cap;
     void (*health)(void *arg, const struct deployment *d, struct front_health *out); /* front_config */
     void *health_arg;
 };
@@ -133,8 +135,8 @@ struct deployment *api_get_model(const struct api *a, const json_t *o, struct ap
 bool api_get_sampling(const json_t *o, struct generation *g, struct sampling *s, struct api_error *e);
 void api_sampling_deinit(struct sampling *s);
 bool api_get_stops(const json_t *o, struct generation *g, struct api_error *e);
-/* Text, texts, ids or lists of ids (`prompt`), with `suffix` where the model fills in; fills g->prompts. */
-bool api_get_prompts(const json_t *o, struct generation *g, struct api_error *e);
+/* Text, texts, ids or lists of ids (`prompt`, or what `key` says; at most n_max), a prompt with `suffix` where the model fills in; fills g->prompts. */
+bool api_get_prompts(const json_t *o, const char *key, uint32_t n_max, struct generation *g, struct api_error *e);
 /* Text to a prompt's ids: truncated where the request wants it, checked against the context. */
 bool api_encode_prompt(const struct generation *g, const char *text, size_t len, unsigned flags, const char *param, struct tokens *out,
                        struct api_error *e);
@@ -148,10 +150,20 @@ bool api_chat_render(const json_t *o, const struct deployment *d, struct buf *te
 
 /* api_generate.c */
 void api_generate(struct api *a, struct http_exchange *x, bool chat);
+bool api_servable(const struct api *a, const struct deployment *d, struct api_error *e);
+struct engine *api_engine(const struct deployment *d);    /* the one with the least to do; NULL: all have stopped */
 void api_event(struct api *a, struct token_event *ev); /* takes ownership */
 void api_generation_gone(struct generation *g);        /* the client left: cancel and free */
 bool api_tick(void *arg);                              /* keeps silent streams alive; http_timer */
 uint32_t api_n_open(const struct api *a);
+
+/* api_embed.c, api_rerank.c */
+void api_embeddings(struct api *a, struct http_exchange *x);
+void api_rerank(struct api *a, struct http_exchange *x);
+void api_score(struct api *a, struct http_exchange *x);
+bool api_embed_event(struct api *a, struct token_event *ev); /* false: of no request for numbers; else takes ownership */
+void api_embed_tick(struct api *a);
+void api_embed_deinit(struct api *a);
 
 /* api_answer.c: how answers look. */
 void api_answer_begin(struct generation *g);

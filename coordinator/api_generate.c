@@ -97,7 +97,7 @@ void api_generation_gone(struct generation *g)
     generation_destroy(g);
 }
 
-static struct engine *least_loaded(const struct deployment *d)
+struct engine *api_engine(const struct deployment *d)
 {
     struct engine *best = NULL;
     unsigned best_load = 0;
@@ -153,7 +153,7 @@ static bool submit(struct generation *g, const struct sampling *s, struct api_er
     uint32_t per_prompt = g->n_choices / g->n_prompts;
     for (uint32_t i = 0; i < g->n_choices; i++) {
         struct choice *c = &g->choices[i];
-        struct engine *engine = least_loaded(g->d);
+        struct engine *engine = api_engine(g->d);
         if (!engine)
             return api_error(e, 503, NULL, "the server is stopping");
         struct request *r = make_request(g, c, s, i % per_prompt);
@@ -204,7 +204,7 @@ static bool init_choices(struct generation *g, const struct sampling *s, int64_t
     return true;
 }
 
-static bool servable(const struct api *a, const struct deployment *d, struct api_error *e)
+bool api_servable(const struct api *a, const struct deployment *d, struct api_error *e)
 {
     struct front_health h = {0};
     a->health(a->health_arg, d, &h);
@@ -233,7 +233,7 @@ static bool read_request(struct start *st, const json_t *o)
     g->ctx = deployment_ctx(g->d);
     if (!api_get_options(o, g, &st->n, e) || !api_get_sampling(o, g, &st->sampling, e) || !api_get_stops(o, g, e))
         return false;
-    if (!(g->chat ? api_get_chat(o, g, e) : api_get_prompts(o, g, e)))
+    if (!(g->chat ? api_get_chat(o, g, e) : api_get_prompts(o, "prompt", API_CHOICES_MAX, g, e)))
         return false;
     struct sampling *s = &st->sampling;
     g->logprobs = s->logprobs;
@@ -261,7 +261,7 @@ static void begin(struct start *st)
     struct http_exchange *x = g->x;
     if (!st->e.status && g->api->draining)
         api_error(&st->e, 503, NULL, "the server is stopping");
-    if (!st->e.status && servable(g->api, g->d, &st->e) && init_choices(g, &st->sampling, st->n, &st->e) && submit(g, &st->sampling, &st->e)) {
+    if (!st->e.status && api_servable(g->api, g->d, &st->e) && init_choices(g, &st->sampling, st->n, &st->e) && submit(g, &st->sampling, &st->e)) {
         http_set_user(x, &g->client);
         return;
     }
@@ -391,6 +391,8 @@ static void fail_generation(struct generation *g, const struct token_event *ev)
 void api_event(struct api *a, struct token_event *ev)
 {
     struct generation *g = NULL;
+    if (api_embed_event(a, ev))
+        return;
     struct choice *c = find_choice(a, ev->id, &g);
     if (!c || c->done) {
         token_event_destroy(&ev);
@@ -454,10 +456,11 @@ bool api_tick(void *arg)
         if (g && g->stream && now - g->last_sent_ns > SILENCE_S * NS_PER_S)
             api_answer_comment(g, "waiting");
     }
-    return a->n_gens > 0;
+    api_embed_tick(a);
+    return api_n_open(a) > 0;
 }
 
 uint32_t api_n_open(const struct api *a)
 {
-    return a->n_gens;
+    return a->n_gens + a->n_embeds;
 }

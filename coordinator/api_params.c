@@ -181,16 +181,16 @@ bool api_encode_prompt(const struct generation *g, const char *text, size_t len,
     return encode(g, text, len, flags, param, out, e) && check_prompt(g, out, param, e);
 }
 
-static bool ids_prompt(const struct generation *g, const json_t *list, struct tokens *out, struct api_error *e)
+static bool ids_prompt(const struct generation *g, const char *key, const json_t *list, struct tokens *out, struct api_error *e)
 {
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *v = json_array_get(list, i);
         if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= g->d->hp.vocab)
-            return api_error(e, 400, "prompt", "`prompt`: element %zu is no token id below %u", i, g->d->hp.vocab);
+            return api_error(e, 400, key, "`%s`: element %zu is no token id below %u", key, i, g->d->hp.vocab);
         if (tokens_push(out, (uint32_t)json_integer_value(v)) != ERR_OK)
             return api_error(e, 503, NULL, "out of memory");
     }
-    return check_prompt(g, out, "prompt", e);
+    return check_prompt(g, out, key, e);
 }
 
 /* The gap between prompt and suffix, as the model was trained to see it: PRE prompt SUF suffix MID. */
@@ -226,20 +226,20 @@ static bool get_suffix(const json_t *o, const struct deployment *d, const json_t
     return true;
 }
 
-bool api_get_prompts(const json_t *o, struct generation *g, struct api_error *e)
+bool api_get_prompts(const json_t *o, const char *key, uint32_t n_max, struct generation *g, struct api_error *e)
 {
-    const json_t *v = api_get(o, "prompt");
-    static const char what[] = "`prompt` must be a string, a list of strings, a list of token ids or a list of such lists";
-    const json_t *suffix;
+    const json_t *v = api_get(o, key);
+    static const char what[] = "`%s` must be a string, a list of strings, a list of token ids or a list of such lists";
+    const json_t *suffix = NULL;
     if (!v || (!json_is_string(v) && !json_is_array(v)) || (json_is_array(v) && json_array_size(v) == 0))
-        return api_error(e, 400, "prompt", what);
-    if (!get_suffix(o, g->d, &suffix, e))
+        return api_error(e, 400, key, what, key);
+    if (strcmp(key, "prompt") == 0 && !get_suffix(o, g->d, &suffix, e))
         return false;
     const json_t *first = json_is_array(v) ? json_array_get(v, 0) : NULL;
     bool single = !first || json_is_integer(first);
     size_t n = single ? 1 : json_array_size(v);
-    if (n > API_CHOICES_MAX)
-        return api_error(e, 400, "prompt", "`prompt` holds %zu prompts, at most %d are taken", n, API_CHOICES_MAX);
+    if (n > n_max)
+        return api_error(e, 400, key, "`%s` holds %zu prompts, at most %u are taken", key, n, n_max);
     g->prompts = calloc(n, sizeof(*g->prompts));
     if (!g->prompts)
         return api_error(e, 503, NULL, "out of memory");
@@ -251,11 +251,11 @@ bool api_get_prompts(const json_t *o, struct generation *g, struct api_error *e)
             ok = json_is_string(p) ? infill_prompt(g, p, suffix, &g->prompts[i], e)
                                    : api_error(e, 400, "prompt", "`prompt` must be text where there is a `suffix`");
         else if (json_is_string(p))
-            ok = api_encode_prompt(g, json_string_value(p), json_string_length(p), TOKENIZER_SPECIAL | TOKENIZER_PARSE, "prompt", &g->prompts[i], e);
+            ok = api_encode_prompt(g, json_string_value(p), json_string_length(p), TOKENIZER_SPECIAL | TOKENIZER_PARSE, key, &g->prompts[i], e);
         else if (json_is_array(p))
-            ok = ids_prompt(g, p, &g->prompts[i], e);
+            ok = ids_prompt(g, key, p, &g->prompts[i], e);
         else
-            ok = api_error(e, 400, "prompt", what);
+            ok = api_error(e, 400, key, what, key);
         if (!ok)
             return false;
     }

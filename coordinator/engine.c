@@ -452,7 +452,9 @@ static enum err check_request(const struct engine *e, const struct request *r)
         if (r->targets[i] >= e->vocab)
             return err_set(ERR_INVALID, "target id %u: the vocabulary has %u", r->targets[i], e->vocab);
     ASSERT(r->kind == REQUEST_GENERATE || s->max_tokens == 0);
-    ASSERT(r->kind != REQUEST_EMBED || r->pooling == POOLING_MEAN || r->pooling == POOLING_LAST);
+    ASSERT(r->kind != REQUEST_EMBED || r->pooling == POOLING_MEAN || r->pooling == POOLING_LAST || (r->pooling == POOLING_RANK && e->reranker));
+    if (r->kind == REQUEST_GENERATE && e->reranker)
+        return err_set(ERR_INVALID, "this model is a reranker: it answers /v1/rerank and /score");
     ASSERT(r->kind != REQUEST_SCORE || r->n_targets >= 1);
     if (s->n_stop_ids > MSG_STOP_IDS_MAX || s->n_bias > MSG_BIAS_MAX || s->n_logprobs > MSG_LOGPROBS_MAX)
         return err_set(ERR_INVALID, "at most %d stop ids, %d biases and %d log-probabilities", MSG_STOP_IDS_MAX,
@@ -562,6 +564,7 @@ enum err engine_create(const struct engine_config *cfg, struct engine **out)
     e->pp = cfg->split->pp;
     e->n_ranks = e->tp * e->pp;
     e->vocab = cfg->hp->vocab;
+    e->reranker = cfg->hp->has_cls;
     e->max_seqs = (uint32_t)cfg->opts->max_seqs;
     e->bound = e->max_seqs + (uint32_t)cfg->opts->queue_max;
     e->ctx = cfg->ctx;

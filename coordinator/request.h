@@ -60,7 +60,7 @@ struct request {
     uint64_t id;      /* unique in the process, given by the front */
     bool cancel;      /* only id counts: drop the request of that id */
     enum request_kind kind;
-    uint32_t pooling; /* EMBED: POOLING_MEAN or POOLING_LAST */
+    uint32_t pooling; /* EMBED: POOLING_MEAN, LAST, or RANK (the outputs of a reranker's head, then zeros) */
     uint32_t targets[REQUEST_TARGETS_MAX], n_targets;
     uint32_t *prompt; /* token ids, BOS included */
     uint32_t n_prompt;

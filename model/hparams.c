@@ -266,13 +266,16 @@ static enum err load_rope(struct loader *l)
 
 /* --- tensors --- */
 
-enum len { LEN_NONE, LEN_DIM, LEN_Q, LEN_K, LEN_V, LEN_O, LEN_FFN, LEN_VOCAB, LEN_HEAD, LEN_ROPE };
+enum { CLS_ROWS = 2 };
+enum len { LEN_NONE, LEN_CLS, LEN_DIM, LEN_Q, LEN_K, LEN_V, LEN_O, LEN_FFN, LEN_VOCAB, LEN_HEAD, LEN_ROPE };
 
 static uint64_t len_of(const struct hparams *hp, enum len len)
 {
     switch (len) {
     case LEN_NONE:
         return 1;
+    case LEN_CLS:
+        return CLS_ROWS;
     case LEN_DIM:
         return hp->dim;
     case LEN_Q:
@@ -412,6 +415,9 @@ static enum err check_tensors(struct loader *l, bool *used)
     TRY(check_tensor(l, used, "output_norm.weight", LEN_DIM, LEN_NONE, NULL));
     if (!hp->tied_embeddings)
         TRY(check_tensor(l, used, "output.weight", LEN_DIM, LEN_VOCAB, NULL));
+    hp->has_cls = hp->pooling == POOLING_RANK && hp->dim >= CLS_ROWS && gguf_tensor(l->g, "cls.output.weight");
+    if (hp->has_cls)
+        TRY(check_tensor(l, used, "cls.output.weight", LEN_DIM, LEN_CLS, NULL));
     TRY(check_rope_freqs(l, used));
     TRY(check_layers(l, used));
     for (uint64_t i = 0; i < l->g->n_tensors; i++)

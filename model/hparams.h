@@ -14,7 +14,7 @@ enum { ARCH_QKV_BIAS = 1, ARCH_QK_NORM = 2, ARCH_O_BIAS = 4 }; /* features in ar
 /* What the backends compute with: the dimensions of a head, and the columns of a matrix (embedding, heads together, feed-forward). */
 enum { HPARAMS_HEAD_DIM_MAX = 256, HPARAMS_COLS_MAX = 131072 };
 enum rope_layout { ROPE_NORMAL, ROPE_NEOX }; /* pairs (2i, 2i+1), or (i, i + n/2) */
-/* How the hidden states of a sequence become one vector; the numbers are GGUF's ({arch}.pooling_type). CLS and RANK belong to encoders. */
+/* How the hidden states of a sequence become one vector; the numbers are GGUF's ({arch}.pooling_type). CLS belongs to encoders. RANK is the last state through cls.output. */
 enum pooling { POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK };
 enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_YARN };
 
@@ -34,6 +34,7 @@ struct hparams {
     float rope_attn_factor;      /* multiplies the magnitude (beside YaRN's own 0.1 ln(factor) + 1); 1 */
     float rope_beta_fast, rope_beta_slow;
     enum pooling pooling;        /* as the file names it; NONE where it does not */
+    bool has_cls;                /* cls.output.weight: a reranker's head in place of the vocabulary's, with the rows "yes" and "no" */
     bool has_rope_freqs;         /* tensor rope_freqs.weight divides each frequency (Llama 3) */
     const struct gguf_tensor *rope_freqs; /* view into the gguf, or NULL */
 };

@@ -146,7 +146,7 @@ static bool find_place(const struct hparams *hp, const char *name, struct place 
         *p = (struct place){.axis = SHARD_VOCAB, .first_stage = true, .last_stage = hp->tied_embeddings};
     else if (strcmp(name, "output.weight") == 0)
         *p = (struct place){.axis = SHARD_VOCAB, .last_stage = true};
-    else if (strcmp(name, "output_norm.weight") == 0)
+    else if (strcmp(name, "output_norm.weight") == 0 || strcmp(name, "cls.output.weight") == 0)
         *p = (struct place){.axis = SHARD_WHOLE, .last_stage = true};
     else
         return layer_place(name, p);

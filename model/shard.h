@@ -39,7 +39,7 @@ enum err shard_split_init(const struct hparams *hp, uint32_t tp, uint32_t pp, co
 void shard_rank(const struct hparams *hp, const struct shard_split *s, uint32_t tp_rank, struct shard_rank *out);
 /* The rows of a tensor that a rank of a stage loads; n = 0: none. By tensor name (blk.N.attn_q.weight ...). Biases and norms follow:
  * a bias is cut like its matrix, norms are whole. The embedding belongs to stage 0, the head (or the tied embedding) and
- * output_norm to the last stage. Rows of a 1-D tensor are its elements. */
+ * output_norm and cls.output (whole) to the last stage. Rows of a 1-D tensor are its elements. */
 void shard_tensor_rows(const struct hparams *hp, const struct shard_split *s, const struct gguf_tensor *t, uint32_t tp_rank,
                        uint32_t stage, struct shard_range *rows);
 /* Bytes in the file that a rank of a stage reads. */

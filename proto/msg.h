@@ -187,7 +187,7 @@ struct slot_setup {
     uint32_t n_bad_ids, n_bad;
     uint32_t *dry_id, *dry_len; /* sequences that no repetition reaches across; likewise */
     uint32_t n_dry_ids, n_dry;
-    uint32_t pooling;         /* NONE, MEAN or LAST of enum pooling (model/hparams.h): hidden states after the final norm */
+    uint32_t pooling;         /* enum pooling (model/hparams.h) of the hidden states after the final norm; RANK: the classifier's outputs come first, then zeros */
     uint32_t *target;         /* ids whose log-probabilities a run may want */
     uint32_t n_targets;
 };

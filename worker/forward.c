@@ -462,6 +462,14 @@ void forward_final_norm(const struct forward *f, const float *x, float *y)
     f->cfg.k->rmsnorm(x, f->cfg.w->out_norm, f->cfg.hp->norm_eps, f->cfg.hp->dim, y);
 }
 
+void forward_classify(struct forward *f, const float *x, float *y)
+{
+    const struct kernels_weight *w = &f->cfg.w->cls;
+    norm_row(f, x, f->cfg.w->out_norm, &f->hh, 0, takes_q8(f, w));
+    struct kernels_act a = act_view(&f->hh, 1, f->cfg.hp->dim);
+    f->cfg.k->matmul(w, &a, 0, w->rows, y, w->rows);
+}
+
 /* ---- buffers */
 
 static void *carve(struct forward *f, size_t n, size_t size)

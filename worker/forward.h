@@ -86,6 +86,8 @@ void forward_deinit(struct forward *f);
 enum err forward_run(struct forward *f, const struct batch *b);
 /* The state after the final norm of one row of x: what pooling takes. Any thread, last stage. */
 void forward_final_norm(const struct forward *f, const float *x, float *y);
+/* One row of x through a reranker's head: y [w->cls.rows]. The calling thread alone, last stage, between passes. */
+void forward_classify(struct forward *f, const float *x, float *y);
 /* head_x [n][dim] -> logits [n][logits_stride] of own.vocab. n <= rows_cap. */
 void forward_head(struct forward *f, uint32_t n);
 

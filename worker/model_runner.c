@@ -126,7 +126,7 @@ static enum err make_buffers(struct runner *r)
     const struct hparams *hp = &r->hp;
     uint32_t rows = (uint32_t)(ROWS_BYTES / sizeof(float) / MAX(hp->vocab, 1u));
     r->rows_cap = MIN(MAX(rows, (uint32_t)ROWS_MIN), (uint32_t)ROWS_MAX);
-    struct slots_config sc = {c->max_seqs, r->info.ctx, hp->vocab, hp->dim, r->info.kv_blocks, c->max_step_tokens, r->last_stage};
+    struct slots_config sc = {c->max_seqs, r->info.ctx, hp->vocab, hp->dim, r->info.kv_blocks, c->max_step_tokens, r->last_stage, hp->has_cls};
     TRY(slots_init(&r->slots, &sc));
     TRY(batch_init(&r->batch, MIN(c->max_step_tokens, (uint32_t)BATCH_TOKENS)));
     struct forward_config fc = {.hp = hp, .split = &r->split, .tp_rank = c->tp_rank, .stage = c->stage, .k = c->kernels, .pool = r->pool,
@@ -492,6 +492,10 @@ static enum err pool_rows(struct runner *r, const struct step *s, const struct b
         return ERR_OK;
     float *y = r->res.pooled + (size_t)r->n_pooled++ * dim;
     bool finite = true;
+    if (sl->pooling == POOLING_RANK) {
+        memset(y, 0, dim * sizeof(*y));
+        forward_classify(&r->fwd, x + (size_t)(b->n_tok - 1) * dim, y);
+    }
     if (sl->pooling == POOLING_LAST)
         forward_final_norm(&r->fwd, x + (size_t)(b->n_tok - 1) * dim, y);
     for (uint32_t j = 0; j < dim; j++) {

@@ -126,7 +126,8 @@ static enum err check_setup(const struct slots *s, const struct slot_setup *u)
         u->n_logprobs > MSG_LOGPROBS_MAX || u->n_targets > MSG_TARGETS_MAX)
         REFUSE("setup of slot %u: counts out of range (stop %u, bias %u, history %u, output %u, logprobs %u, targets %u)", u->slot, u->n_stop, u->n_bias,
                u->n_history, u->n_output, u->n_logprobs, u->n_targets);
-    if (u->pooling != POOLING_NONE && ((u->pooling != POOLING_MEAN && u->pooling != POOLING_LAST) || u->n_history))
+    bool known = u->pooling == POOLING_MEAN || u->pooling == POOLING_LAST || (u->pooling == POOLING_RANK && s->cfg.has_cls);
+    if (u->pooling != POOLING_NONE && (!known || u->n_history))
         REFUSE("setup of slot %u: pooling %u with %u skipped tokens", u->slot, u->pooling, u->n_history);
     if (!isfinite(u->temperature) || !isfinite(u->top_p) || !isfinite(u->min_p) || !isfinite(u->repetition_penalty) ||
         !isfinite(u->presence_penalty) || !isfinite(u->frequency_penalty) || u->temperature < 0 || u->repetition_penalty < 0)

@@ -69,6 +69,7 @@ static inline bool slot_bit(const uint32_t *bits, uint32_t id)
 struct slots_config {
     uint32_t max_seqs, ctx, vocab, dim, n_kv_blocks, max_step_tokens;
     bool sampling;          /* last stage: counts and hidden states are kept */
+    bool has_cls;           /* POOLING_RANK is possible */
 };
 struct slots {
     struct slots_config cfg;

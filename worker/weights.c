@@ -55,7 +55,7 @@ enum err weights_plan(const struct gguf *g, const struct hparams *hp, const stru
     *w = (struct weights){0};
     uint32_t first = split->layer_first[stage], end = split->layer_first[stage + 1];
     w->n_layers = end - first;
-    w->parts = calloc((size_t)w->n_layers * 15 + 3, sizeof(*w->parts));
+    w->parts = calloc((size_t)w->n_layers * 15 + 4, sizeof(*w->parts));
     w->layers = calloc(w->n_layers ? w->n_layers : 1, sizeof(*w->layers));
     if (!w->parts || !w->layers)
         return err_set(ERR_NOMEM, "out of memory for the plan of the weights");
@@ -71,6 +71,8 @@ enum err weights_plan(const struct gguf *g, const struct hparams *hp, const stru
 #undef PLAN_BIAS
     }
     plan_part(w, gguf_tensor(g, "output_norm.weight"), hp, split, tp_rank, stage, k);
+    if (hp->has_cls)
+        plan_part(w, gguf_tensor(g, "cls.output.weight"), hp, split, tp_rank, stage, k);
     if (!hp->tied_embeddings)
         plan_part(w, gguf_tensor(g, "output.weight"), hp, split, tp_rank, stage, k);
     return ERR_OK;
@@ -222,6 +224,8 @@ static void hang_in(struct weights *w, const struct gguf *g, const struct hparam
     if (stage + 1 == split->pp) {
         w->head = matrix_at(w, g, hp->tied_embeddings ? "token_embd.weight" : "output.weight");
         w->out_norm = vector_at(w, "output_norm.weight");
+        if (hp->has_cls)
+            w->cls = matrix_at(w, g, "cls.output.weight");
     }
 }
 

@@ -38,6 +38,7 @@ struct weights {
     struct weights_layer *layers; /* of this stage */
     uint32_t n_layers;
     struct kernels_weight embd, head; /* rows = 0 where the stage has none */
+    struct kernels_weight cls;    /* a reranker's head, whole; last stage */
     const float *out_norm;        /* last stage only */
 };
 

@@ -35,8 +35,20 @@ def matrix(rng, kind, rows, cols, gain=1.0):
     return (w, t) if kind == "F32" else (gguf.quantize(w, t), t)
 
 
+def vocabulary(alphabet, words, special, n):
+    tokens, merges = [*alphabet, alphabet[0] + alphabet[1]], [f"{alphabet[0]} {alphabet[1]}"]
+    for word in words:
+        for i in range(2, len(word) + 1):
+            tokens.append(word[:i])
+            merges.append(f"{word[:i - 1]} {word[i - 1]}")
+    tokens += [f"t{i}" for i in range(len(tokens), 300)] if special else []
+    tokens += special
+    return tokens + [f"t{i}" for i in range(len(tokens), n)], merges
+
+
 def write(path, arch="llama", kind="Q8_0", seed=1, layers=2, dim=256, heads=8, kv_heads=4, head_dim=None, ffn=512, vocab=1024, tied=False,
-          bias=False, qk_norm=False, rope_freqs=False, scaling=None, ctx=512):
+          bias=False, qk_norm=False, rope_freqs=False, scaling=None, ctx=512, pre="llama-bpe", words=(), special=(), eos=1, pooling=None, cls=False):
+    """words: texts that are one token each; special: control tokens, from id 300 on; pooling: pooling_type, with EOS added to every text; cls: a reranker's head and prompt."""
     rng = np.random.default_rng(seed)
     hd = head_dim or dim // heads
     w = gguf.GGUFWriter(path, arch)
@@ -57,14 +69,22 @@ def write(path, arch="llama", kind="Q8_0", seed=1, layers=2, dim=256, heads=8, k
         w.add_rope_scaling_factor(scaling[1])
         w.add_rope_scaling_orig_ctx_len(scaling[2])
     w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre("llama-bpe")
+    w.add_tokenizer_pre(pre)
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's alphabet of bytes: the others stand from U+0100 on
     alphabet = [chr(b) for b in visible] + [chr(0x100 + i) for i in range(256 - len(visible))]
-    w.add_token_list([*alphabet, alphabet[0] + alphabet[1], *(f"t{i}" for i in range(257, vocab))])
-    w.add_token_types([1] * vocab)
-    w.add_token_merges([f"{alphabet[0]} {alphabet[1]}"])
+    tokens, merges = vocabulary(alphabet, words, special, vocab)
+    w.add_token_list(tokens)
+    w.add_token_types([3 if t in special else 1 for t in tokens])
+    w.add_token_merges(merges)
     w.add_bos_token_id(0)
-    w.add_eos_token_id(1)
+    w.add_eos_token_id(eos)
+    if pooling is not None:
+        w.add_pooling_type(gguf.PoolingType(pooling))
+        w.add_add_eos_token(True)
+        w.add_add_bos_token(False)
+    if cls:
+        w.add_classifier_output_labels(["yes", "no"])
+        w.add_chat_template([{"name": "rerank", "template": "<|im_start|>Is it yes or no?\nQ: {query}\nD: {document}<|im_end|>\n"}])
 
     def add(name, rows, cols, gain=1.0):
         data, t = matrix(rng, kind, rows, cols, gain)
@@ -95,6 +115,8 @@ def write(path, arch="llama", kind="Q8_0", seed=1, layers=2, dim=256, heads=8, k
     vector("output_norm.weight", dim)
     if not tied:
         add("output.weight", vocab, dim, 2.0)
+    if cls:
+        add("cls.output.weight", 2, dim, 2.0)
     if rope_freqs:
         w.add_tensor("rope_freqs.weight", np.geomspace(1.0, 8.0, hd // 2).astype(np.float32))
     w.write_header_to_file()

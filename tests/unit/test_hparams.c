@@ -79,6 +79,14 @@ static void silent_keys_have_their_defaults(void **state)
     struct gguf_write w;
     struct hparams hp;
     struct tiny_model t = tiny_model_default;
+    tiny_model_begin(&t, &w);
+    expect(ERR_OK, load(&w, &hp), NULL);
+    assert_true(hp.pooling == POOLING_NONE && !hp.has_cls);
+    tiny_model_begin(&t, &w);
+    gguf_write_u32(&w, "llama.pooling_type", 4);
+    gguf_write_add_tensor(&w, "cls.output.weight", 0, t.dim, 2, (uint64_t)t.dim * 2 * 4);
+    expect(ERR_OK, load(&w, &hp), NULL);
+    assert_true(hp.pooling == POOLING_RANK && hp.has_cls);
     t.skip_key = "llama.attention.key_length";
     tiny_model_begin(&t, &w);
     expect(ERR_OK, load(&w, &hp), NULL);
@@ -290,6 +298,12 @@ static void what_would_answer_wrongly_is_refused(void **state)
     (void)state;
     struct gguf_write w;
     struct hparams hp;
+    tiny_model_begin(&tiny_model_default, &w);
+    gguf_write_bool(&w, "llama.attention.causal", false);
+    expect(ERR_UNSUPPORTED, load(&w, &hp), "encoder");
+    tiny_model_begin(&tiny_model_default, &w);
+    gguf_write_u32(&w, "llama.pooling_type", 5);
+    expect(ERR_CORRUPT, load(&w, &hp), "pooling_type");
     tiny_model_begin(&tiny_model_default, &w);
     gguf_write_u32(&w, "llama.expert_count", 8);
     expect(ERR_UNSUPPORTED, load(&w, &hp), "8 experts");

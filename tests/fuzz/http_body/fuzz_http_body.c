@@ -82,7 +82,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct sampling s = {0};
     struct generation g = {.api = &api, .d = api_get_model(&api, o, &e), .ctx = CTX, .chat = chat};
     int64_t n = 1;
-    bool ok = g.d && api_get_options(o, &g, &n, &e) && api_get_sampling(o, &g, &s, &e) && api_get_stops(o, &g, &e) && (chat ? api_get_chat(o, &g, &e) : api_get_prompts(o, &g, &e));
+    bool ok = g.d && api_get_options(o, &g, &n, &e) && api_get_sampling(o, &g, &s, &e) && api_get_stops(o, &g, &e) && (chat ? api_get_chat(o, &g, &e) : api_get_prompts(o, "prompt", API_CHOICES_MAX, &g, &e));
     ASSERT(ok == (e.status == 0) && (ok || (e.status >= 400 && e.message[0])));
     if (ok) {
         check_sampling(&s);
