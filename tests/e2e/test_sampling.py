@@ -61,8 +61,12 @@ def server():
         yield s
 
 
-def draws(server, prompt, rounds, **params):
-    out = []
+def draws(server, prompt, rounds, known={}, **params):
+    """known: what was drawn before; the same seeds draw the same."""
+    key = (str(prompt), rounds, str(params))
+    if key in known:
+        return known[key]
+    out = known[key] = []
     for seed in range(rounds):
         body = {"prompt": prompt, "n": 128, "seed": 1000 + seed, "return_token_ids": True, **TEMPERATURE, **params}
         r = server.post("/v1/completions", body)
@@ -104,7 +108,7 @@ def test_the_test_can_tell_a_wrong_distribution(server, oracle):
     """The same draws must be rejected as draws at another temperature."""
     ids = server.post("/tokenize", {"prompt": PROMPTS[0]}).json["tokens"]
     p = oracle(ids)
-    for wrong in (0.8, 1.25):
+    for wrong in (0.8, 1.25) if FULL else (1.25,):
         tail, _ = chi_square(draws(server, ids, ROUNDS, temperature=wrong), p)
         assert tail < 1e-4, (wrong, tail)
 
@@ -149,7 +153,12 @@ def test_a_seed_gives_the_same_text_for_every_split():
     bodies = [{"prompt": "In the forest", "max_tokens": TOKENS, "seed": 42, "temperature": 1},
               {"prompt": "The old woman", "max_tokens": TOKENS, "seed": 7, "temperature": 0.8, "top_p": 0.9, "top_k": 40, "n": 3},
               {"prompt": "A fox", "max_tokens": TOKENS, "seed": -3, "temperature": 1.5, "min_p": 0.05, "presence_penalty": 0.5, "repetition_penalty": 1.2},
-              {"prompt": "x", "max_tokens": TOKENS, "seed": 9, "temperature": 1, "logit_bias": {"300": 3.5, "301": -100}, "ignore_eos": True}]
+              {"prompt": "x", "max_tokens": TOKENS, "seed": 9, "temperature": 1, "logit_bias": {"300": 3.5, "301": -100}, "ignore_eos": True},
+              {"prompt": "The fox and the fox and the", "max_tokens": TOKENS, "seed": 1, "temperature": 0.7, "dry_multiplier": 1, "typical_p": 0.9, "repeat_last_n": 20,
+               "repetition_penalty": 1.1},
+              {"prompt": "A hen", "max_tokens": TOKENS, "seed": 2, "mirostat": 2, "mirostat_tau": 3, "dynatemp_range": 0.2, "bad_words": ["the"]},
+              {"prompt": "A hen", "max_tokens": TOKENS, "seed": 3, "mirostat": 1, "allowed_token_ids": list(range(300, 900))},
+              {"prompt": "A hen", "max_tokens": TOKENS, "seed": 4, "top_n_sigma": 1.5, "xtc_probability": 0.5}]
     seen = []
     for args in SPLITS:
         with Server(DEMO, *PATIENT, *args) as s:
