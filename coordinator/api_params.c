@@ -16,6 +16,40 @@ json_t *api_body(struct http_exchange *x, struct api_error *e)
     return o;
 }
 
+/* The field of the outermost object whose value is being read at `end`, when that value was to be a number (NaN, Infinity, 1e999, 0x10: no JSON). */
+static bool number_at(const char *body, size_t end, char *field, size_t cap)
+{
+    size_t depth = 0, string = 0, string_end = 0, value = 0;
+    bool in_str = false, has_key = false;
+    for (size_t i = 0; i < end; i++) {
+        char c = body[i];
+        if (in_str) {
+            i += c == '\\';
+            in_str = c != '"';
+            string_end = in_str ? string_end : i;
+        } else if (c == '"') {
+            in_str = true;
+            string = depth == 1 && !has_key ? i + 1 : string;
+        } else if (c == ':' && depth == 1) {
+            has_key = true;
+            value = i + 1;
+        } else if (c == ',' && depth == 1) {
+            has_key = false;
+        } else if (c == '{' || c == '[') {
+            depth++;
+        } else if ((c == '}' || c == ']') && depth) {
+            depth--;
+        }
+    }
+    while (value < end && strchr(" \t\r\n", body[value]))
+        value++;
+    if (!has_key || value == end || !strchr("+-.0123456789NnIi", body[value]) || string_end <= string || string_end - string >= cap)
+        return false;
+    memcpy(field, body + string, string_end - string);
+    field[string_end - string] = 0;
+    return true;
+}
+
 json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
 {
     size_t depth = 0, deepest = 0; /* jansson's own limit is 2,048 levels: a shallower one keeps recursion elsewhere small */
@@ -42,7 +76,9 @@ json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
     json_error_t je;
     json_t *o = json_loadb(body, len, JSON_REJECT_DUPLICATES, &je);
     if (!o) {
-        api_error(e, 400, NULL, "the body is no valid JSON: line %d, column %d: %.200s", je.line, je.column, je.text);
+        char field[sizeof(e->param)];
+        bool number = number_at(body, MIN(len, (size_t)MAX(je.position, 0)), field, sizeof(field));
+        api_error(e, 400, number ? field : NULL, "the body is no valid JSON: line %d, column %d: %.200s", je.line, je.column, je.text);
         return NULL;
     }
     if (!json_is_object(o)) {
