@@ -29,6 +29,8 @@ int cmd_perplexity(struct options *o, int argc, char **argv);
 int cmd_status(struct options *o, int argc, char **argv);
 int cmd_workers(struct options *o, int argc, char **argv);
 int cmd_show(struct options *o, int argc, char **argv);
+int cmd_tokenize(struct options *o, int argc, char **argv);
+int cmd_detokenize(struct options *o, int argc, char **argv);
 int cmd_bench_model(struct options *o, int argc, char **argv);
 int cmd_bench_serve(struct options *o, int argc, char **argv);
 int cmd_key(struct options *o, int argc, char **argv);

@@ -27,6 +27,11 @@ const struct cli_command cli_commands[] = {
      "  --tp N, --pp N        split as a deployment would be\n"
      "  --shares A,B, --layers A,B, --ctx N\n"
      "  --template            print the chat template\n", CLIENT, cmd_show},
+    {"tokenize", "MODEL.gguf|tokenizer.json", "token ids of the text on standard input, one line a token: id and piece",
+     "  --ids                 only the ids, on one line\n"
+     "  --no-special          neither add BOS and EOS nor recognise special tokens written in the text\n", 0, cmd_tokenize},
+    {"detokenize", "MODEL.gguf|tokenizer.json", "the text of the token ids on standard input",
+     "  --no-special          leave special tokens out\n", 0, cmd_detokenize},
     {"bench model", "MODEL.gguf", "prompt and generation speed, against the machine's memory ceiling",
      "  -p N[,N...]           prompt lengths (default 512)\n"
      "  -n N[,N...]           generated tokens (default 64)\n"

@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import BUILD, DEMO, REFERENCE, TOP, Server, racklm
 
-COMMANDS = ["serve", "run", "perplexity", "status", "workers", "show", "bench model", "bench serve", "key", "version", "man"]
+COMMANDS = ["serve", "run", "perplexity", "status", "workers", "show", "tokenize", "detokenize", "bench model", "bench serve", "key", "version", "man"]
 MIB = 1 << 20
 
 
@@ -81,7 +81,7 @@ def test_wrong_usage_is_one_line_and_exit_2(home):
     for args, words in ((["srve"], ["srve"]), (["bench"], ["bench"]), (["run"], ["model"]), (["run", DEMO, "a", "b"], ["quotes"]), (["run", DEMO, "a", "--temperature", "hot"], ["hot"]),
                         (["run", DEMO, "a", "--seed"], ["--seed"]), (["perplexity", DEMO], ["text"]), (["perplexity", DEMO, "a", "--window", "x"], ["--window"]),
                         (["show"], ["GGUF"]), (["show", DEMO, "--tp", "a"], ["--tp"]), (["show", DEMO, "--no-such"], ["--no-such"]), (["status", "--tp", "2"], ["--tp"]),
-                        (["status", "-o", "xml"], ["xml", "json"]), (["workers", "here"], ["here"]), (["status", "here"], ["here"]), (["key"], ["peer"]), (["key", "x", "--role", "king"], ["king", "viewer"]),
+                        (["tokenize"], ["GGUF"]), (["detokenize", "a", "b"], ["GGUF"]), (["tokenize", DEMO, "--idz"], ["--idz"]), (["status", "-o", "xml"], ["xml", "json"]), (["workers", "here"], ["here"]), (["status", "here"], ["here"]), (["key"], ["peer"]), (["key", "x", "--role", "king"], ["king", "viewer"]),
                         (["bench", "model"], ["GGUF"]), (["bench", "model", DEMO, "-n", "1"], ["-n"]), (["bench", "serve"], ["--url"]), (["bench", "serve", "--url", "http://x", "--requests", "0"], ["--requests"]),
                         (["bench", "model", DEMO, "-o", "xml"], ["xml"]), (["perplexity", DEMO, "a", "-o", "xml"], ["xml"]), (["version", "x"], ["x"])):
         usage_error(*args, words=words, env=home)
