@@ -151,6 +151,8 @@ static void after_tag(struct lexer *x, char sign, bool block)
 static void comment(struct lexer *x)
 {
     const char *end = memmem(x->s + x->at, x->len - x->at, "#}", 2);
+    if (end == NULL && x->at == x->len)
+        return; /* jinja2 does not mind */
     if (end == NULL) {
         fail(x, "the comment has no end \"#}\"");
         return;
@@ -193,7 +195,8 @@ static void raw(struct lexer *x)
         after_tag(x, sign, true);
         return;
     }
-    fail(x, "{% raw %} has no {% endraw %}");
+    if (from < x->len)
+        fail(x, "{% raw %} has no {% endraw %}");
 }
 
 static unsigned hex_digits(const char *s, size_t n, size_t len, uint32_t *out)

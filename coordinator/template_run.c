@@ -117,6 +117,14 @@ static void write_out(struct template_run *r, struct template_val v)
         template_fail(r, ERR_TOO_BIG, "the chat template writes more than %d MiB", TEMPLATE_OUTPUT_MAX >> 20);
 }
 
+/* What a filter block or a call gives must be text. */
+static void write_text(struct template_run *r, struct template_val v)
+{
+    if (!r->failed && v.kind != TV_STR)
+        template_fail(r, ERR_INVALID, "a block gives text, not '%s'", template_type_name(v));
+    write_out(r, v);
+}
+
 struct capture {
     struct buf b, *out;
     struct template_scope *scope;
@@ -432,7 +440,7 @@ static void call_block(struct template_run *r, const struct template_node *n)
             return;
         }
     a.kw[a.n_kw++] = (struct template_kw){"caller", caller};
-    write_out(r, template_call(r, f, &a));
+    write_text(r, template_call(r, f, &a));
 }
 
 /* A filter block, or one whose text is set; what is written before a break is lost, as in jinja2. */
@@ -454,7 +462,7 @@ static enum flow captured_block(struct template_run *r, const struct template_no
     if (f == FLOW_NEXT && n->kind == TN_SETBLOCK)
         assign(r, n->a, v);
     else if (f == FLOW_NEXT)
-        write_out(r, v);
+        write_text(r, v);
     return f;
 }
 

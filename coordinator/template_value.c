@@ -471,6 +471,9 @@ bool template_contains(struct template_run *r, struct template_val item, struct 
     }
     if (in.kind == TV_DICT)
         return template_hashable(r, item) && template_get(r, in.dict, item) != NULL;
+    bool pair = in.kind == TV_LIST && in.flavour == TV_ITEMS && template_is_tuple(item) && item.list->n == 2;
+    if ((in.kind == TV_LIST && in.flavour == TV_KEYS && !template_hashable(r, item)) || (pair && !template_hashable(r, item.list->v[0])))
+        return false;
     struct template_iter *it = template_iter(r, in);
     struct template_val x;
     while (it != NULL && template_next(r, it, &x))
