@@ -15,7 +15,7 @@ static const struct {
 #define UNICODE_CATEGORY(name, bit) {"\\p{" #name "}+", 1u << (bit)},
     UNICODE_CATEGORIES
 #undef UNICODE_CATEGORY
-    {"\\p{Han}+", UNICODE_HAN},
+    {"\\p{sc:Han}+", UNICODE_HAN},
 };
 
 /* White_Space is a closed list (PCRE2's \s has U+180E, too, which newer Unicode took out). */

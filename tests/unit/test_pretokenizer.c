@@ -70,7 +70,8 @@ struct reference {
     size_t n;
 };
 
-/* PCRE2's \s is White_Space and U+180E, which newer Unicode took out: classes are written out. */
+/* PCRE2's \s is White_Space and U+180E, which newer Unicode took out: classes are written out. Its \p{Han} holds what is
+ * written together with Han, too (the full stop U+3002), which \p{Han} in the models' own files does not. */
 static pcre2_code *compile(const char *pattern)
 {
 #define WHITE_SPACE "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
@@ -83,6 +84,11 @@ static pcre2_code *compile(const char *pattern)
             assert_true(p[1] == 's' || !in_class);
             n += (size_t)sprintf(full + n, in_class ? "%s" : p[1] == 's' ? "[%s]" : "[^%s]", WHITE_SPACE);
             p++;
+            continue;
+        }
+        if (strncmp(p, "\\p{Han}", 7) == 0) {
+            n += (size_t)sprintf(full + n, "\\p{sc:Han}");
+            p += 6;
             continue;
         }
         if (*p == '\\')
