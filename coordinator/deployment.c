@@ -1,7 +1,6 @@
 #include "coordinator/deployment.h"
 
 #include "base/check.h"
-#include "base/log.h"
 #include "coordinator/token_sequences.h"
 
 #include <errno.h>
@@ -162,97 +161,7 @@ enum err deployment_check_names(const struct deployment *list, uint32_t n)
     return ERR_OK;
 }
 
-/* ---- text ---- */
-
-static char *token_text(const struct tokenizer *t, int32_t id)
-{
-    struct buf b;
-    buf_init(&b);
-    if (id >= 0)
-        tokenizer_piece(t, (uint32_t)id, true, &b);
-    buf_putc(&b, '\0');
-    return buf_take(&b, NULL);
-}
-
-/* The id of a control token, or false. */
-static bool control_token(const struct tokenizer *t, const char *text, uint32_t *id)
-{
-    struct tokens ids = {0};
-    const struct vocab *v = tokenizer_vocab(t);
-    bool found = tokenizer_encode(t, text, strlen(text), TOKENIZER_PARSE, &ids) == ERR_OK && ids.n == 1 && v->types && v->types[ids.ids[0]] == VOCAB_CONTROL;
-    if (found)
-        *id = ids.ids[0];
-    tokens_deinit(&ids);
-    return found;
-}
-
-static void find_marks(struct deployment *d)
-{
-    const char *mark;
-    for (uint32_t i = 0; d->caps.reasoning && d->n_marks < ARRAY_LEN(d->marks) && (mark = reasoning_mark(d->caps.reasoning, i)) != NULL; i++)
-        d->n_marks += control_token(d->tok, mark, &d->marks[d->n_marks]);
-}
-
-/* By the keys of the file (two generations of them), or by the names that code models give the three tokens. */
-static bool find_fim(const struct deployment *d, uint32_t fim[3])
-{
-    static const char *const keys[][3] = {
-        {"tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.fim_mid_token_id"},
-        {"tokenizer.ggml.prefix_token_id", "tokenizer.ggml.suffix_token_id", "tokenizer.ggml.middle_token_id"},
-    };
-    static const char *const names[][3] = {
-        {"<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"},
-        {"<fim_prefix>", "<fim_suffix>", "<fim_middle>"},
-        {"<fim-prefix>", "<fim-suffix>", "<fim-middle>"},
-    };
-    for (size_t k = 0; k < ARRAY_LEN(keys); k++) {
-        uint32_t n = 0;
-        while (n < 3 && gguf_get_u32(d->gguf, keys[k][n], &fim[n]) && fim[n] < d->hp.vocab)
-            n++;
-        if (n == 3)
-            return true;
-    }
-    for (size_t k = 0; k < ARRAY_LEN(names); k++) {
-        uint32_t n = 0;
-        while (n < 3 && control_token(d->tok, names[k][n], &fim[n]))
-            n++;
-        if (n == 3)
-            return true;
-    }
-    return false;
-}
-
-enum err deployment_load_text(struct deployment *d)
-{
-    const char *json = d->opts->tokenizer;
-    enum err e = vocab_load(d->gguf, &d->vocab);
-    if (json && (e == ERR_OK || e == ERR_UNSUPPORTED)) /* it may stand for one that is not known */
-        e = vocab_replace(&d->vocab, json, d->hp.vocab);
-    if (e == ERR_OK)
-        e = tokenizer_create(d->vocab, &d->tok);
-    if (e != ERR_OK) {
-        char why[400];
-        snprintf(why, sizeof(why), "%s", err_detail());
-        return err_set(e, "%s: %s%s", d->path, why,
-                       e == ERR_UNSUPPORTED && !json ? " (--tokenizer takes the tokenizer.json of the model instead)" : "");
-    }
-    struct gguf_str t = d->vocab->chat_template;
-    if (t.len && chat_template_create(t.s, t.len, &d->tmpl) != ERR_OK) {
-        d->tmpl_error = strdup(err_detail());
-        LOG(WARN, FRONT, "chat template not understood: chat requests will be refused", "model=\"%s\" reason=\"%s\"", d->names[0], err_detail());
-    }
-    d->n_end_ids = tokenizer_end_ids(d->tok, d->end_ids, ARRAY_LEN(d->end_ids));
-    d->bos_text = token_text(d->tok, d->vocab->bos);
-    d->eos_text = token_text(d->tok, d->vocab->eos);
-    if (!d->bos_text || !d->eos_text)
-        return err_set(ERR_NOMEM, "the texts of BOS and EOS");
-    d->has_fim = find_fim(d, d->fim);
-    if (d->tmpl) {
-        chat_caps_find(d->tmpl, t.s, t.len, d->bos_text, d->eos_text, &d->caps);
-        find_marks(d);
-    }
-    return ERR_OK;
-}
+/* ---- the end ---- */
 
 void deployment_stop_engines(struct deployment *d)
 {
@@ -273,6 +182,7 @@ void deployment_close(struct deployment *d)
     token_pieces_destroy(&pieces);
     free(d->bos_text);
     free(d->eos_text);
+    buf_deinit(&d->template_text);
     free(d->names_text);
     options_deinit(&d->own);
 }

@@ -37,6 +37,7 @@ struct deployment {
 
     struct vocab *vocab;
     struct tokenizer *tok;
+    struct buf template_text;   /* of the option chat_template; empty: the model's own */
     struct chat_template *tmpl; /* NULL: the model has none */
     char *tmpl_error;           /* why there is none, or NULL */
     struct chat_caps caps;      /* what the template wants, where there is one */
@@ -57,7 +58,8 @@ struct deployment {
 enum err deployment_open(const struct options *server, uint32_t index, struct deployment *d);
 /* No two of them may answer to one name. ERR_CONFIG names both. */
 enum err deployment_check_names(const struct deployment *list, uint32_t n);
-/* Vocabulary, tokenizer, chat template. ERR_UNSUPPORTED (an unknown tokenizer); a template that is not understood is no error. */
+/* deployment_text.c: vocabulary, tokenizer, chat template. ERR_UNSUPPORTED (an unknown tokenizer), and what is wrong with files that the options
+ * name; a template of the model that is not understood is no error. */
 enum err deployment_load_text(struct deployment *d);
 /* The engines end before the queues that they write to, the rest after the threads that read it. */
 void deployment_stop_engines(struct deployment *d);

@@ -199,3 +199,24 @@ def test_models_share_a_device_that_both_name(tiny, tmp_path):
     with Server(f"--config={tmp_path}/racklm.yaml", "--threads", 1) as s:
         assert [(w["model"], w["device"]) for w in s.workers()] == [("a", "cpu:0"), ("b", "cpu:0"), ("tiny", "cpu:1")]
         assert ids(s, "a")[0] == ids(s, "b")[0] != ids(s, "tiny")[0]
+
+
+def test_a_model_may_have_a_template_of_its_own(tmp_path):
+    """A Jinja file and a tokenizer_config.json, whose texts are known; without one, the file's own. What is wrong with them is said at once."""
+    (tmp_path / "a.jinja").write_text("A:{{ messages[0].content }}")
+    (tmp_path / "b.json").write_text(json.dumps({"chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "B:{{ messages[0].content }}"}]}))
+    (tmp_path / "racklm.yaml").write_text(f"threads: 1\nmodels:\n- {{model: {DEMO}, served_model_name: a, chat_template: {tmp_path}/a.jinja}}\n"
+                                          f"- {{model: {DEMO}, served_model_name: b, chat_template: {tmp_path}/b.json}}\n- model: {DEMO}\n")
+    with Server(f"--config={tmp_path}/racklm.yaml") as s:
+        def tokens(model, **body):
+            return s.post("/tokenize", {"model": model, **body}).json["tokens"]
+        chats = {m: tokens(m, messages=[{"role": "user", "content": "hi"}]) for m in ["a", "b", DEMO.stem]}
+        assert chats["a"][-len(tokens("a", prompt="A:hi", add_special_tokens=False)):] == tokens("a", prompt="A:hi", add_special_tokens=False)
+        assert chats["b"][-len(tokens("b", prompt="B:hi", add_special_tokens=False)):] == tokens("b", prompt="B:hi", add_special_tokens=False)
+        assert len(chats["a"]) == len(chats["b"]) < len(chats[DEMO.stem])
+    env = {**os.environ, "RACKLM_STATE_DIR": str(tmp_path / "s"), "RACKLM_RUNTIME_DIR": str(tmp_path / "r")}
+    (tmp_path / "bad.jinja").write_text("{% if %}")
+    (tmp_path / "bad.json").write_text("{}")
+    for name, word in [("bad.jinja", "bad.jinja"), ("bad.json", "has no member"), ("none.jinja", "No such file")]:
+        r = racklm("serve", DEMO, "--port", "0", "--chat-template", tmp_path / name, env=env, timeout=60)
+        assert r.returncode == 1 and word in r.stderr and name in r.stderr, r.stderr

@@ -303,7 +303,7 @@ static void a_deployment_lives_for_itself(void **state)
     }
     for (int i = 0; i < WAIT_MS / 10; i++) {
         cluster_health(f.cluster, &f.d[1], &h);
-        if (strstr(h.text, "waiting for devices"))
+        if (strstr(h.text, "2 have joined"))
             break;
         usleep(10000);
     }
