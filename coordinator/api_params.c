@@ -64,7 +64,8 @@ json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
         } else if (c == '"') {
             in_str = true;
         } else if (c == '{' || c == '[') {
-            deepest = MAX(deepest, ++depth);
+            depth++;
+            deepest = MAX(deepest, depth);
         } else if ((c == '}' || c == ']') && depth) {
             depth--;
         }

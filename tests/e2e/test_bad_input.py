@@ -325,7 +325,8 @@ def completion(s, raw=None, **params):
 
 MALFORMED = ["", "{", "nope", "[]", "3", "null", '"a"', '{"prompt":"a",}', "{'prompt':'a'}", '{"prompt":"a"} x', '{"prompt":"a"', '{"prompt":"\x01"}', "\ufeff{}",
              '{"prompt":"a","temperature":NaN}', '{"prompt":"a","temperature":Infinity}', '{"prompt":"a","temperature":1e999}', '{"prompt":"a","max_tokens":1' + "0" * 40 + "}",
-             '{"prompt":"a","prompt":"b"}', '{"prompt":"\\ud800"}', '{"prompt":"\\u12"}', '{"prompt":' + "[" * 5000 + "]" * 5000 + "}",
+             '{"prompt":"a","prompt":"b"}', '{"prompt":"a","metadata":{"a":"1","a":"2"}}', '{"messages":[{"role":"user","role":"user","content":"a"}]}',
+             '{"tokens":[1],"tokens":[1]}', '{"prompt":"\\ud800"}', '{"prompt":"\\u12"}', '{"prompt":' + "[" * 5000 + "]" * 5000 + "}",
              '{"x":' * 70 + "1" + "}" * 70, "[" * 90000]
 
 
@@ -341,8 +342,8 @@ FLOATS = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repetition_p
           "repeat_penalty": (0.01, 100), "typical_p": (0, 1), "top_n_sigma": (-1, 100), "xtc_probability": (0, 1), "xtc_threshold": (0, 1), "dynatemp_range": (0, 2),
           "dynatemp_exponent": (0, 100), "dry_multiplier": (0, 100), "dry_base": (1, 100), "mirostat_tau": (0, 100), "mirostat_eta": (0, 10)}
 INTS = {"top_k": (-1, 2**31 - 1), "max_tokens": (0, 2**31 - 1), "max_completion_tokens": (0, 2**31 - 1), "min_tokens": (0, 2**31 - 1), "seed": (-2**63, 2**63 - 1),
-        "repeat_last_n": (-1, 2**31 - 1), "dry_allowed_length": (0, 2**31 - 1), "dry_penalty_last_n": (-1, 2**31 - 1), "mirostat": (0, 2), "n": (1, 128), "logprobs": (0, 20), "prompt_logprobs": (0, 20)}
-BOOLS = ["stream", "echo", "ignore_eos", "return_token_ids", "include_stop_str_in_output"]
+        "repeat_last_n": (-1, 2**31 - 1), "dry_allowed_length": (0, 2**31 - 1), "dry_penalty_last_n": (-1, 2**31 - 1), "mirostat": (0, 2), "n": (1, 128), "best_of": (1, 128), "priority": (-2**31, 2**31 - 1), "truncate_prompt_tokens": (-1, 2**31 - 1), "logprobs": (0, 20), "prompt_logprobs": (0, 20)}
+BOOLS = ["stream", "echo", "ignore_eos", "return_token_ids", "include_stop_str_in_output", "skip_special_tokens", "return_tokens_as_token_ids", "store", "parallel_tool_calls"]
 
 
 @pytest.mark.sanitizer
@@ -354,6 +355,8 @@ def test_numbers_in_and_out_of_range(server, name):
         wrong += [1.5, 1.0]
         if name == "seed":
             wrong = wrong[2:]
+        if name == "best_of":
+            wrong += [0]
     for v in wrong:
         check_error(completion(server, **{name: v}), 400, name, param=name)
     for raw in ("NaN", "-Infinity", "1e400", "--1", "0x10", "01"):
@@ -432,6 +435,17 @@ def test_messages(server, messages, param):
 
 def test_chat_parameters(server):
     m = [{"role": "user", "content": "Hi"}]
+    tool = {"type": "function", "function": {"name": "f"}}
+    for v in (-1, 21, 2**31, 1e30, -1e30, 1.5, 2.0, "1", [1], {}, True, "NaN"):
+        check_error(server.post("/v1/chat/completions", {"messages": m, "max_tokens": 1, "logprobs": True, "top_logprobs": v}), 400, param="top_logprobs")
+    for p, param in (({"reasoning_effort": 3}, "reasoning_effort"), ({"verbosity": ["low"]}, "verbosity"), ({"include_reasoning": 1}, "include_reasoning"),
+                     ({"reasoning_format": "xml"}, "reasoning_format"), ({"documents": {}}, "documents"), ({"continue_final_message": 1}, "continue_final_message"),
+                     ({"continue_final_message": True, "messages": [{"role": "assistant", "content": " "}]}, "continue_final_message"), ({"tools": [3]}, "tools[0]"),
+                     ({"tools": [tool, {"type": "function"}]}, "tools[1]"), ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools[0]"),
+                     ({"tools": [tool], "tool_choice": "always"}, "tool_choice"), ({"tools": [tool], "tool_choice": 3}, "tool_choice"), ({"modalities": "text"}, "modalities"),
+                     ({"response_format": "text"}, "response_format"), ({"response_format": {"type": "xml"}}, "response_format"), ({"metadata": []}, "metadata"),
+                     ({"metadata": {str(i): "" for i in range(17)}}, "metadata"), ({"service_tier": 3}, "service_tier"), ({"cache_salt": 3}, "cache_salt")):
+        check_error(server.post("/v1/chat/completions", {"messages": m, "max_tokens": 1, **p}), 400, param=param)
     for p, param in (({"logprobs": 3}, "logprobs"), ({"top_logprobs": 3}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"tools": 3}, "tools"),
                      ({"chat_template_kwargs": 3}, "chat_template_kwargs"), ({"add_generation_prompt": "yes"}, "add_generation_prompt")):
         check_error(server.post("/v1/chat/completions", {"messages": m, "max_tokens": 1, **p}), 400, param=param)
@@ -461,7 +475,9 @@ def test_unknown_models_paths_and_methods(server):
     for path in ("/", "/v1", "/v2/models", "/v1/models/a/b/../../..", "//etc/passwd", "/v1/completions/", "/%00", "/%2e%2e/%2e%2e/etc/passwd", "/" + "a" * 8000, "/v1/embeddings"):
         check_error(server.get(path), 404)
     for method, path in (("GET", "/v1/completions"), ("DELETE", "/v1/models"), ("PUT", "/v1/chat/completions"), ("POST", "/health"), ("PATCH", "/tokenize"), ("GET", "/detokenize")):
-        check_error(server.request(method, path, "{}" if method != "GET" else None), 405)
+        r = server.request(method, path, "{}" if method != "GET" else None)
+        check_error(r, 405)
+        assert r.headers["Allow"] == ("GET, HEAD" if path in ("/v1/models", "/health") else "POST"), r.headers
     for ids in (None, 3, "1", [4096], [-1], ["a"], [1.5], [[1]], {}):
         check_error(server.post("/detokenize", {"tokens": ids}), 400, param="tokens")
     for body in ({}, {"prompt": 3}, {"prompt": ["a"]}, {"prompt": "a", "add_special_tokens": 3}, {"messages": 3}, {"messages": []}):
@@ -556,6 +572,47 @@ def test_bodies_that_come_in_pieces(server):
     assert r.status == 200
     r, = replies(raw(server, [post_head(len(BODY), b"Expect: 100-continue", b"Connection: close"), BODY], pause=0.05))
     assert r.status == 200
+
+
+@pytest.mark.sanitizer
+def test_answers_carry_a_request_id(server):
+    """The client's own where it is short and printable, else a new one; on every answer, those included that no handler ever sees."""
+    for path in ("/health", "/v1/models", "/nothing", "/v1/completions"):
+        assert server.get(path, headers={"X-Request-Id": "mine 1!"}).headers["X-Request-Id"] == "mine 1!"
+        ids = {server.get(path, headers={"X-Request-Id": i} if i is not None else {}).headers["X-Request-Id"] for i in (None, "", "a" * 129, "a\tb", "\xe4")}
+        assert len(ids) == 5 and all(re.fullmatch(r"req-[0-9a-f]{32}", i) for i in ids)
+    assert server.get("/health", headers={"X-Request-Id": "a" * 128}).headers["X-Request-Id"] == "a" * 128
+    stream = server.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "stream": True}, headers={"X-Request-Id": "s"})
+    assert stream.headers["X-Request-Id"] == "s"
+    for data, status in ((post_head(4 << 20, b"X-Request-Id: big"), 413), (b"POST /v1/completions HTTP/1.1\r\nX-Request-Id: big\r\nContent-Length: 10\r\n\r\n{", 408)):
+        r, = replies(raw(server, data))
+        assert r.status == status and r.headers["X-Request-Id"] == "big"
+    for r in replies(raw(server, b"HELLO\r\n\r\n")):
+        assert r.headers["X-Request-Id"].startswith("req-")
+
+
+def test_a_refused_client_that_sends_on_gets_its_answer(server):
+    """What it still sends is taken and thrown away for a while, so that no reset takes the answer from it."""
+    for head, status in ((post_head(30 << 20), 413), (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: none\r\n\r\n", 400)):
+        with socket.create_connection((server.host, server.port), timeout=10) as c:
+            c.sendall(head)
+            for _ in range(200):  # 12 MB, none of which may fail
+                c.sendall(b" " * 65536)
+            r, = replies(c.recv(65536))
+            check_error(r, status)
+            assert c.recv(1) == b""
+    alive(server)
+
+
+@pytest.mark.sanitizer
+def test_a_hundred_thousand_messages(demo):
+    body = {"messages": [{"role": "user", "content": "a"}] * 100_000, "max_tokens": 1}
+    check_error(demo.post("/v1/chat/completions", body), 400, "1024", param="messages")
+    body["messages"].append(body["messages"][0])
+    check_error(demo.post("/v1/chat/completions", body), 400, "100001", "100000", param="messages")
+    body = {"messages": [{"role": "user", "content": "a"}] * 50_000 + [{"role": "user", "content": [{"type": "image_url"}]}]}
+    check_error(demo.post("/v1/chat/completions", body), 400, param="messages[50000].content")
+    alive(demo)
 
 
 @pytest.mark.sanitizer
@@ -685,6 +742,15 @@ def test_keys_guard_every_route(tmp_path):
         assert s.get("/health").status == 200 and s.get("/version").status == 200
         assert s.request("GET", "/v1/models", headers={"Authorization": "bearer  first-key", "Host": "rack.example"}).status == 200
         r = s.post("/v1/completions", {"prompt": "a", "max_tokens": 1}, headers={"Authorization": "Bearer second-key"})
+        assert r.status == 200
+        # Whoever has no key need not send a body: the answer comes behind the header, in place of "100 Continue", too.
+        for more in ((b"Content-Length: 5000",), (b"Content-Length: 5000", b"Authorization: Bearer wrong", b"Expect: 100-continue"), (b"Transfer-Encoding: chunked",)):
+            for step in (1, 1000):
+                head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + b"".join(m + b"\r\n" for m in more) + b"\r\n"
+                r, = replies(raw(s, [head[i:i + step] for i in range(0, len(head), step)]))
+                check_error(r, 401, "Authorization")
+        good = post_head(len(BODY), b"Authorization: Bearer first-key", b"Expect: 100-continue", b"Connection: close")
+        r, = replies(raw(s, [good, BODY], pause=0.05))
         assert r.status == 200
         for key in ("first-key", "second-key", "third key"):
             assert key not in s.logs()
