@@ -225,7 +225,8 @@ static struct template_val power(struct template_run *r, struct template_val bas
 struct template_val template_int_op(struct template_run *r, int op, struct template_val a, struct template_val b)
 {
     int64_t x, y, v;
-    bool small = template_small(a, &x) & template_small(b, &y);
+    bool small = template_small(a, &x), both = template_small(b, &y) && small;
+    small = template_small(b, &y) && small;
     if (small && ((op == '+' && !__builtin_add_overflow(x, y, &v)) || (op == '-' && !__builtin_sub_overflow(x, y, &v)) ||
                   (op == '*' && !__builtin_mul_overflow(x, y, &v))))
         return template_int(v);
