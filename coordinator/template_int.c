@@ -225,7 +225,7 @@ static struct template_val power(struct template_run *r, struct template_val bas
 struct template_val template_int_op(struct template_run *r, int op, struct template_val a, struct template_val b)
 {
     int64_t x, y, v;
-    bool small = template_small(a, &x), both = template_small(b, &y) && small;
+    bool small = template_small(a, &x);
     small = template_small(b, &y) && small;
     if (small && ((op == '+' && !__builtin_add_overflow(x, y, &v)) || (op == '-' && !__builtin_sub_overflow(x, y, &v)) ||
                   (op == '*' && !__builtin_mul_overflow(x, y, &v))))
@@ -240,6 +240,8 @@ struct template_val template_int_op(struct template_run *r, int op, struct templ
     if (op == OP_POW) {
         if (q.neg) {
             double f = pow(template_int_double(a), template_int_double(b));
+            if (isinf(template_int_double(a)) || isinf(template_int_double(b)))
+                return template_fail(r, ERR_INVALID, "int too large to convert to float");
             return p.n == 0 ? template_fail(r, ERR_INVALID, "0.0 cannot be raised to a negative power") : template_float(f);
         }
         if (p.n == 1 && p.d[0] == 1) /* 1 and -1 */
