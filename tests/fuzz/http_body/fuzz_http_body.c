@@ -26,6 +26,20 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     return 0;
 }
 
+/* Ids of the vocabulary; where they are sequences, none is empty and together they are all. */
+static void check_ids(const uint32_t *id, uint32_t n, uint32_t max, const uint32_t *len, uint32_t n_len)
+{
+    uint64_t sum = 0;
+    ASSERT(n <= max);
+    for (uint32_t i = 0; i < n; i++)
+        ASSERT(id[i] < deployment.hp.vocab);
+    for (uint32_t i = 0; i < n_len; i++) {
+        ASSERT(len[i] > 0);
+        sum += len[i];
+    }
+    ASSERT(!len || sum == n);
+}
+
 static void check_sampling(const struct sampling *s)
 {
     ASSERT(s->temperature >= 0 && s->temperature <= 2 && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1);
@@ -35,6 +49,17 @@ static void check_sampling(const struct sampling *s)
         ASSERT(s->stop_ids[i] < deployment.hp.vocab);
     for (uint32_t i = 0; i < s->n_bias; i++)
         ASSERT(s->bias_id[i] < deployment.hp.vocab && isfinite(s->bias[i]));
+    const float reals[] = {s->typical_p, s->top_n_sigma, s->xtc_probability, s->xtc_threshold, s->dynatemp_range, s->dynatemp_exponent,
+                           s->dry_multiplier, s->dry_base, s->mirostat_tau, s->mirostat_eta};
+    for (size_t i = 0; i < ARRAY_LEN(reals); i++)
+        ASSERT(reals[i] >= 0 && reals[i] <= 100);
+    ASSERT(s->mirostat <= 2 && s->typical_p > 0 && s->typical_p <= 1 && s->dry_base >= 1);
+    const struct sampling_ids *ids = s->ids;
+    if (!ids)
+        return;
+    check_ids(ids->allowed, ids->n_allowed, MSG_ALLOWED_MAX, NULL, 0);
+    check_ids(ids->bad_id, ids->n_bad_ids, MSG_BAD_IDS_MAX, ids->bad_len, ids->n_bad);
+    check_ids(ids->dry_id, ids->n_dry_ids, MSG_DRY_IDS_MAX, ids->dry_len, ids->n_dry);
 }
 
 static void split(const struct reasoning_format *f, const char *text, size_t len, size_t piece, struct buf *thought, struct buf *content)
