@@ -472,7 +472,7 @@ def test_unknown_models_paths_and_methods(server):
                        ("/detokenize", {"tokens": [1]})):
         check_error(server.post(path, {**body, "model": "nobody"}), 404, "nobody", "grimm-6m-Q8_0", param="model")
     check_error(server.get("/v1/models/nobody"), 404, "nobody", param="model")
-    for path in ("/", "/v1", "/v2/models", "/v1/models/a/b/../../..", "//etc/passwd", "/v1/completions/", "/%00", "/%2e%2e/%2e%2e/etc/passwd", "/" + "a" * 8000, "/v1/embeddings"):
+    for path in ("/", "/v1", "/v2/models", "/v1/models/a/b/../../..", "//etc/passwd", "/v1/completions/", "/%00", "/%2e%2e/%2e%2e/etc/passwd", "/" + "a" * 8000, "/v1/audio/speech"):
         check_error(server.get(path), 404)
     for method, path in (("GET", "/v1/completions"), ("DELETE", "/v1/models"), ("PUT", "/v1/chat/completions"), ("POST", "/health"), ("PATCH", "/tokenize"), ("GET", "/detokenize")):
         r = server.request(method, path, "{}" if method != "GET" else None)
@@ -721,7 +721,7 @@ def test_names_of_other_machines_are_refused_without_a_key(server):
 
 
 ROUTES = [("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/v1/models/default"), ("GET", "/v1/models/other"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"),
-          ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/nothing"), ("DELETE", "/v1/models"), ("OPTIONS", "/v1/models")]
+          ("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/apply-template"), ("POST", "/v1/embeddings"), ("POST", "/v1/rerank"), ("POST", "/score"), ("GET", "/nothing"), ("DELETE", "/v1/models"), ("OPTIONS", "/v1/models")]
 
 
 @pytest.mark.sanitizer
