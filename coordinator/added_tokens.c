@@ -42,13 +42,12 @@ void added_tokens_deinit(struct added_tokens *a)
 /* The character that ends before `at`, and its length. */
 static uint32_t before(const char *s, size_t at, size_t *n)
 {
-    size_t k = at;
+    size_t k = at, bad;
     uint32_t cp = 0;
-    size_t bad;
     bool cut;
     do
         k--;
-    while (k > 0 && ((unsigned char)s[k] & 0xC0) == 0x80);
+    while (k > 0 && at - k < 4 && ((unsigned char)s[k] & 0xC0) == 0x80);
     utf8_decode(s + k, at - k, &cp, &bad, &cut);
     *n = at - k;
     return cp;
@@ -90,6 +89,22 @@ static bool stands_alone(const char *s, size_t len, size_t from, size_t to)
     return (from == 0 || !is_word(before(s, from, &n))) && (to == len || !is_word(behind(s, to, len, &n)));
 }
 
+size_t added_tokens_space_before(const char *s, size_t at, size_t from)
+{
+    size_t n;
+    while (at > from && normalizer_is_white(before(s, at, &n)) && n <= at - from)
+        at -= n;
+    return at;
+}
+
+size_t added_tokens_space_behind(const char *s, size_t at, size_t len)
+{
+    size_t n;
+    while (at < len && normalizer_is_white(behind(s, at, len, &n)))
+        at += n;
+    return at;
+}
+
 bool added_tokens_next(const struct added_tokens *a, const char *s, size_t len, bool special,
                        struct added_tokens_scan *scan, size_t *from, size_t *to, uint32_t *id)
 {
@@ -100,21 +115,21 @@ bool added_tokens_next(const struct added_tokens *a, const char *s, size_t len, 
         if (n == 0)
             continue;
         const struct tokenizer_json_added *t = &a->json->added[idx];
-        size_t begin = scan->at, end = begin + n, k;
+        size_t begin = scan->at, end = begin + n;
         if ((t->special && !special) || (t->single_word && !stands_alone(s, len, begin, end))) {
             scan->at = end - 1; /* it is text, and nothing inside it is looked at */
             continue;
         }
-        while (t->lstrip && begin > scan->done && normalizer_is_white(before(s, begin, &k)))
-            begin -= k;
+        if (t->lstrip)
+            begin = added_tokens_space_before(s, begin, MIN(scan->done, begin));
         if (begin > scan->done) { /* the text before it first; the token is found again */
             *from = scan->done;
             *to = scan->done = begin;
             return true;
         }
         scan->at = end;
-        while (t->rstrip && end < len && normalizer_is_white(behind(s, end, len, &k)))
-            end += k;
+        if (t->rstrip)
+            end = added_tokens_space_behind(s, end, len);
         *from = scan->done;
         *to = scan->done = end;
         *id = t->id;

@@ -23,4 +23,8 @@ struct added_tokens_scan {
 bool added_tokens_next(const struct added_tokens *a, const char *s, size_t len, bool special,
                        struct added_tokens_scan *scan, size_t *from, size_t *to, uint32_t *id);
 
+/* Where the white space that ends at `at` (and starts at `from` at the earliest) begins; where that at `at` ends. */
+size_t added_tokens_space_before(const char *s, size_t at, size_t from);
+size_t added_tokens_space_behind(const char *s, size_t at, size_t len);
+
 #endif

@@ -4,6 +4,7 @@
  * beside the vocabulary itself. */
 #include "base/buf.h"
 #include "base/check.h"
+#include "coordinator/added_tokens.h"
 #include "coordinator/tokenizer_hf.h"
 #include "coordinator/tokenizer_merge.h"
 #include "coordinator/tokenizer_unigram.h"
@@ -205,10 +206,14 @@ static enum err encode_text(const struct tokenizer *t, struct tokenizer_work *w,
             i++;
             continue;
         }
-        TRY(encode_stretch(t, w, text + from, i - from, after_special, out));
+        unsigned strip = v->strips ? v->strips[id] : 0;
+        size_t to = strip & VOCAB_LSTRIP ? added_tokens_space_before(text, i, from) : i;
+        TRY(encode_stretch(t, w, text + from, to - from, after_special, out));
         TRY(tokens_push(out, id));
         after_special = true;
         i += n;
+        if (strip & VOCAB_RSTRIP)
+            i = added_tokens_space_behind(text, i, len);
         from = i;
     }
     TRY(encode_stretch(t, w, text + from, len - from, after_special, out));

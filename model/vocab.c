@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum { TOKENS_MAX = 1 << 24 };
 
@@ -194,6 +195,33 @@ static enum err load_flags(const struct gguf *g, struct vocab *v)
     return ERR_OK;
 }
 
+/* GGUF has no key for it: the models whose special tokens take white space are known by name. Phi-3's do, but those named
+ * here; <mask> takes what stands before it. */
+static enum err load_strips(const struct gguf *g, struct vocab *v)
+{
+    static const char *const plain[] = {"<unk>", "<s>", "<|endoftext|>"};
+    struct gguf_str name = {"", 0};
+    gguf_get_str(g, "general.name", &name);
+    bool phi3 = false, mask = v->pre.len > 8 && memcmp(v->pre.s, "jina-v2-", 8) == 0;
+    for (size_t i = 0; i + 4 <= name.len && !phi3; i++)
+        phi3 = strncasecmp(name.s + i, "phi3", 4) == 0 || (i + 5 <= name.len && strncasecmp(name.s + i, "phi-3", 5) == 0);
+    if (!phi3 && !mask)
+        return ERR_OK;
+    v->strips = calloc(v->n_tokens, 1);
+    if (!v->strips)
+        return err_set(ERR_NOMEM, "out of memory for %u tokens", v->n_tokens);
+    for (uint32_t i = 0; i < v->n_tokens; i++) {
+        bool special = v->types[i] == VOCAB_CONTROL || v->types[i] == VOCAB_USER_DEFINED;
+        for (unsigned k = 0; k < ARRAY_LEN(plain); k++)
+            special = special && !str_is(v->tokens[i], plain[k]);
+        if (phi3 && special)
+            v->strips[i] = VOCAB_RSTRIP;
+        else if (mask && str_is(v->tokens[i], "<mask>"))
+            v->strips[i] = VOCAB_LSTRIP;
+    }
+    return ERR_OK;
+}
+
 /* Bytes as an array of 8-bit integers. */
 static enum err load_charsmap(const struct gguf *g, struct vocab *v)
 {
@@ -221,6 +249,7 @@ enum err vocab_load(const struct gguf *g, struct vocab **out)
     TRY_GOTO(load_merges(g, v), fail);
     TRY_GOTO(load_ids(g, v), fail);
     TRY_GOTO(load_flags(g, v), fail);
+    TRY_GOTO(load_strips(g, v), fail);
     TRY_GOTO(load_charsmap(g, v), fail);
     *out = v;
     return ERR_OK;
@@ -286,6 +315,7 @@ void vocab_destroy(struct vocab **vp)
     free(v->tokens);
     free(v->scores);
     free(v->types);
+    free(v->strips);
     free(v->merges);
     free(v->merge_ids);
     tokenizer_json_destroy(&v->json);

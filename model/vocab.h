@@ -7,6 +7,7 @@
 
 enum vocab_kind { VOCAB_SPM, VOCAB_BPE, VOCAB_UNIGRAM }; /* tokenizer.ggml.model: llama, gpt2, t5 */
 enum vocab_token_type { VOCAB_NORMAL = 1, VOCAB_UNKNOWN, VOCAB_CONTROL, VOCAB_USER_DEFINED, VOCAB_UNUSED, VOCAB_BYTE };
+enum vocab_strip { VOCAB_LSTRIP = 1, VOCAB_RSTRIP = 2 }; /* a special token takes the white space before it, behind it */
 enum { VOCAB_NONE = -1 };
 
 struct vocab_merge { /* of token ids; its rank is its index */
@@ -20,6 +21,7 @@ struct vocab {
     struct gguf_str *tokens;        /* views into the gguf (or into the memory of json) */
     float *scores;                  /* NULL when absent */
     uint8_t *types;                 /* enum vocab_token_type; NORMAL when absent */
+    uint8_t *strips;                /* bits of enum vocab_strip; NULL: no token has any */
     uint64_t n_merges;
     struct gguf_str *merges;        /* "left right", rank = index; NULL in a tokenizer.json */
     struct vocab_merge *merge_ids;  /* the same of a tokenizer.json */

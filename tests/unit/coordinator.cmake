@@ -18,9 +18,10 @@ if(RACKLM_TESTS AND NOT RACKLM_FUZZ)
     add_test(NAME oracle_tokenizers COMMAND ${RACKLM_PYTHON} ${oracle}/tokenizers_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-tokenize)
     add_test(NAME oracle_tokenizer_json COMMAND ${RACKLM_PYTHON} ${oracle}/tokenizer_json_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-tokenize
         ${CMAKE_SOURCE_DIR}/../shared/data/tokenizers)
+    add_test(NAME oracle_mistral COMMAND ${RACKLM_PYTHON} ${oracle}/mistral_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-tokenize)
     add_test(NAME oracle_templates COMMAND ${RACKLM_PYTHON} ${oracle}/templates_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-render
         ${CMAKE_SOURCE_DIR}/tests/data/templates ${CMAKE_SOURCE_DIR}/../shared/data/templates --all)
-    set_tests_properties(oracle_tokenizers oracle_tokenizer_json oracle_templates PROPERTIES LABELS unit TIMEOUT 300 SKIP_RETURN_CODE 77)
+    set_tests_properties(oracle_tokenizers oracle_tokenizer_json oracle_mistral oracle_templates PROPERTIES LABELS unit TIMEOUT 300 SKIP_RETURN_CODE 77)
 endif()
 # The libraries of these are not instrumented.
 if(TARGET test_engine AND RACKLM_SANITIZE MATCHES "thread")

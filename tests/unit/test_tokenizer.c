@@ -277,6 +277,12 @@ static void special_tokens_are_longest_first_and_only_when_asked(void **state)
     EXPECT(&m, "<|e|>", 0, '<', '|', 'e', '|', '>');
     EXPECT(&m, "1<x>2", 0, '1', user, '2');
     EXPECT(&m, "1", TOKENIZER_SPECIAL, end, '1', longer);
+    static uint8_t strips[TOKENS_MAX];
+    strips[end] = VOCAB_RSTRIP;
+    strips[user] = VOCAB_LSTRIP;
+    m.v.strips = strips;
+    EXPECT(&m, "1\n\xC2\xA0<x><x>!<|e|>\t\r2 <|im_end|>\x0B\n", TOKENIZER_PARSE, '1', user, user, '!', end, '2', ' ', im_end, 11, 10);
+    EXPECT(&m, "\x85<x>\x80", TOKENIZER_PARSE, 0x85, user, 0x80); /* no UTF-8, no space */
     expect(&m, "", 0, 0, NULL, 0);
     struct buf b;
     buf_init(&b);

@@ -174,12 +174,53 @@ static void contradictions_are_refused(void **state)
     }
 }
 
+/* What t5 files carry, and what only the model's name tells (Phi-3's tokenizer_config.json: rstrip). */
+static void unigram_fields_and_stripping_tokens_are_read(void **state)
+{
+    (void)state;
+    static const char *const tokens[] = {"<pad>", "</s>", "<unk>", "<|end|>", "<s>", "a"};
+    const float scores[] = {0, 0, 0, 0, 0, -1};
+    const int32_t types[] = {3, 3, 2, 3, 3, 1};
+    for (unsigned k = 0; k < 4; k++) { /* phi-3 or not; a charsmap of bytes or of integers */
+        struct gguf_write w;
+        struct gguf *g;
+        struct vocab *v = NULL;
+        gguf_write_init(&w);
+        gguf_write_str(&w, "general.name", k & 1 ? "Phi-3 Mini" : "T5");
+        gguf_write_str(&w, "tokenizer.ggml.model", "t5");
+        gguf_write_str_arr(&w, "tokenizer.ggml.tokens", tokens, 6);
+        gguf_write_f32_arr(&w, "tokenizer.ggml.scores", scores, 6);
+        gguf_write_i32_arr(&w, "tokenizer.ggml.token_type", types, 6);
+        gguf_write_bool(&w, "tokenizer.ggml.add_space_prefix", k & 1);
+        if (k & 2)
+            gguf_write_i32_arr(&w, "tokenizer.ggml.precompiled_charsmap", types, 6);
+        gguf_write_header(&w);
+        assert_int_equal(gguf_parse(w.header.p, w.header.len, &g), ERR_OK);
+        enum err e = vocab_load(g, &v);
+        assert_int_equal(e, k & 2 ? ERR_CORRUPT : ERR_OK);
+        if (e == ERR_OK) {
+            assert_int_equal(v->kind, VOCAB_UNIGRAM);
+            assert_true(v->add_eos && !v->add_bos && v->merge_spaces && !v->space_suffix);
+            assert_true(v->strip_space == (k == 1) && v->charsmap.len == 0);
+            assert_int_equal(v->unk, 2);
+            assert_int_equal(v->eos, 1);
+            assert_int_equal(v->pad, 0);
+            assert_true((v->strips != NULL) == (k == 1));
+            assert_true(!v->strips || (v->strips[3] == VOCAB_RSTRIP && v->strips[1] == VOCAB_RSTRIP && !v->strips[4] && !v->strips[5]));
+        }
+        vocab_destroy(&v);
+        gguf_close(&g);
+        gguf_write_deinit(&w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_shared_vocabularies_read_as_written),
         cmocka_unit_test(the_seed_files_read_as_written),
         cmocka_unit_test(contradictions_are_refused),
+        cmocka_unit_test(unigram_fields_and_stripping_tokens_are_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
