@@ -1,6 +1,8 @@
 """Real processes, real sockets: each test starts `racklm serve` (or its parts) in directories of its own and talks to it over loopback.
 
 RACKLM_BUILD chooses the build (default build/); under a sanitizer any report in a process's log fails the test that started it.
+Times: a wait for what must come ends after PATIENCE_S, which is no expectation of speed, so that a machine that stands still for seconds passes; the
+only times that are asserted are lower bounds. Two files run at a time (tests/run.sh), so what the whole machine has is nobody's to compare.
 Tests marked `sanitizer` are the ones that run under ASan and TSan too: they cover every path once and need little time.
 """
 import http.client
@@ -23,7 +25,7 @@ REFERENCE = json.loads((TOP / "deploy/demo/reference.json").read_text())
 SHARED = Path(os.environ.get("RACKLM_TEST_SHARED", TOP / "../shared"))
 FULL = os.environ.get("RACKLM_FULL", "0") == "1"
 SANITIZED = "asan" in BUILD.name or "tsan" in BUILD.name
-START_S = 60 if SANITIZED else 20
+PATIENCE_S = 60
 REPORT = re.compile(r"ERROR: (Address|Leak|Thread)Sanitizer|WARNING: ThreadSanitizer|runtime error:|ASSERT|check failed")
 
 
@@ -34,6 +36,18 @@ def pytest_configure(config):
 def racklm(*args, timeout=120, **kw):
     """Runs the racklm command; returns the completed process with text output."""
     return subprocess.run([BUILD / "bin/racklm", *map(str, args)], capture_output=True, text=True, timeout=timeout, stdin=kw.pop("stdin", subprocess.DEVNULL), **kw)
+
+
+def orphaned_shared_memory():
+    """Files of /dev/shm that no process has in its memory: other programs on this machine have theirs."""
+    names, maps = set(os.listdir("/dev/shm")), ""
+    for p in Path("/proc").iterdir():
+        if names and p.name.isdigit():
+            try:
+                maps += "".join(line + "\n" for line in (p / "maps").read_text().splitlines() if "/dev/shm/" in line)
+            except OSError:
+                pass
+    return {n for n in names if n not in maps}
 
 
 class Reply:
@@ -65,12 +79,12 @@ class Server:
         line = self.proc.stdout.readline()
         match = re.search(r" at http://([\d.]+):(\d+)", line)
         if not match:
-            self.proc.wait(10)
+            self.proc.wait(60)
             raise RuntimeError(f"no server: {line!r} {self.log.read_text()[-3000:]}")
         self.host, self.port = match.group(1), int(match.group(2))
         self.url = f"http://{self.host}:{self.port}"
 
-    def request(self, method, path, body=None, headers=None, timeout=60):
+    def request(self, method, path, body=None, headers=None, timeout=180):
         conn = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
             data = json.dumps(body) if isinstance(body, (dict, list)) else body
@@ -128,7 +142,7 @@ class Server:
                     pass
         return found
 
-    def stop(self, sig=signal.SIGTERM, timeout=30):
+    def stop(self, sig=signal.SIGTERM, timeout=90):
         if self.proc.poll() is None:
             self.proc.send_signal(sig)
         self.proc.wait(timeout)
@@ -143,7 +157,7 @@ class Server:
         try:
             self.stop()
             left = self.pids()
-            deadline = time.time() + 5
+            deadline = time.time() + 30
             while left and time.time() < deadline:
                 time.sleep(0.05)
                 left = self.pids()

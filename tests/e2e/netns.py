@@ -262,11 +262,11 @@ class Cluster:
 
     def health(self):
         try:
-            return self.get("/health", timeout=5).status
+            return self.get("/health", timeout=30).status
         except OSError:
             return None
 
-    def wait_healthy(self, timeout=40):
+    def wait_healthy(self, timeout=120):
         begin = time.monotonic()
 
         def ready():

