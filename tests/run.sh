@@ -23,9 +23,11 @@ logs=$build/test-logs
 passed=0 failed=0 skipped=0 failures=()
 begin=$SECONDS
 sim_env=(RACKLM_FULL=$full)
-# Bad input takes the same ways through the threads again and again: under ThreadSanitizer only in the long form.
-tsan_skips=(--ignore=tests/e2e/test_bad_input.py)
-[ "$full" = 0 ] || tsan_skips=()
+# ThreadSanitizer has something to say about programs with threads only, and bad input takes the same ways through them again and again: the
+# short form leaves out the others.
+tsan_targets=tests_threaded tsan_labels=(threaded) tsan_skips=(--ignore=tests/e2e/test_bad_input.py)
+[ "$full" = 0 ] || tsan_targets="tests_unit tests_sim" tsan_labels=(unit sim) tsan_skips=()
+skip_ctest=()
 [ "$full" = 0 ] || sim_env+=(RACKLM_SIM_SEEDS=100000)
 mkdir -p "$logs"
 
@@ -43,10 +45,30 @@ suite() {
     printf '%-14s %4d passed %3d failed %3d skipped  %4d s of %d s\n' "$name" "$p" "$f" "$s" $((SECONDS - start)) "$budget"
     if [ "$f" -gt 0 ]; then
         failures+=("$name")
-        tail -n 60 "$logs/$name.log" | sed 's/^/    /'
+        failing "$logs/$name.log" | tail -n 200 | sed 's/^/    /'
     elif [ "$s" -gt 0 ]; then
         grep -aiE '(SKIPPED|\*\*\*Skipped|^skipped|SKIP )' "$logs/$name.log" | sort -u | head -n 8 | sed 's/^/    /'
     fi
+}
+
+# What a CI log has to say about a failure: of every failing CTest program the lines that name a failure and the end of its output, of anything
+# else the end of the log.
+failing() {
+    awk '
+        function show(  i) {
+            for (i = 1; i <= n_notable && i <= 20; i++) print notable[i]
+            for (i = n > 40 ? n - 39 : 1; i <= n; i++) print line[i]
+            n = n_notable = 0
+        }
+        /^ *[0-9]+\/[0-9]+ Test +#|^ *Start +[0-9]+:|% tests passed/ {
+            show()
+            inside = /\*\*\*/ && !/\*\*\*Skipped/
+            if (inside) { found = 1; print }
+            next
+        }
+        inside { line[++n] = $0 }
+        inside && /\[  (ERROR|FAILED)|\[   LINE|Sanitizer:|runtime error:|ASSERT|[Ee]rror:/ { notable[++n_notable] = $0 }
+        END { show(); exit !found }' "$1" || tail -n 100 "$1"
 }
 
 # "passed failed skipped" of a log: CTest's list, pytest's closing line, or the lines of the fuzz runner.
@@ -78,8 +100,14 @@ python_env() {
     "$build/venv/bin/pip" install -q --disable-pip-version-check -r tests/requirements.txt
 }
 
-label() { # BUILD_DIR LABEL
-    ctest --test-dir "$1" -L "^$2\$" --output-on-failure --no-tests=error -j 1
+label() { # BUILD_DIR LABEL...: two tests at a time; none depends on the time it takes
+    local dir=$1
+    shift
+    ctest --test-dir "$dir" -L "^($(IFS='|'; echo "$*"))\$" --output-on-failure --no-tests=error --timeout 600 -j 2 "${skip_ctest[@]}"
+}
+
+end_to_end() { # PYTEST_OPTIONS...: two files at a time
+    python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile "$@" tests/e2e
 }
 
 # shellcheck disable=SC2086
@@ -88,21 +116,23 @@ install_packages $PACKAGES_BUILD $PACKAGES_TEST || { echo "0 passed, 1 failed, 0
 suite python 60 python_env
 suite build 150 configure_and_build "$build" all -DCMAKE_BUILD_TYPE=Release -DRACKLM_TESTS=ON -DRACKLM_PYTHON="$build/venv/bin/python"
 export PATH="$build/venv/bin:$PATH"
-suite unit 90 label "$build" unit
-suite kernels 60 label "$build" kernels
-suite sim $((full ? 600 : 90)) env "${sim_env[@]}" ctest --test-dir "$build" -L '^sim$' --output-on-failure --no-tests=error
-suite oracle $((full ? 600 : 180)) python -m pytest -q -p no:cacheprovider tests/oracle
-suite e2e $((full ? 600 : 240)) python -m pytest -q -p no:cacheprovider tests/e2e
+suite unit 60 label "$build" unit
+suite kernels 40 label "$build" kernels
+suite sim $((full ? 300 : 45)) env "${sim_env[@]}" ctest --test-dir "$build" -L '^sim$' --output-on-failure --no-tests=error
+suite oracle $((full ? 600 : 90)) python -m pytest -q -p no:cacheprovider tests/oracle
+suite e2e $((full ? 600 : 200)) end_to_end
 
 if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
+    export TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=300
+    skip_ctest=(-E oracle) # no numbers are to be seen there
     suite asan:build 150 configure_and_build "$build/asan" "$programs tests_unit tests_kernels tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
-    suite asan 240 env RACKLM_SIM_SEEDS=300 ctest --test-dir "$build/asan" -L '^(unit|kernels|sim)$' -E oracle --output-on-failure --no-tests=error
-    suite asan:e2e 120 env RACKLM_BUILD="$build/asan" python -m pytest -q -p no:cacheprovider -m sanitizer tests/e2e
-    suite tsan:build 150 configure_and_build "$build/tsan" "$programs tests_unit tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
-    suite tsan 240 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=100 ctest --test-dir "$build/tsan" -L '^(unit|sim)$' -E oracle --output-on-failure --no-tests=error
-    suite tsan:e2e 120 env TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_BUILD="$build/tsan" python -m pytest -q -p no:cacheprovider -m sanitizer "${tsan_skips[@]}" tests/e2e
+    suite asan $((full ? 300 : 90)) label "$build/asan" unit kernels sim
+    RACKLM_BUILD=$build/asan suite asan:e2e 120 end_to_end -m sanitizer
+    suite tsan:build 150 configure_and_build "$build/tsan" "$programs $tsan_targets" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
+    suite tsan $((full ? 400 : 90)) label "$build/tsan" "${tsan_labels[@]}"
+    RACKLM_BUILD=$build/tsan suite tsan:e2e $((full ? 400 : 120)) end_to_end -m sanitizer "${tsan_skips[@]}"
     suite fuzz:build 150 configure_and_build "$build/fuzz" racklm_fuzz -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
-    suite fuzz $((full ? 400 : 90)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
+    suite fuzz $((full ? 420 : 75)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
 fi
 
 printf '%d s in all\n' $((SECONDS - begin))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh SECONDS BUILD_DIR [target...]: runs the libFuzzer targets (all by default), one after the other, each for SECONDS with
+# run.sh SECONDS BUILD_DIR [target...]: runs the libFuzzer targets (all by default), two at a time, each for SECONDS with
 # its corpus and dictionary; new inputs go to a temporary directory, so that the committed corpus stays as it is. A crash, a
 # leak, an input slower than 10 s, or a function of `reached` that no input reached is a failure. One line a target.
 set -u
@@ -14,6 +14,11 @@ if [ $# -eq 0 ]; then
     for f in "$here"/*/target.cmake; do
         set -- "$@" "$(basename "$(dirname "$f")")"
     done
+fi
+
+if [ $# -gt 1 ]; then
+    printf '%s\n' "$@" | xargs -P 2 -n 1 bash "$0" "$seconds" "$build"
+    exit
 fi
 
 # Coverage is told by function names only when there is a symbolizer.

@@ -20,7 +20,7 @@ if(RACKLM_TESTS AND NOT RACKLM_FUZZ)
     if(x86)
         target_compile_options(fmath_lanes_avx2 PRIVATE -mavx2 -mfma)
         target_compile_options(fmath_lanes_avx512 PRIVATE -mavx512f -mfma)
-        target_compile_options(fmath_lanes_simde PRIVATE -mavx2 -mfma -Wno-psabi) # its 64-byte vectors are plain memory here
+        target_compile_options(fmath_lanes_simde PRIVATE -mavx2 -mfma -Wno-psabi -fno-sanitize=all) # its 64-byte vectors are plain memory here
     endif()
     racklm_test(test_fmath LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_fmath.c $<TARGET_OBJECTS:fmath_lanes_avx2>
         $<TARGET_OBJECTS:fmath_lanes_avx512> $<TARGET_OBJECTS:fmath_lanes_simde> LIBS racklm_base)
