@@ -47,6 +47,7 @@ struct api {
     bool draining;
     uint64_t started_s;
     struct generation **gens;         /* slot table; NULL where free */
+    struct generation *unsent;        /* streams with something to send at the end of this turn */
     uint32_t n_gens, gens_cap, serial;
     struct embed **embeds;            /* the same of requests for numbers (api_embed.h) */
     uint32_t n_embeds, embeds_cap;
@@ -108,6 +109,9 @@ struct generation {
     uint32_t prompt_tokens, completion_tokens, reasoning_tokens;
     uint64_t prefill_ns;
     struct start *start;       /* while the request is read beside the loop */
+    struct buf out;            /* of a stream: what this turn of the loop has for it; keeps its memory */
+    bool in_unsent;
+    struct generation *next_unsent;
 };
 
 /* api.c */
@@ -154,6 +158,7 @@ bool api_servable(const struct api *a, const struct deployment *d, struct api_er
 struct engine *api_engine(const struct deployment *d);    /* the one with the least to do; NULL: all have stopped */
 void api_event(struct api *a, struct token_event *ev); /* takes ownership */
 void api_generation_gone(struct generation *g);        /* the client left: cancel and free */
+void api_flush(struct api *a);                         /* after the events of a turn: each stream's chunks in one write */
 bool api_tick(void *arg);                              /* keeps silent streams alive; http_timer */
 uint32_t api_n_open(const struct api *a);
 
@@ -174,6 +179,7 @@ void api_answer_delta(struct generation *g, struct choice *c);  /* streams what 
 void api_answer_end(struct generation *g);                      /* usage chunk and [DONE], or the whole JSON */
 void api_answer_error(struct generation *g, const struct api_error *e);
 void api_answer_comment(struct generation *g, const char *text);
+void api_answer_send(struct generation *g);                     /* what is in g->out */
 
 /* api_task.c. Routes that only compute: fn reads the body and writes the answer's JSON, beside the loop where the body is large. */
 typedef bool api_task_fn(struct api *a, const json_t *o, struct buf *out, struct api_error *e);

@@ -337,21 +337,30 @@ void api_answer_begin(struct generation *g)
     http_begin(g->x, 200, "text/event-stream; charset=utf-8");
 }
 
-static void send_data(struct generation *g, struct buf *b)
+/* Ends an event; it is sent with what else this turn of the loop has for the stream. */
+static void end_event(struct generation *g)
 {
-    buf_puts(b, "\n\n");
-    if (!b->failed)
-        http_chunk(g->x, b->data, b->len);
+    buf_puts(&g->out, "\n\n");
+    if (g->in_unsent)
+        return;
+    g->in_unsent = true;
+    g->next_unsent = g->api->unsent;
+    g->api->unsent = g;
+}
+
+void api_answer_send(struct generation *g)
+{
+    if (g->out.len && !g->out.failed)
+        http_chunk(g->x, g->out.data, g->out.len);
+    buf_clear(&g->out);
     g->last_sent_ns = clock_ns();
 }
 
 void api_answer_comment(struct generation *g, const char *text)
 {
-    char line[96];
-    int n = snprintf(line, sizeof(line), ": %s\n\n", text);
     api_answer_begin(g);
-    http_chunk(g->x, line, (size_t)n);
-    g->last_sent_ns = clock_ns();
+    buf_printf(&g->out, ": %s", text);
+    end_event(g);
 }
 
 static uint32_t choice_index(const struct generation *g, const struct choice *c)
@@ -383,66 +392,63 @@ void api_answer_delta(struct generation *g, struct choice *c)
     if (!news && !c->finish)
         return;
     api_answer_begin(g);
-    struct buf b;
-    buf_init(&b);
+    struct buf *b = &g->out;
     if (g->chat && !c->sent_role) {
-        buf_puts(&b, "data: ");
-        put_head(&b, g, "chat.completion.chunk");
-        buf_printf(&b, ",\"choices\":[{\"index\":%u,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+        buf_puts(b, "data: ");
+        put_head(b, g, "chat.completion.chunk");
+        buf_printf(b, ",\"choices\":[{\"index\":%u,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n",
                    choice_index(g, c));
         c->sent_role = true;
     }
     /* A chat's finish stands alone, with an empty delta; a text completion's travels with the last text. */
     if (news || !g->chat) {
-        buf_puts(&b, "data: ");
-        put_head(&b, g, g->chat ? "chat.completion.chunk" : "text_completion");
-        buf_printf(&b, ",\"choices\":[{\"index\":%u,", choice_index(g, c));
-        buf_puts(&b, g->chat ? "\"delta\":" : "\"text\":");
+        buf_puts(b, "data: ");
+        put_head(b, g, g->chat ? "chat.completion.chunk" : "text_completion");
+        buf_printf(b, ",\"choices\":[{\"index\":%u,", choice_index(g, c));
+        buf_puts(b, g->chat ? "\"delta\":" : "\"text\":");
         if (g->chat)
-            put_message(&b, g, c);
+            put_message(b, g, c);
         else
-            buf_json_str(&b, c->text.data ? c->text.data : "", c->text.len);
-        put_logprobs(&b, g, c);
-        put_extras(&b, g, c);
+            buf_json_str(b, c->text.data ? c->text.data : "", c->text.len);
+        put_logprobs(b, g, c);
+        put_extras(b, g, c);
         if (g->chat)
-            buf_puts(&b, ",\"finish_reason\":null");
+            buf_puts(b, ",\"finish_reason\":null");
         else
-            put_finish(&b, g, c);
-        buf_puts(&b, "}]");
+            put_finish(b, g, c);
+        buf_puts(b, "}]");
         if (g->continuous_usage) {
-            buf_putc(&b, ',');
-            put_usage(&b, g);
+            buf_putc(b, ',');
+            put_usage(b, g);
         } else if (g->include_usage) {
-            buf_puts(&b, ",\"usage\":null");
+            buf_puts(b, ",\"usage\":null");
         }
-        buf_puts(&b, c->finish && g->chat ? "}\n\n" : "}");
+        buf_puts(b, c->finish && g->chat ? "}\n\n" : "}");
     }
     if (c->finish && g->chat) {
-        buf_puts(&b, "data: ");
-        put_head(&b, g, "chat.completion.chunk");
-        buf_printf(&b, ",\"choices\":[{\"index\":%u,\"delta\":{},\"logprobs\":null", choice_index(g, c));
-        put_finish(&b, g, c);
-        buf_puts(&b, g->include_usage ? "}],\"usage\":null}" : "}]}");
+        buf_puts(b, "data: ");
+        put_head(b, g, "chat.completion.chunk");
+        buf_printf(b, ",\"choices\":[{\"index\":%u,\"delta\":{},\"logprobs\":null", choice_index(g, c));
+        put_finish(b, g, c);
+        buf_puts(b, g->include_usage ? "}],\"usage\":null}" : "}]}");
     }
     choice_clear(c);
-    send_data(g, &b);
-    buf_deinit(&b);
+    end_event(g);
 }
 
 static void end_stream(struct generation *g)
 {
-    struct buf b;
-    buf_init(&b);
+    struct buf *b = &g->out;
     if (g->include_usage) {
-        buf_puts(&b, "data: ");
-        put_head(&b, g, g->chat ? "chat.completion.chunk" : "text_completion");
-        buf_puts(&b, ",\"choices\":[],");
-        put_usage(&b, g);
-        buf_puts(&b, "}\n\n");
+        buf_puts(b, "data: ");
+        put_head(b, g, g->chat ? "chat.completion.chunk" : "text_completion");
+        buf_puts(b, ",\"choices\":[],");
+        put_usage(b, g);
+        buf_puts(b, "}\n\n");
     }
-    buf_puts(&b, "data: [DONE]");
-    send_data(g, &b);
-    buf_deinit(&b);
+    buf_puts(b, "data: [DONE]");
+    end_event(g);
+    api_answer_send(g);
     http_end(g->x);
 }
 
@@ -516,11 +522,9 @@ void api_answer_error(struct generation *g, const struct api_error *e)
         api_fail(g->x, e);
         return;
     }
-    struct buf b;
-    buf_init(&b);
-    buf_puts(&b, "data: ");
-    http_error_body(&b, e->status, NULL, e->message);
-    send_data(g, &b);
-    buf_deinit(&b);
+    buf_puts(&g->out, "data: ");
+    http_error_body(&g->out, e->status, NULL, e->message);
+    end_event(g);
+    api_answer_send(g);
     http_end(g->x); /* no [DONE]: the answer is not complete */
 }

@@ -67,6 +67,12 @@ static void generation_destroy(struct generation *g)
         a->gens[g->slot] = NULL;
         a->n_gens--;
     }
+    for (struct generation **p = &a->unsent; g->in_unsent && *p; p = &(*p)->next_unsent)
+        if (*p == g) {
+            *p = g->next_unsent;
+            break;
+        }
+    buf_deinit(&g->out);
     for (uint32_t i = 0; g->choices && i < g->n_choices; i++)
         choice_deinit(&g->choices[i]);
     for (uint32_t i = 0; i < g->n_prompts; i++)
@@ -447,6 +453,16 @@ void api_event(struct api *a, struct token_event *ev)
     }
 }
 
+void api_flush(struct api *a)
+{
+    while (a->unsent) {
+        struct generation *g = a->unsent;
+        a->unsent = g->next_unsent;
+        g->in_unsent = false;
+        api_answer_send(g);
+    }
+}
+
 bool api_tick(void *arg)
 {
     struct api *a = arg;
@@ -456,6 +472,7 @@ bool api_tick(void *arg)
         if (g && g->stream && now - g->last_sent_ns > SILENCE_S * NS_PER_S)
             api_answer_comment(g, "waiting");
     }
+    api_flush(a);
     api_embed_tick(a);
     return api_n_open(a) > 0;
 }

@@ -59,12 +59,10 @@ static void on_events(void *arg)
 {
     struct front *f = arg;
     /* A bounded turn: requests are looked at between two of them. The descriptor stays readable while events are left. */
-    for (int i = 0; i < EVENTS_A_TURN; i++) {
-        struct token_event *ev = queue_pop(f->cfg.events);
-        if (!ev)
-            return;
+    struct token_event *ev;
+    for (int i = 0; i < EVENTS_A_TURN && (ev = queue_pop(f->cfg.events)) != NULL; i++)
         api_event(&f->api, ev);
-    }
+    api_flush(&f->api);
 }
 
 static void on_wake(void *arg)

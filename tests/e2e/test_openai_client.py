@@ -487,6 +487,24 @@ def test_leaving_while_a_large_prompt_is_read(server, client):
     assert r.json["count"] > 100_000
 
 
+def test_tokens_that_come_together_are_sent_together(server):
+    """A step's tokens of all choices leave in one write: far fewer HTTP chunks than events."""
+    body = json.dumps({"prompt": "a", "n": 16, "max_tokens": 20, "ignore_eos": True, "stream": True}).encode()
+    got = b""
+    with socket.create_connection((server.host, server.port)) as c:
+        c.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        while more := c.recv(65536):
+            got += more
+    rest, chunks = got.partition(b"\r\n\r\n")[2], []
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunks.append(rest[:int(size, 16)])
+        rest = rest[int(size, 16) + 2:]
+    events = b"".join(chunks).split(b"\n\n")[:-1]
+    assert len(events) > 200 and events[-1] == b"data: [DONE]" and all(json.loads(e[6:]) for e in events[:-1])
+    assert len(chunks) < len(events) / 2
+
+
 # ---- async ----
 
 def run(server, what):
