@@ -34,6 +34,7 @@ int cmd_detokenize(struct options *o, int argc, char **argv);
 int cmd_bench_model(struct options *o, int argc, char **argv);
 int cmd_bench_serve(struct options *o, int argc, char **argv);
 int cmd_key(struct options *o, int argc, char **argv);
+int cmd_template(struct options *o, int argc, char **argv);
 int cmd_version(struct options *o, int argc, char **argv);
 int cmd_man(struct options *o, int argc, char **argv);
 

@@ -318,7 +318,9 @@ static struct template_node *test(struct template_parser *p, struct template_nod
     bool negate = template_parser_take_word(p, "not");
     struct template_node *n = template_parser_node(p, TN_TEST), *args = NULL;
     const char *name = template_parser_take_name(p, "a test's name is expected");
-    const struct template_def *def = template_test_find(name, strlen(name));
+    const struct template_def *def = template_parser_op_is(p, '.') ? NULL : template_test_find(name, strlen(name));
+    while (template_parser_take_op(p, '.')) /* no test has a point in its name */
+        template_parser_take_name(p, "a name is expected after \".\"");
     if (template_parser_take_op(p, '('))
         args = arguments(p);
     else if (template_parser_word_is(p->t, "is"))

@@ -370,7 +370,9 @@ static bool read_spec(struct template_run *r, struct template_val text, struct s
     }
     if (i < text.len)
         s->type = text.s[i++];
-    if (i < text.len || s->width > TEMPLATE_WIDTH_MAX || s->prec > TEMPLATE_WIDTH_MAX)
+    if (s->width > TEMPLATE_WIDTH_MAX || s->prec > TEMPLATE_WIDTH_MAX)
+        template_fail(r, ERR_TOO_BIG, "a format is wider than %d", TEMPLATE_WIDTH_MAX);
+    else if (i < text.len)
         template_fail(r, ERR_INVALID, "Invalid format specifier");
     if (s->zero && s->group != 0)
         template_fail(r, ERR_UNSUPPORTED, "a format with zeros and groups is not supported");

@@ -21,7 +21,7 @@ static struct template_val whole_op(struct template_run *r, int op, struct templ
     double x = template_int_double(a), y = template_int_double(b);
     if (y == 0)
         return template_fail(r, ERR_INVALID, "division by zero");
-    if (!isfinite(x / y))
+    if (!isfinite(x / y) || isinf(y))
         return template_fail(r, ERR_INVALID, "integer division result too large for a float");
     return template_float((double)((long double)x / (long double)y));
 }

@@ -33,7 +33,7 @@ BOOL_METHODS = ["startswith({s})", "endswith({s})", "startswith(({s}, {s}))", "s
                 "isnumeric()", "isascii()", "isprintable()", "isidentifier()"]
 INT_METHODS = ["find({s})", "rfind({s})", "count({s})", "find({s}, {i})", "rfind({s}, {i}, {i})", "count({s}, {i})", "index({s})", "rindex({s})"]
 STR_FILTERS = ["upper", "lower", "title", "capitalize", "trim", "trim({s})", "string", "replace({s}, {s})", "replace({s}, {s}, {i})", "indent", "indent({i})", "indent({s}, true)", "indent(2, first=yes, blank=no)", "reverse",
-               "default({s})", "default({s}, true)", "d", "truncate({i})", "truncate({i}, true, '…', 0)", "truncate(9, yes)", "center({i})", "escape", "e", "safe", "forceescape", "striptags", "urlencode", "format({a})", "tojson", "first", "last", "list|join(',')", "int|string", "float|string", "wordcount|string",
+               "default({s})", "default({s}, true)", "d", "truncate({i})", "truncate({i}, true, '…', 0)", "truncate(9, yes)", "center({i})", "striptags", "urlencode", "format({a})", "tojson", "first", "last", "list|join(',')", "int|string", "float|string", "wordcount|string",
                "length|string", "unique|join", "sort|join", "batch({i})|list|string", "filesizeformat"]
 LIST_FILTERS = ["list", "reverse|list", "sort", "sort(reverse=true)", "sort(case_sensitive=true)", "sort(attribute={k})", "sort(attribute='a,b')", "unique|list", "unique(true)|list", "unique(attribute={k})|list", "map('upper')|list", "map('string')|list", "map(attribute={k})|list",
                 "map(attribute={k}, default={a})|list", "map('default', {a})|list", "map('length')|list", "map('int')|list", "select|list", "select('string')|list", "select('number')|list", "select('equalto', {a})|list", "select('in', {l})|list", "select('gt', {i})|list",
@@ -42,7 +42,7 @@ LIST_FILTERS = ["list", "reverse|list", "sort", "sort(reverse=true)", "sort(case
                 "map('replace', {s}, {s})|list", "sort(attribute='name')|map(attribute='name')|list", "sort(false, true)", "map(attribute='a.b')|list", "map(attribute='0')|list", "map(attribute=0)|list"]
 ANY_FROM_LIST = ["first", "last", "min", "max", "sum", "sum(start={i})", "join", "join({s})", "join({s}, attribute={k})", "length", "count", "random_not_there", "string", "tojson", "tojson(indent={i})", "min(attribute={k})", "max(case_sensitive=yes)", "map('upper')|first", "select('odd')|first", "sum(attribute={k})"]
 DICT_FILTERS = ["dictsort", "dictsort(true)", "dictsort(false, 'value')", "dictsort(by='key', reverse=true)", "items|list", "list", "tojson", "tojson(sort_keys=true)", "tojson(indent=2)", "tojson(indent='\\t', separators=(',', ': '))", "tojson(separators=(',', ':'))", "tojson(ensure_ascii=true)", "length", "string", "first", "last", "xmlattr", "items|map('first')|list", "urlencode", "tojson(true, none, none, true)"]
-NUM_FILTERS = ["abs", "int", "float", "round", "round({i})", "round(1, 'ceil')", "round({i}, 'floor')", "round(method='floor')", "string", "tojson", "filesizeformat", "filesizeformat(true)", "default(1)", "round(none)", "int(1, 16)"]
+NUM_FILTERS = ["abs", "int", "float", "round", "round({i})", "round(1, 'ceil')", "round(2, 'floor')", "round(method='floor')", "string", "tojson", "filesizeformat", "filesizeformat(true)", "default(1)", "round(none)", "int(1, 16)"]
 TESTS = ["defined", "undefined", "none", "string", "number", "integer", "float", "boolean", "mapping", "iterable", "sequence", "callable", "true", "false", "lower", "upper", "odd", "even", "divisibleby({i})", "divisibleby {i}", "eq({a})", "ne {a}", "equalto({a})", "in({l})", "in {l}",
          "lt({i})", "gt({a})", "ge({i})", "le {i}", "greaterthan({i})", "lessthan({i})", "sameas(none)", "sameas true", "filter", "test", "escaped", "not defined", "not none", "not string", "not in({l})"]
 OPS = ["+", "-", "*", "/", "//", "%", "**"]
@@ -156,7 +156,9 @@ class Grammar:
         if d <= 0 or k < 3:
             return self.name("int") if self.r.random() < 0.3 else self.r.choice(["0", "1", "2", "3", "7", "10", "42", "1_000", "0x1f", "0b101", "0o17", "255", "-1", "-5", "4611686018427387904", "9223372036854775807", "123456789012345678901234567890", "18446744073709551616"])
         if k < 5:
-            return "(%s %s %s)" % (self.expr("int", d), self.r.choice(OPS[:6] if self.r.random() < 0.9 else ["**"]), self.small(d))
+            if self.r.random() < 0.1:
+                return "(%s ** %s)" % (self.r.choice(["2", "-3", "10", "i", "123456789", "0", "yes"]), self.r.choice(["0", "1", "2", "20", "64", "-1", "i"]))
+            return "(%s %s %s)" % (self.expr("int", d), self.r.choice(OPS[:6]), self.small(d))
         if k == 5:
             return "%s|%s" % (self.atom("any", d), self.r.choice(["length", "int", "count", "int(%s)" % self.small(d), "wordcount", "abs"]))
         if k == 6:
@@ -224,7 +226,8 @@ class Grammar:
 
     def atom(self, kind, d):
         e = self.expr(kind, d)
-        return e if self.r.random() < 0.1 and not e.startswith("-") else "(" + e + ")" if not e.replace("_", "").isalnum() and e[0] not in "('\"[" else e
+        plain = e.replace("_", "").isalnum() or (self.wild > 0.05 and self.r.random() < 0.2)
+        return e if plain else "(" + e + ")"
 
     def slice(self, d):
         parts = [self.r.choice(["0", "1", "2", "5", "(-1)", "(-3)", "i"]) if self.r.random() < 0.6 else "" for _ in range(self.r.choice([2, 2, 3]))]
@@ -236,7 +239,7 @@ class Grammar:
         return "{%" + self.r.choice(["", "", "", "-", "-", "+"]) + " " + text + " " + self.r.choice(["", "", "", "-", "-"]) + "%}"
 
     def text(self):
-        return "".join(self.r.choice(["\n", " ", "  ", "a", "B", "é", "\t", "x\n", "\n\n", "<|im|>", "{", "}", "#", "%"]) for _ in range(self.r.randrange(4)))
+        return "".join(self.r.choice(["\n", " ", "  ", "a", "B", "é", "\t", "x\n", "\n\n", "<|im|>", "{ ", "} ", "# ", "% "] + (["{", "}", "#", "%"] if self.wild > 0.05 else [])) for _ in range(self.r.randrange(4)))
 
     def block(self, d):
         return "".join(self.statement(d) + self.text() for _ in range(self.r.choice([1, 1, 2, 2, 3])))
@@ -245,7 +248,10 @@ class Grammar:
         d -= 1
         k = self.r.randrange(26)
         if d <= 0 or k < 6:
-            return "{{" + self.r.choice(["", "", "-"]) + " " + self.expr("any", self.r.choice([2, 3, 4])) + " " + self.r.choice(["", "", "-"]) + "}}"
+            text = self.expr("any", self.r.choice([2, 3, 4]))
+            if self.r.random() < 0.05:
+                text = self.r.choice(["(%s)|escape", "(%s)|e", "(%s)|safe", "(%s)|forceescape", "'<' + (%s)|safe", "(%s)|e + '&'", "[(%s)|e]"]).replace("%s", text)
+            return "{{" + self.r.choice(["", "", "-"]) + " " + text + " " + self.r.choice(["", "", "-"]) + "}}"
         if k < 9:
             return self.if_(d)
         if k < 13:
@@ -263,7 +269,7 @@ class Grammar:
         if k == 20 and self.macros:
             return self.tag("call%s %s" % (self.r.choice(["", "(p)", "(v, w=2)"]), self.call_macro(2))) + self.block(d) + self.tag("endcall")
         if k == 21:
-            return self.tag("filter " + self.fill(self.r.choice(["upper", "trim", "replace({s}, {s})", "indent(2)", "upper|trim", "default('x')", "length"]), 1)) + self.block(d) + self.tag("endfilter")
+            return self.tag("filter " + self.fill(self.r.choice(["upper", "trim", "replace({s}, {s})", "indent(2)", "upper|trim", "default('x')", "length|string"] + (["length"] if self.wild else [])), 1)) + self.block(d) + self.tag("endfilter")
         if k == 22:
             return self.tag("with " + self.r.choice(["v = %s", "v = %s, w = v", "", "s = %s", "(v, w) = (%s, 1)"]).replace("%s", self.expr("any"))) + self.block(d) + self.tag("endwith")
         if k == 23:
@@ -313,7 +319,8 @@ class Grammar:
         return out
 
     def template(self):
-        return "".join(self.statement() + self.text() for _ in range(self.r.choice([1, 1, 2, 3, 5])))
+        start = self.tag("set ns = namespace(a=%s)" % self.expr("any", 1)) if self.r.random() < 0.6 else ""
+        return start + "".join(self.statement() + self.text() for _ in range(self.r.choice([1, 1, 2, 3, 5])))
 
 
 def value(r, d=2):
