@@ -44,6 +44,20 @@ KINDS = {
     "deepseek-v3": (split(r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+",
                           "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
                           "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"), False, False),
+    "qwen35": (split(QWEN2.replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")), False, False),
+    "minicpm5": (split(r"\p{N}{1,3}", LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+")), False, True),
+    "jais-2": (split(LLAMA3.replace(r"|\s+(?!\S)|\s+", "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s{1}")), False, False),
+    "exaone-moe": (split(CON + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"), False, False),
+    "bailingmoe": (split(r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"), False, False),
+    "seed-coder": (split(CON + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+" + TAIL), False, False),
+    "superbpe": (split(r"\p{N}+", r"(?=(\d{3})+(?!\d))"), False, False),
+    "tiny_aya": (split(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), False, False),
+    "spark2_5": (split(r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+",
+                       "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+|[\r\n]|\\s+(?!\\S)|\\s+", r"\p{N}"),
+                 False, False),
+    "laguna": (split(r"[^\n]+|[\n]+", QWEN2), False, False),
+    "ufakzeka": (split(QWEN2.removeprefix(CON + "|")), False, False),
+    "granite-embed-multi-97m": (split(GPT4O), False, True),
 }
 
 def train(kind):
