@@ -130,8 +130,11 @@ static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const lo
         char c[5][32];
         snprintf(c[0], 32, "%s %ld", prompt ? "prompt" : "generate", k);
         snprintf(c[1], 32, "%.1f", speed);
-        snprintf(c[2], 32, prompt ? "" : "%.1f", gbs);
-        snprintf(c[3], 32, prompt ? "" : "%.0f%%", 100 * gbs / b->ceiling_gbs);
+        c[2][0] = c[3][0] = '\0';
+        if (!prompt) {
+            snprintf(c[2], 32, "%.1f", gbs);
+            snprintf(c[3], 32, "%.0f%%", 100 * gbs / b->ceiling_gbs);
+        }
         snprintf(c[4], 32, "%.0f", gflops);
         if (json)
             printf("%s{\"test\":\"%s\",\"tokens\":%ld,\"tokens_per_s\":%.3f,\"gbs\":%.3f,\"read_share\":%.4f,\"gflops\":%.2f}", i ? "," : "",
