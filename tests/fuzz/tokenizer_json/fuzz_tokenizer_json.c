@@ -1,5 +1,6 @@
 /* A tokenizer.json, and a tokenizer_config.json beside it: whatever the bytes say, loading ends with an error or with a
- * tokenizer whose ids are all in its vocabulary, for texts with special tokens, bad UTF-8 and runs. */
+ * tokenizer whose ids are all in its vocabulary, for texts with special tokens, bad UTF-8 and runs. Or, behind '!', what
+ * a GGUF file says of unigram: flags, the size of the charsmap (two bytes), the charsmap, a text. */
 #include "base/buf.h"
 #include "base/check.h"
 #include "coordinator/detokenizer.h"
@@ -30,10 +31,35 @@ static void use(const struct tokenizer *t, const char *text, unsigned flags)
     tokens_deinit(&ids);
 }
 
+static void unigram(const uint8_t *data, size_t size)
+{
+    static struct gguf_str tokens[] = {{"<unk>", 5}, {"</s>", 4}, {"a", 1}, {"aa", 2}, {"\xE2\x96\x81", 3}, {"\xE2\x96\x81" "a", 4}, {"b", 1}, {"[u]", 3}, {"<0x41>", 6}, {"\xE6\xBC", 2}};
+    static float scores[] = {0, 0, -1, -1.5f, -2, -2.5f, -3, 0, 0, -4};
+    static uint8_t types[] = {VOCAB_UNKNOWN, VOCAB_CONTROL, VOCAB_NORMAL, VOCAB_NORMAL, VOCAB_NORMAL, VOCAB_NORMAL, VOCAB_NORMAL, VOCAB_USER_DEFINED, VOCAB_BYTE, VOCAB_NORMAL};
+    size_t map = size < 3 ? 0 : data[1] + 256u * data[2];
+    if (size < 3 || map > size - 3)
+        return;
+    struct vocab v = {.kind = VOCAB_UNIGRAM, .n_tokens = ARRAY_LEN(tokens), .tokens = tokens, .scores = scores, .types = types, .bos = -1, .eos = 1,
+                      .eot = -1, .eom = -1, .unk = data[0] & 1 ? 0 : -1, .pad = -1, .add_eos = true, .add_space_prefix = data[0] & 2, .strip_space = data[0] & 2,
+                      .merge_spaces = data[0] & 4, .space_suffix = data[0] & 8, .charsmap = {(const char *)data + 3, map}};
+    struct tokenizer *t;
+    struct tokens ids = {0};
+    ASSERT(tokenizer_create(&v, &t) == ERR_OK);
+    if (tokenizer_encode(t, (const char *)data + 3 + map, size - 3 - map, TOKENIZER_SPECIAL, &ids) == ERR_OK)
+        for (size_t i = 0; i < ids.n; i++)
+            ASSERT(ids.ids[i] < v.n_tokens);
+    tokens_deinit(&ids);
+    tokenizer_destroy(&t);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct vocab *v = NULL;
     struct tokenizer *t = NULL;
+    if (size > 0 && data[0] == '!') {
+        unigram(data + 1, size - 1);
+        return 0;
+    }
     /* The first line may be a tokenizer_config.json. */
     const uint8_t *line = size > 0 ? memchr(data, '\n', size) : NULL;
     size_t config = line && data[0] == '#' ? (size_t)(line - data) + 1 : 0;

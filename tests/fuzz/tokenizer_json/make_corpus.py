@@ -80,3 +80,7 @@ for name, content in FILES.items():
         if name == "level":
             f.write('#{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": [{"name": "default", "template": "{{ x }}"}]}\n')
         json.dump(content, f, ensure_ascii=False, separators=(",", ":"))
+for flags in (1, 7, 15):
+    rules = base64.b64decode(CHARSMAP)
+    with open(os.path.join(HERE, f"gguf-{flags}"), "wb") as f:
+        f.write(b"!" + struct.pack("<BH", flags, len(rules)) + rules + " Aa  aab [u] b\u6f22\xff ".encode("latin-1", "ignore") + b"\xe6\xbc ")
