@@ -144,11 +144,14 @@ static bool get_words(struct deployment *d, const json_t *v, const char *key, bo
         return api_error(e, 503, NULL, "out of memory");
     for (size_t i = 0; i < json_array_size(v); i++) {
         const json_t *w = json_array_get(v, i);
-        size_t len = json_string_length(w);
+        size_t len = json_string_length(w), before = q->ids.n;
         if (!json_is_string(w) || len == 0 || len > API_WORD_BYTES_MAX)
             return api_error(e, 400, key, "`%s[%zu]` must be a string of 1 to %d bytes", key, i, API_WORD_BYTES_MAX);
         enum err err = breakers ? token_sequences_breaker(pieces, d->tok, json_string_value(w), len, max_ids, q)
                                 : token_sequences_word(d->tok, json_string_value(w), len, max_ids, q);
+        for (size_t j = before; j < q->ids.n && err == ERR_OK; j++)
+            if (q->ids.ids[j] >= d->hp.vocab) /* a tokenizer with more tokens than the model has rows */
+                err = err_set(ERR_INVALID, "token %u is none of the model's %u", q->ids.ids[j], d->hp.vocab);
         if (err != ERR_OK)
             return api_error(e, err == ERR_NOMEM ? 503 : 400, key, "`%s[%zu]` cannot be taken: %.200s", key, i, err_detail());
     }

@@ -10,6 +10,7 @@ enum {
     BUDGET_UNMEASURED = 64, /* prefill tokens of a step before any was timed */
     BUDGET_MIN = 32,        /* smaller chunks waste the read of the weights */
     BUDGET_MIN_DECODING = 16,
+    LISTED_MAX = 1 << 21, /* of a step: at five bytes each a sixth of a message */
     PENDING_MAX = 2, /* enough to hide the round trip at any pp */
 };
 static const double speed_weight = 0.25; /* of the newest measurement */
@@ -365,6 +366,13 @@ static struct seq *admit(struct scheduler *s, uint64_t now_ns, uint32_t *n_block
     return q;
 }
 
+/* Ids that its set-up lists: with many such the message of a step would pass its limit. */
+static uint32_t n_listed(const struct seq *q)
+{
+    const struct sampling_ids *ids = q ? q->req->sampling.ids : NULL;
+    return ids ? ids->n_allowed + 2 * (ids->n_bad_ids + ids->n_dry_ids) : 0;
+}
+
 static void plan_prefills(struct scheduler *s, struct step_plan *p, uint64_t now_ns)
 {
     uint32_t budget = prefill_budget(s, p);
@@ -376,9 +384,10 @@ static void plan_prefills(struct scheduler *s, struct step_plan *p, uint64_t now
         budget -= n;
     }
     struct seq *q;
-    uint32_t n_blocks, first;
-    while (budget && (q = admit(s, now_ns, &n_blocks, &first))) {
+    uint32_t n_blocks, first, listed = 0;
+    while (budget && (listed == 0 || listed + n_listed(s->queue.first) <= LISTED_MAX) && (q = admit(s, now_ns, &n_blocks, &first))) {
         uint32_t n = MIN(budget, q->n_tokens);
+        listed += n_listed(q);
         add_run(s, p, q, n, n_blocks, first);
         budget -= n;
     }

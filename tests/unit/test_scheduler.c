@@ -191,6 +191,32 @@ static void admission_is_first_come_first_served(void **state)
     scheduler_deinit(&s);
 }
 
+/* Long lists in the set-ups: as many sequences a step as its message has room for, and one in any case. */
+static void sequences_with_long_lists_are_set_up_over_several_steps(void **state)
+{
+    (void)state;
+    struct scheduler s;
+    make(&s, config(20, 1), 1000);
+    struct seq *q[20];
+    for (uint32_t i = 0; i < 20; i++) {
+        q[i] = submit(&s, 1, 1);
+        q[i]->req->sampling.ids = calloc(1, sizeof(struct sampling_ids));
+        q[i]->req->sampling.ids->n_refs = 1;
+        q[i]->req->sampling.ids->n_allowed = MSG_ALLOWED_MAX;
+    }
+    uint32_t n_all = 0;
+    while (n_all < 20) {
+        const struct step_plan *p = scheduler_plan(&s, 0);
+        assert_non_null(p);
+        assert_true(p->n_runs > 0 && p->n_runs * 5ull * MSG_ALLOWED_MAX < MSG_FRAME_MAX / 4); /* five bytes an id at most */
+        n_all += p->n_runs;
+        finish_step(&s, TOKEN);
+    }
+    for (uint32_t i = 0; i < 20; i++)
+        seq_destroy(&q[i]);
+    scheduler_deinit(&s);
+}
+
 static void a_full_queue_refuses(void **state)
 {
     (void)state;
@@ -316,6 +342,7 @@ int main(void)
         cmocka_unit_test(what_was_sampled_past_a_stop_is_dropped),
         cmocka_unit_test(the_youngest_is_preempted_and_comes_back_with_its_tokens),
         cmocka_unit_test(admission_is_first_come_first_served),
+        cmocka_unit_test(sequences_with_long_lists_are_set_up_over_several_steps),
         cmocka_unit_test(a_full_queue_refuses),
         cmocka_unit_test(the_time_budget_sizes_chunks_by_measured_speed),
         cmocka_unit_test(decodes_are_dealt_out_over_the_stages),
