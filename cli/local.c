@@ -22,7 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { POLL_MS = 50, AGENT_RESTARTS_MAX = 10, STOP_MARGIN_MS = 5000 };
+enum { POLL_MS = 50, AGENT_ENDS_WINDOW_S = 600, STOP_MARGIN_MS = 5000 };
 
 static int signal_fd = -1;
 
@@ -476,6 +476,16 @@ enum err local_start(struct options *opts, char *const *models, int n_models, bo
     return e;
 }
 
+/* Notes an end of the agent; true when the last ones came so close together that starting it again does not help. */
+static bool ends_too_often(struct local *l)
+{
+    uint64_t now = clock_ns(), *oldest = &l->agent_ends_ns[l->agent_restarts % ARRAY_LEN(l->agent_ends_ns)];
+    bool often = l->agent_restarts >= ARRAY_LEN(l->agent_ends_ns) && now - *oldest < AGENT_ENDS_WINDOW_S * NS_PER_S;
+    *oldest = now;
+    l->agent_restarts++;
+    return often;
+}
+
 int local_wait(struct local *l)
 {
     struct pollfd p = {.fd = signal_fd, .events = POLLIN};
@@ -494,7 +504,7 @@ int local_wait(struct local *l)
             return CLI_FAILED;
         }
         if (reap(&l->agent, &status)) {
-            if (l->agent_restarts++ >= AGENT_RESTARTS_MAX || spawn_agent(l) != ERR_OK) {
+            if (ends_too_often(l) || spawn_agent(l) != ERR_OK) {
                 fprintf(stderr, "racklm serve: the node agent ended %u times; giving up\n", l->agent_restarts);
                 local_stop(l);
                 return CLI_FAILED;

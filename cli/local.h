@@ -29,6 +29,7 @@ struct local {
     char *const *models;     /* arguments of the coordinator */
     int n_models;
     unsigned agent_restarts;
+    uint64_t agent_ends_ns[10]; /* the last ones: a ring */
     bool told;               /* a child that failed has said why on standard error: nothing is left to say */
 };
 

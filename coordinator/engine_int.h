@@ -57,6 +57,8 @@ struct engine {
     struct rank *ranks;
     enum phase phase;
     uint64_t phase_since_ns, epoch;
+    uint32_t n_failed_epochs; /* since it served last */
+    uint64_t begin_at_ns;     /* the next epoch begins no sooner */
     uint32_t ctx;
     bool recovering, was_ready, gave_up;
     uint64_t down_since_ns;

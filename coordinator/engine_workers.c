@@ -14,6 +14,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { BACKOFF_MS = 20, BACKOFF_MS_MAX = 5000 };
+
 static uint32_t rank_idx(const struct engine *e, const struct rank *r)
 {
     return (uint32_t)(r - e->ranks);
@@ -54,6 +56,14 @@ static bool all_at_least(const struct engine *e, enum rank_state s)
 
 /* ---- failure ---- */
 
+/* At once after the first failure; a replica whose epochs fail again before they serve waits longer each time, and does not spin. */
+static void hold_back(struct engine *e)
+{
+    uint32_t n = e->n_failed_epochs++;
+    uint64_t wait_ms = n ? MIN((uint64_t)BACKOFF_MS << MIN(n - 1, 8u), (uint64_t)BACKOFF_MS_MAX) : 0;
+    e->begin_at_ns = e->now_ns + wait_ms * NS_PER_MS;
+}
+
 void engine_workers_fail_epoch(struct engine *e, const char *why)
 {
     if (!e->recovering && e->was_ready) {
@@ -67,6 +77,7 @@ void engine_workers_fail_epoch(struct engine *e, const char *why)
     if (e->phase == PHASE_GATHER)
         return; /* no communicator was made yet: the numbers of this epoch are still good */
     e->epoch++;
+    hold_back(e);
     LOG(WARN, ENGINE, "epoch failed", "replica=%u epoch=%llu in_flight=%u running=%u why=\"%s\"", e->replica,
         (unsigned long long)e->epoch, e->sched.n_in_flight, e->sched.active.n, why);
     set_phase(e, PHASE_GATHER);
@@ -145,6 +156,7 @@ static void serve(struct engine *e)
         (unsigned long long)(e->recovering ? (e->now_ns - e->down_since_ns) / NS_PER_MS : 0));
     e->was_ready = true;
     e->recovering = e->gave_up = false;
+    e->n_failed_epochs = 0;
     if (!e->draining)
         atomic_store(&e->refuse, ERR_OK);
     struct engine_event ev = {.type = ENGINE_EVENT_READY, .deployment = e->deployment, .replica = e->replica};
@@ -194,6 +206,13 @@ static void begin_epoch(struct engine *e)
             return;
         }
     }
+}
+
+/* Now, or (engine_workers_deadlines) when the last failures are far enough behind. */
+static void begin_when_due(struct engine *e)
+{
+    if (e->phase == PHASE_GATHER && e->now_ns >= e->begin_at_ns && all_at_least(e, RANK_LOADED))
+        begin_epoch(e);
 }
 
 static void on_hello(struct engine *e, const struct link_peer *from, const struct msg_hello *h)
@@ -274,8 +293,7 @@ static void on_worker_ready(struct engine *e, struct rank *r, const struct msg_w
         memcpy(r->address, w->address, w->address_len);
     r->address_len = w->address_len;
     set_state(e, r, RANK_LOADED);
-    if (e->phase == PHASE_GATHER && all_at_least(e, RANK_LOADED))
-        begin_epoch(e);
+    begin_when_due(e);
 }
 
 static void on_worker_error(struct engine *e, struct rank *r, const struct msg_worker_error *w)
@@ -422,6 +440,7 @@ void engine_workers_deadlines(struct engine *e)
         check_rank(e, &e->ranks[i]);
     check_step(e);
     check_recovery(e);
+    begin_when_due(e);
 }
 
 void engine_workers_shutdown(struct engine *e)
