@@ -42,6 +42,16 @@ static bool take_slot(struct embed *m)
     return true;
 }
 
+void embed_deinit(struct embed *m)
+{
+    for (uint32_t i = 0; i < m->n_inputs; i++) {
+        tokens_deinit(&m->inputs[i].ids);
+        buf_deinit(&m->inputs[i].json);
+    }
+    free(m->inputs);
+    json_decref(m->documents);
+}
+
 static void destroy(struct embed *m)
 {
     struct api *a = m->api;
@@ -49,12 +59,7 @@ static void destroy(struct embed *m)
         a->embeds[m->slot] = NULL;
         a->n_embeds--;
     }
-    for (uint32_t i = 0; i < m->n_inputs; i++) {
-        tokens_deinit(&m->inputs[i].ids);
-        buf_deinit(&m->inputs[i].json);
-    }
-    free(m->inputs);
-    json_decref(m->documents);
+    embed_deinit(m);
     free(m);
 }
 
@@ -119,7 +124,8 @@ static struct request *make_request(const struct embed *m, uint32_t input)
  * matter of the next tick. */
 static bool feed(struct embed *m, bool first, struct api_error *e)
 {
-    while (m->n_sent < m->n_inputs && m->n_sent - m->n_done < EMBED_WINDOW * m->d->n_engines) {
+    uint32_t window = MIN((uint32_t)m->d->opts->max_seqs, (uint32_t)EMBED_WINDOW) * m->d->n_engines;
+    while (m->n_sent < m->n_inputs && m->n_sent - m->n_done < window) {
         struct engine *engine = api_engine(m->d);
         if (!engine)
             return api_error(e, 503, NULL, "the server is stopping");
@@ -272,7 +278,7 @@ void embed_put_id(const char *prefix, struct buf *out)
     buf_printf(out, "\"id\":\"%s-%016llx\",", prefix, (unsigned long long)r);
 }
 
-static bool read_request(struct embed *m, const json_t *o, struct api_error *e)
+bool embed_read(struct embed *m, const json_t *o, struct api_error *e)
 {
     m->d = api_get_model(m->api, o, e);
     if (!m->d)
@@ -288,7 +294,7 @@ static void read_body(struct embed *m, const char *body, size_t len)
 {
     json_t *o = api_parse_body(body, len, &m->error);
     if (o)
-        read_request(m, o, &m->error);
+        embed_read(m, o, &m->error);
     json_decref(o);
 }
 

@@ -1,8 +1,8 @@
 /* Requests that want numbers, not text: /v1/embeddings, /v1/rerank, /score. api_embed.c has their life (inputs to engines, events to the answer)
  * and the embeddings; api_rerank.c reads and answers the other two. Front thread only, but that large bodies are read beside it (api_work.h).
  *
- * A request has up to EMBED_INPUTS_MAX inputs, each a struct request of an engine; at most EMBED_WINDOW of them for each engine are in its hands at a time, so
- * that a long list neither fills the queue nor is refused because it would. Ids are (serial, slot, input), with serials from the same counter
+ * A request has up to EMBED_INPUTS_MAX inputs, each a struct request of an engine; at most as many as run together (and EMBED_WINDOW) are in the hands
+ * of the engines at a time, so that a long list neither fills the queue nor is refused because it would. Ids are (serial, slot, input), with serials from the same counter
  * as generations, so that an event finds its owner or nobody. */
 #ifndef COORDINATOR_API_EMBED_H
 #define COORDINATOR_API_EMBED_H
@@ -47,6 +47,9 @@ struct embed {
 bool embed_read_rerank(struct embed *m, const json_t *o, struct api_error *e);
 bool embed_read_score(struct embed *m, const json_t *o, struct api_error *e);
 void embed_answer_scores(struct embed *m, struct buf *out);
+/* From a body to inputs: api and kind are set. Any thread. What it made is freed by embed_deinit, on failure too. */
+bool embed_read(struct embed *m, const json_t *o, struct api_error *e);
+void embed_deinit(struct embed *m);
 /* api_embed.c, for api_rerank.c */
 bool embed_make_inputs(struct embed *m, size_t n, const char *param, struct api_error *e);
 void embed_put_id(const char *prefix, struct buf *out); /* "id":"PREFIX-...", */

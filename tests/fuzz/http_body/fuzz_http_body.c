@@ -1,8 +1,8 @@
 /* Bodies of the generating routes, from bytes to checked requests: JSON, every parameter, prompts through the tokenizer, messages through the
- * demo model's own template; and the same bytes as an answer through the splitter of thinking parts. The first byte chooses chat or completion, what the
+ * demo model's own template; embeddings, rerank and score; and the same bytes as an answer through the splitter of thinking parts. The first byte chooses chat or completion, what the
  * template wants, and the marks. What is accepted must hold what the engine relies on; the splitter must give the same whole and in pieces. */
 #include "base/check.h"
-#include "coordinator/api.h"
+#include "coordinator/api_embed.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -20,6 +20,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     static struct options opts = {.model = DEMO_MODEL, .served_model_name = "demo", .tp = 1, .pp = 1};
     ASSERT(deployment_open(&opts, 0, &deployment) == ERR_OK && deployment_load_text(&deployment) == ERR_OK && deployment.tmpl);
     deployment.has_fim = true;
+    deployment.hp.has_cls = true; /* its vocabulary has no tokens for yes and no */
     for (uint32_t i = 0; i < 3; i++)
         deployment.fim[i] = deployment.hp.vocab - 1 - i;
     api = (struct api){.deployments = &deployment, .n_deployments = 1};
@@ -89,6 +90,23 @@ static void check_split(unsigned which, const char *text, size_t len)
         buf_deinit(&b[i]);
 }
 
+static void check_embed(enum embed_kind kind, const json_t *o)
+{
+    struct api_error e = {0};
+    struct embed m = {.api = &api, .kind = kind};
+    bool ok = embed_read(&m, o, &e);
+    ASSERT(ok == (e.status == 0) && (ok || (e.status >= 400 && e.message[0])));
+    uint64_t n = 0;
+    for (uint32_t i = 0; ok && i < m.n_inputs; n += m.inputs[i++].ids.n) {
+        ASSERT(m.inputs[i].ids.n > 0 && m.inputs[i].ids.n <= m.ctx);
+        for (size_t k = 0; k < m.inputs[i].ids.n; k++)
+            ASSERT(m.inputs[i].ids.ids[k] < deployment.hp.vocab);
+    }
+    ASSERT(!ok || (m.n_inputs > 0 && m.n_inputs <= EMBED_INPUTS_MAX && n == m.prompt_tokens));
+    ASSERT(!ok || (kind == EMBED_EMBEDDINGS ? m.dims >= 1 && m.dims <= deployment.hp.dim : kind == EMBED_SCORE || (m.top_n >= 1 && m.top_n <= m.n_inputs)));
+    embed_deinit(&m);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size == 0)
@@ -104,6 +122,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         ASSERT(e.status == 400 && e.message[0]);
         return 0;
     }
+    check_embed((enum embed_kind)(data[0] % 3), o);
     struct sampling s = {0};
     struct generation g = {.api = &api, .d = api_get_model(&api, o, &e), .ctx = CTX, .chat = chat};
     int64_t n = 1;
