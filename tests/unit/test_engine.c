@@ -29,7 +29,7 @@ struct peer {
     atomic_uint step_us;
     bool answers; /* rank 0 of the last stage */
     char endpoint[256];
-    atomic_bool stop, silent, lie, joined, refused;
+    atomic_bool stop, silent, lie, liar, joined, refused; /* lie: once; liar: in every result */
     atomic_uint refuse_err;
     char refuse_text[256];
 };
@@ -56,7 +56,7 @@ static void on_step(struct peer *p, struct link_client *l, struct fake_worker *w
         m.worker_error =
             (struct msg_worker_error){.epoch = s->epoch, .step_id = s->step_id, .err = ERR_INTERNAL, .text = w->error};
         fprintf(stderr, "fake worker: %s\n", w->error);
-    } else if (atomic_exchange(&p->lie, false)) {
+    } else if (atomic_exchange(&p->lie, false) || atomic_load(&p->liar)) {
         m.step_result.slot[0] ^= 1;
     }
     link_client_send(l, &m);
@@ -446,6 +446,24 @@ static void a_result_that_lies_fails_the_epoch_not_the_process(void **state)
     close_fixture(&f);
 }
 
+static void epochs_that_fail_before_they_serve_come_ever_slower(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, 1, 1);
+    start_all(&f);
+    atomic_store(&f.peers[0].liar, true); /* its warm-ups fail too, from now on */
+    uint64_t begin_ns = clock_ns(), end_ns = begin_ns + WAIT_S * NS_PER_S;
+    struct stream *s = submit(&f, 3, 40);
+    while (atomic_load(&engine_snapshot(f.engine)->epoch) < 7 && clock_ns() < end_ns)
+        usleep(1000);
+    assert_true(atomic_load(&engine_snapshot(f.engine)->epoch) >= 7);
+    assert_true(clock_ns() - begin_ns >= (20 + 40 + 80 + 160) * NS_PER_MS); /* it did not spin: the sum of the waits */
+    atomic_store(&f.peers[0].liar, false);
+    expect_length(&f, s);
+    close_fixture(&f);
+}
+
 static void streams_end_with_an_error_when_the_worker_stays_away(void **state)
 {
     (void)state;
@@ -613,6 +631,7 @@ int main(void)
         cmocka_unit_test(a_killed_worker_is_a_pause),
         cmocka_unit_test(a_hung_worker_is_found_by_its_silence),
         cmocka_unit_test(a_result_that_lies_fails_the_epoch_not_the_process),
+        cmocka_unit_test(epochs_that_fail_before_they_serve_come_ever_slower),
         cmocka_unit_test(streams_end_with_an_error_when_the_worker_stays_away),
         cmocka_unit_test(a_cancelled_request_gives_its_blocks_back),
         cmocka_unit_test(a_cancellation_right_behind_its_request_is_not_lost),
