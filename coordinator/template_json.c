@@ -18,7 +18,7 @@ static void json_str(struct template_text *t, struct template_val s, bool ascii)
         for (size_t k = 0; k + 1 < sizeof(named); k += 2)
             if (c == (unsigned char)named[k])
                 snprintf(esc, sizeof(esc), "\\%c", named[k + 1]);
-        if (esc[0] == 0 && c < 0x20)
+        if (esc[0] == 0 && (c < 0x20 || (c == 0x7F && ascii)))
             snprintf(esc, sizeof(esc), "\\u%04x", c);
         if (c >= 0x80) {
             uint32_t cp = template_char_at(s, i, &n);

@@ -217,8 +217,7 @@ static void split_space(struct template_run *r, struct template_val s, int64_t m
         if (i >= s.len)
             return;
         if (max-- == 0) {
-            struct template_val rest = part(s, from, s.len);
-            template_push(r, out, template_strip(r, rest, template_none(), 2));
+            template_push(r, out, part(s, from, s.len));
             return;
         }
         while (i < s.len && !template_is_space(template_char_at(s, i, &n)))
@@ -281,9 +280,7 @@ METHOD(s_rsplit)
         more = last_part(r, self, sep, &end, &x);
         template_push(r, back, x);
     }
-    if (more && space)
-        template_push(r, back, template_strip(r, part(self, 0, end), template_none(), 1));
-    else if (more)
+    if (more)
         template_push(r, back, part(self, 0, end));
     for (uint32_t i = r->failed ? 0 : back.list->n; i-- > 0;)
         template_push(r, out, back.list->v[i]);

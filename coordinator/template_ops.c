@@ -3,7 +3,7 @@
 #include "coordinator/template_ast.h"
 
 #include <math.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct template_val unsupported(struct template_run *r, const char *op, struct template_val a, struct template_val b)
@@ -23,7 +23,20 @@ static struct template_val whole_op(struct template_run *r, int op, struct templ
         return template_fail(r, ERR_INVALID, "division by zero");
     if (!isfinite(x / y) || isinf(y))
         return template_fail(r, ERR_INVALID, "integer division result too large for a float");
-    return template_float((double)((long double)x / (long double)y));
+    if (fabs(x) < 0x1p53 && fabs(y) < 0x1p53)
+        return template_float(x / y);
+    /* correctly rounded: a quotient of at least 65 bits, whose last one says that something was cut off */
+    int ex, ey;
+    frexp(x, &ex);
+    frexp(y, &ey);
+    int shift = 66 - (ex - ey);
+    struct template_val two = template_int_op(r, OP_POW, template_int(2), template_int(abs(shift)));
+    struct template_val p = shift > 0 ? template_int_op(r, '*', a, two) : a, q = shift > 0 ? b : template_int_op(r, '*', b, two);
+    struct template_val quo = template_int_op(r, OP_FLOORDIV, p, q), rest = template_int_op(r, '%', p, q);
+    if (r->failed)
+        return a;
+    quo = template_int_op(r, '+', template_int_op(r, '*', quo, template_int(2)), template_int(template_truth(rest)));
+    return r->failed ? a : template_float(ldexp(template_int_double(quo), -shift - 1));
 }
 
 static struct template_val float_op(struct template_run *r, int op, double x, double y)

@@ -139,7 +139,7 @@ bool template_is_sequence(struct template_val v)
 
 bool template_hashable(struct template_run *r, struct template_val k)
 {
-    bool ok = !(k.kind == TV_DICT || (k.kind == TV_LIST && !template_is_tuple(k) && k.flavour != TV_RANGE));
+    bool ok = !(k.kind == TV_DICT || (k.kind == TV_LIST && !template_is_tuple(k) && k.flavour != TV_RANGE && k.flavour != TV_VALUES));
     if (!ok)
         template_fail(r, ERR_INVALID, "unhashable type: '%s'", template_type_name(k));
     for (uint32_t i = 0; ok && template_is_tuple(k) && i < k.list->n; i++)

@@ -134,10 +134,10 @@ enum {
     TEMPLATE_NESTING_MAX = 200, /* values inside values */
     TEMPLATE_STEPS_MAX = 4000000,
     TEMPLATE_STEPS_PER_BYTE = 64,
-    TEMPLATE_TIME_US = 30000,     /* of this thread's processor time, so that a busy machine fails nobody */
+    TEMPLATE_TIME_US = 25000,     /* of this thread's processor time, so that a busy machine fails nobody */
     TEMPLATE_TIME_NS_PER_BYTE = 200,
     TEMPLATE_OUTPUT_MAX = 32 << 20,
-    TEMPLATE_MEMORY_MAX = 96 << 20,
+    TEMPLATE_MEMORY_MAX = 64 << 20,
     TEMPLATE_RANGE_MAX = 100000,
     TEMPLATE_DIGITS_MAX = 4300, /* of an integer that is printed or read, as Python limits it */
     TEMPLATE_BITS_MAX = 1 << 17,
