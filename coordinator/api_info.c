@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "coordinator/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -137,6 +138,18 @@ static bool get_either(const json_t *o, const char *a, const char *b, bool *out,
     return api_get_bool(o, a, out, e) && api_get_bool(o, b, out, e);
 }
 
+/* As llama-server: text, or where a character is cut the bytes as numbers. */
+static void put_piece(struct buf *out, const struct buf *piece)
+{
+    if (utf8_valid_prefix(piece->data ? piece->data : "", piece->len) == piece->len) {
+        buf_json_str(out, piece->data ? piece->data : "", piece->len);
+        return;
+    }
+    for (size_t i = 0; i < piece->len; i++)
+        buf_printf(out, i ? ",%u" : "[%u", (unsigned char)piece->data[i]);
+    buf_putc(out, ']');
+}
+
 static bool put_tokens(const struct deployment *d, const json_t *o, const struct tokens *t, struct buf *out, struct api_error *e)
 {
     bool strs = false, pieces = false;
@@ -153,7 +166,7 @@ static bool put_tokens(const struct deployment *d, const json_t *o, const struct
         buf_clear(&piece);
         tokenizer_piece(d->tok, t->ids[i], true, &piece);
         buf_printf(out, "%s{\"id\":%u,\"piece\":", i ? "," : "", t->ids[i]);
-        buf_json_str(out, piece.data ? piece.data : "", piece.len);
+        put_piece(out, &piece);
         buf_putc(out, '}');
     }
     buf_putc(out, ']');
@@ -175,10 +188,11 @@ static bool tokenize(struct api *a, const json_t *o, struct buf *out, struct api
     struct deployment *d = api_get_model(a, o, e);
     if (!d)
         return false;
-    bool special = true, parse = true, ok = false;
+    bool parse = true, ok = false;
     struct tokens t = {0};
     struct generation g = {.api = a, .d = d, .ctx = deployment_ctx(d)}; /* carries a chat's prompt */
     const char *text = NULL, *key = json_object_get(o, "prompt") ? "prompt" : "content";
+    bool special = strcmp(key, "prompt") == 0; /* what vLLM, whose name that is, and llama-server do when not told */
     if (!get_either(o, "add_special_tokens", "add_special", &special, e) || !api_get_bool(o, "parse_special", &parse, e))
         return false;
     if (json_object_get(o, "messages")) {

@@ -84,6 +84,8 @@ enum err tokens_reserve(struct tokens *t, size_t extra);
 /* Appends n ids; the second: n that stand at `at` in t itself. */
 static inline enum err tokens_append(struct tokens *t, const uint32_t *ids, size_t n)
 {
+    if (n == 0)
+        return ERR_OK;
     if (t->cap - t->n < n)
         TRY(tokens_reserve(t, n));
     memcpy(t->ids + t->n, ids, n * sizeof(*ids));

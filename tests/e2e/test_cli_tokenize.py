@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import BUILD, DEMO
+from conftest import BUILD, DEMO, Server
 
 SHARED = Path(os.environ.get("RACKLM_TEST_SHARED", Path(__file__).parents[2] / "../shared")) / "data/tokenizers"
 VOCABS = sorted(p for p in SHARED.glob("*.gguf") if p.with_name(p.name + ".inp").exists())
@@ -78,3 +78,27 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     for command, model, text, word in cases:
         r = run(command, model, text=text)
         assert r.returncode == 1 and r.stdout == b"" and len(r.stderr.splitlines()) == 1 and word in r.stderr.decode(), r
+
+
+def test_the_http_twins_say_the_same():
+    text = "A tale, é 🙂\n"
+    raw = text.encode()
+    mark = text_of(DEMO, ids(DEMO, b"")[:1]).decode()
+    with Server(DEMO) as s:
+        def tokens(**body):
+            r = s.post("/tokenize", body)
+            assert r.status == 200, r
+            assert r.json["count"] == len(r.json["tokens"])
+            return r.json["tokens"]
+
+        assert tokens(prompt=text) == tokens(content=text, add_special=True) == ids(DEMO, raw)
+        assert tokens(content=text) == tokens(prompt=text, add_special_tokens=False) == ids(DEMO, raw, "--no-special")
+        assert tokens(content=mark + "a", parse_special=False) == ids(DEMO, (mark + "a").encode(), "--no-special")
+        assert tokens(prompt=mark + "a") == ids(DEMO, (mark + "a").encode())
+        pieces = tokens(content=text, with_pieces=True)
+        assert [p["id"] for p in pieces] == tokens(content=text)
+        whole = b"".join(p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"]) for p in pieces)
+        assert whole.removeprefix(b" ") == raw and any(isinstance(p["piece"], list) for p in pieces)  # no token has the emoji
+        for numbers in (ids(DEMO, raw), ids(DEMO, raw, "--no-special"), [5, 6, 7]):
+            r = s.post("/detokenize", {"tokens": numbers}).json
+            assert r["prompt"] == r["content"] == text_of(DEMO, numbers).decode()

@@ -300,7 +300,7 @@ static void comes_back(const struct real *r, const char *text, size_t text_len)
     for (size_t i = 0; i < ids.n; i++)
         tokenizer_piece(r->t, ids.ids[i], true, &b);
     size_t skip = r->v->add_space_prefix && b.len == len + 1 && b.data[0] == ' ' ? 1 : 0;
-    if (b.len - skip != len || memcmp(b.data + skip, s, len) != 0)
+    if (b.len - skip != len || (len > 0 && memcmp(b.data + skip, s, len) != 0))
         fail_msg("%s: a text of %zu bytes comes back as %zu others (first: %.40s)", r->path, len, b.len, s);
     buf_deinit(&b);
     buf_deinit(&kept);
@@ -324,7 +324,7 @@ static size_t any_text(char *s, size_t len)
 static void bytes_that_are_no_text_come_back(void **state)
 {
     (void)state;
-    static const char *const odd[] = {"\xC3", "\xE4\xB8", "\xF0\x9F\x99", "\xED\xA0\x80", "\xC0\x80", "\xF5\x80\x80\x80", "a\xFF" "b", "\x80\x80"};
+    static const char *const odd[] = {"\xC3", "\xE4\xB8", "\xF0\x9F\x99", "\xED\xA0\x80", "\xC0\x80", "\xF5\x80\x80\x80", "a\xFF z", "\x80\x80"};
     static char text[4096];
     for (unsigned i = 0; i < n_reals; i++) {
         struct real *r = &reals[i];
