@@ -1,7 +1,7 @@
 /* The patterns by which tokenizers cut text into words, parsed into a program over sets of code points. A part of the
  * PCRE2 (and Oniguruma) syntax: literals, classes with ranges and \p{..}, \s \S \d, groups, (?i:..), alternation, greedy
  * quantifiers, (?!set) before a set or at the end of an alternative, $ at the end. What is not among it is refused
- * with ERR_UNSUPPORTED, and PCRE2 does it. Used while a tokenizer is made; nothing here runs on text. */
+ * with ERR_UNSUPPORTED (regex.c gives it to PCRE2). Used while a tokenizer is made; nothing here runs on text. */
 #ifndef COORDINATOR_WORD_PATTERN_H
 #define COORDINATOR_WORD_PATTERN_H
 
