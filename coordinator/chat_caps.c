@@ -33,6 +33,6 @@ void chat_caps_find(const struct chat_template *t, const char *source, size_t le
     /* Text that was quoted once more has a backslash in front of the key's closing mark. */
     if (!shows(t, bos, eos, call_with(json_string("{\"" NEEDLE "\": 1}")), "\"" NEEDLE "\": 1"))
         out->object_arguments = shows(t, bos, eos, call_with(json_pack("{s:i}", NEEDLE, 1)), NEEDLE);
-    out->developer = memmem(source, len, "developer", 9) != NULL;
+    out->developer = memmem(source, len, "'developer'", 11) || memmem(source, len, "\"developer\"", 11); /* compared with, not told of */
     out->reasoning = reasoning_find(source, len);
 }

@@ -8,7 +8,7 @@ if(TARGET test_engine)
     target_link_options(test_engine PRIVATE -Wl,--wrap=queue_pop) # moves at the moment when a queue is found empty
 endif()
 # Text.
-foreach(t tokenizer tokenizer_json tokenizer_random pretokenizer detokenizer chat_template reasoning)
+foreach(t tokenizer tokenizer_json tokenizer_random pretokenizer detokenizer chat_template reasoning chat_caps)
     racklm_test(test_${t} LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_${t}.c LIBS racklm_text)
 endforeach()
 racklm_test(test_cluster LABEL unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/test_cluster.c LIBS racklm_coordinator)
