@@ -253,9 +253,12 @@ static enum err load_model(struct vocab *v, const json_t *root)
     return err_set(ERR_UNSUPPORTED, "tokenizer.json: model \"%.40s\" is not supported; BPE and Unigram are", type);
 }
 
-/* Ids of texts for the added tokens, which a Unigram model does not index: a table made once. */
-static json_t *text_index(const struct vocab *v)
+/* Ids by text, for the added tokens: a BPE model is such a table already. */
+static json_t *text_index(const struct vocab *v, const json_t *root)
 {
+    const json_t *vocab = json_object_get(json_object_get(root, "model"), "vocab");
+    if (json_is_object(vocab))
+        return json_incref((json_t *)(uintptr_t)vocab);
     json_t *o = json_object();
     for (uint32_t i = 0; i < v->n_tokens && o; i++)
         if (v->json->in_model[i] && v->tokens[i].len && !memchr(v->tokens[i].s, 0, v->tokens[i].len) &&
@@ -293,7 +296,7 @@ static enum err load_added(struct vocab *v, const json_t *root)
     const json_t *added = json_object_get(root, "added_tokens"), *a;
     size_t i;
     enum err e = ERR_OK;
-    json_t *index = text_index(v);
+    json_t *index = text_index(v, root);
     j->added = arena_array(&j->arena, json_array_size(added), sizeof *j->added);
     if (!index || !j->added) {
         e = no_memory();

@@ -95,7 +95,21 @@ def tekken(tool, path, folder, group):
     special = [tok.id_to_piece(i) for i in range(n_special)]
     out = os.path.join(folder, "tekken.gguf")
     write(out, "gpt2", special + [written(t) for t in ordered], [3] * n_special + [1] * n, merges=[f"{written(a)} {written(b)}" for a, b in merges])
-    return compare(tool, os.path.basename(path), out, lambda t: tok.encode(t, bos=True, eos=False), group, "--special")
+    ok = compare(tool, os.path.basename(path), out, lambda t: tok.encode(t, bos=True, eos=False), group, "--special")
+    if LONG:  # the same as a tokenizer.json
+        up, low = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+        words = (rf"[^\r\n\p{{L}}\p{{N}}]?{up}*{low}+|[^\r\n\p{{L}}\p{{N}}]?{up}+{low}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*"
+                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+        cut = [{"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False},
+               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+        model = {"type": "BPE", "ignore_merges": True, "vocab": {written(t): i + n_special for i, t in enumerate(ordered)},
+                 "merges": [[written(a), written(b)] for a, b in merges]}
+        out = os.path.join(folder, "tokenizer.json")
+        with open(out, "w") as f:
+            json.dump({"added_tokens": [{"id": i, "content": s, "special": True} for i, s in enumerate(special)], "normalizer": None, "decoder": {"type": "ByteLevel"},
+                       "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut}, "post_processor": None, "model": model}, f)
+        ok &= compare(tool, os.path.basename(path) + " as tokenizer.json", out, lambda t: tok.encode(t, bos=False, eos=False), group)
+    return ok
 
 
 def spm(tool, path, folder, group):
