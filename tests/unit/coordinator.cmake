@@ -21,7 +21,8 @@ if(RACKLM_TESTS AND NOT RACKLM_FUZZ)
     add_test(NAME oracle_mistral COMMAND ${RACKLM_PYTHON} ${oracle}/mistral_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-tokenize)
     add_test(NAME oracle_templates COMMAND ${RACKLM_PYTHON} ${oracle}/templates_oracle.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-render
         ${CMAKE_SOURCE_DIR}/tests/data/templates ${CMAKE_SOURCE_DIR}/../shared/data/templates --all)
-    set_tests_properties(oracle_tokenizers oracle_tokenizer_json oracle_mistral oracle_templates PROPERTIES LABELS unit TIMEOUT 900 SKIP_RETURN_CODE 77)
+    add_test(NAME oracle_templates_fuzz COMMAND ${RACKLM_PYTHON} ${oracle}/templates_fuzz.py $<TARGET_FILE_DIR:test_tokenizer>/racklm-render) # 5 s; 60 s with RACKLM_FULL
+    set_tests_properties(oracle_tokenizers oracle_tokenizer_json oracle_mistral oracle_templates oracle_templates_fuzz PROPERTIES LABELS unit TIMEOUT 900 SKIP_RETURN_CODE 77)
 endif()
 # The libraries of these are not instrumented.
 if(TARGET test_engine AND RACKLM_SANITIZE MATCHES "thread")
