@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/fmath.h"
 #include "base/rng.h"
+#include "worker/sampler_adjust.h"
 #include "worker/sampler_filter.h"
 #include "worker/sampler_history.h"
 #include "worker/sampler_math.h"
@@ -172,71 +173,6 @@ static void best_of_own(const struct sampler *s, const float *z, const float *ra
 
 /* ---- phase 1: adjust, and the statistics of each segment */
 
-static uint32_t first_at_least(const uint32_t *ids, uint32_t n, uint32_t id)
-{
-    uint32_t lo = 0;
-    while (n > 0) {
-        uint32_t half = n / 2;
-        if (ids[lo + half] < id) {
-            lo += half + 1;
-            n -= half + 1;
-        } else {
-            n = half;
-        }
-    }
-    return lo;
-}
-
-static bool below_min_tokens(const struct sampler_row *row)
-{
-    uint32_t n_out = row->position > row->slot->prompt_len ? row->position - row->slot->prompt_len : 0;
-    return n_out < row->slot->min_tokens;
-}
-
-static void change(const struct sampler_change *c, uint32_t n_all, uint32_t first, uint32_t n, float *z)
-{
-    uint32_t lo = 0, hi = n_all; /* the first that is not below */
-    while (lo < hi) {
-        uint32_t mid = lo + (hi - lo) / 2;
-        if (c[mid].id < first)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    for (; lo < n_all && c[lo].id < first + n; lo++)
-        z[c[lo].id - first] -= c[lo].minus;
-}
-
-/* Ids [first, first + n) of row i: bans by list, bias, bans by length, penalties, DRY and bad sequences. */
-static void adjust(const struct sampler *s, uint32_t i, const float *raw, uint32_t first, uint32_t n, float *z)
-{
-    const struct sampler_row *row = &s->rows[i];
-    const struct row_state *st = &s->state[i];
-    const struct slot *sl = row->slot;
-    memcpy(z, raw, n * sizeof(*z));
-    for (uint32_t b = first_at_least(sl->bias_id, sl->n_bias, first); b < sl->n_bias && sl->bias_id[b] < first + n; b++)
-        z[sl->bias_id[b] - first] += sl->bias[b];
-    for (uint32_t j = 0; sl->allowed && j < n; j++)
-        if (!slot_bit(sl->allowed, first + j))
-            z[j] = -INFINITY;
-    if (st->lifted)
-        return;
-    if (below_min_tokens(row))
-        for (uint32_t j = 0; j < sl->n_stop; j++)
-            if (sl->stop[j] - first < n)
-                z[sl->stop[j] - first] = -INFINITY;
-    for (uint32_t j = 0; sl->has_penalties && j < n; j++) {
-        struct slot_count c = sl->counts[first + j];
-        if (!c.all)
-            continue;
-        z[j] = z[j] > 0 ? z[j] / sl->repetition_penalty : z[j] * sl->repetition_penalty;
-        if (c.output)
-            z[j] -= (float)c.output * sl->frequency_penalty + sl->presence_penalty;
-    }
-    if (st->n_changes)
-        change(s->changes + i * s->changes_each, st->n_changes, first, n, z);
-}
-
 static struct seg_stat stat_of(const float *z, uint32_t n, float scale)
 {
     float e[SEG];
@@ -274,7 +210,8 @@ static void adjusted_segment(struct sampler *s, uint32_t i, uint32_t g)
     struct seg_stat *adj_stat = &s->adj[(size_t)i * s->n_seg_own + g];
     if (st->adjusted) {
         float *a = s->adj_logits + (size_t)i * own(s).n + at;
-        adjust(s, i, raw, own(s).first + at, n, a);
+        const struct sampler_change *changes = s->changes + i * s->changes_each;
+        sampler_adjust(s->rows[i].slot, s->rows[i].position, changes, st->n_changes, st->lifted, raw, own(s).first + at, n, a);
         z = a;
     }
     if (st->greedy)
@@ -670,7 +607,7 @@ static void begin_row(struct sampler *s, uint32_t i)
         return;
     bool look_back = sl->n_bad || sl->dry_multiplier > 0, by_top_k = sl->top_k > 0 && sl->top_k < s->cfg.vocab;
     s->look_back |= look_back;
-    st->adjusted = sl->n_bias || sl->has_penalties || sl->allowed || look_back || (sl->n_stop && below_min_tokens(row));
+    st->adjusted = sl->n_bias || sl->has_penalties || sl->allowed || look_back || sampler_adjust_bans_stops(sl, row->position);
     st->dynamic = sl->dynatemp_range > 0;
     st->greedy = !st->dynamic && sl->temperature < TEMPERATURE_MIN;
     if (st->greedy) {
