@@ -382,11 +382,27 @@ static struct template_node *binary(struct template_parser *p, int op, struct te
     return n;
 }
 
+/* Made of constants only, so that jinja2 computes it before the template runs. */
+static bool constant_only(const struct template_node *n, int depth)
+{
+    for (; n != NULL; n = n->next)
+        if (depth > 20 || n->kind == TN_NAME || n->kind == TN_CALL || n->kind == TN_ATTR || !constant_only(n->a, depth + 1) ||
+            !constant_only(n->b, depth + 1) || !constant_only(n->c, depth + 1) || !constant_only(n->d, depth + 1))
+            return false;
+    return true;
+}
+
 static struct template_node *power(struct template_parser *p)
 {
     struct template_node *n = unary(p, true);
-    while (p->err == ERR_OK && template_parser_take_op(p, OP_POW))
-        n = binary(p, OP_POW, n, unary(p, true));
+    while (p->err == ERR_OK && template_parser_take_op(p, OP_POW)) {
+        struct template_node *right = unary(p, true);
+        /* jinja2 writes the constant -2 of `-2 ** x` into Python as it is, where it means -(2 ** x) */
+        bool sign = p->err == ERR_OK && n->kind == TN_NEG && (n->a->kind == TN_CONST || n->a->kind == TN_BIG) && !constant_only(right, 0);
+        n = binary(p, OP_POW, sign ? n->a : n, right);
+        if (sign)
+            n = template_parser_one(p, TN_NEG, n);
+    }
     return n;
 }
 

@@ -80,7 +80,8 @@ static bool known(const struct frame *f, uint32_t slot)
 /* The state with room for `cap` slots, in memory of its own. */
 static struct state copy(struct scopes *x, const struct state *s, uint32_t cap)
 {
-    struct state c = {alloc(x, cap + 1, 1), alloc(x, cap + 1, sizeof(bool)), MAX(cap, s->cap)};
+    cap = MAX(cap, s->cap);
+    struct state c = {alloc(x, (size_t)cap + 1, 1), alloc(x, (size_t)cap + 1, sizeof(bool)), cap};
     if (x->err != ERR_OK)
         return (struct state){0};
     if (s->cap > 0) {
