@@ -16,7 +16,7 @@ if(TARGET test_agent)
     add_dependencies(test_agent racklm-worker)
     target_compile_definitions(test_agent PRIVATE RACKLM_WORKER_BIN="$<TARGET_FILE:racklm-worker>")
     # UCX looks at this when it is loaded: its hooks in mmap fight sanitizers (racklm-worker sets it for itself).
-    set_tests_properties(test_comm test_inventory test_agent PROPERTIES ENVIRONMENT "UCX_MEM_EVENTS=n;UCX_WARN_UNUSED_ENV_VARS=n")
+    set_tests_properties(test_comm test_inventory test_agent test_sampler test_sampler_filters PROPERTIES ENVIRONMENT "UCX_MEM_EVENTS=n;UCX_WARN_UNUSED_ENV_VARS=n")
 endif()
 foreach(stem slots kv_pool weights)
     racklm_test(test_${stem} LABEL unit SOURCES ${CMAKE_SOURCE_DIR}/tests/unit/test_${stem}.c LIBS racklm_worker)
