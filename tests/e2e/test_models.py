@@ -55,7 +55,6 @@ models:
         yield s
 
 
-@pytest.mark.sanitizer
 def test_the_model_field_chooses(three, alone):
     for name, real, says in [("wide", "wide", "demo"), ("chat", "wide", "demo"), ("gpt-4o", "wide", "demo"), ("deep", "deep", "demo"), ("tiny", "tiny", "tiny"),
                              (None, "wide", "demo"), ("default", "wide", "demo"), (DEMO.stem, "wide", "demo")]:
@@ -66,7 +65,6 @@ def test_the_model_field_chooses(three, alone):
     assert all(f"`{n}`" in r.json["error"]["message"] for n in ["nope", "wide", "chat", "gpt-4o", "deep", "tiny"])
 
 
-@pytest.mark.sanitizer
 def test_each_has_its_own_tokenizer_template_and_context(three):
     vocab = {m["id"]: m["meta"]["n_vocab"] for m in three.get("/v1/models").json["data"]}
     tokens = {m: three.post("/tokenize", {"model": m, "prompt": PROMPT}).json for m in ["wide", "deep", "tiny"]}
@@ -84,7 +82,6 @@ def test_each_has_its_own_tokenizer_template_and_context(three):
     assert three.post("/v1/chat/completions", {"model": "chat", **chat}).json["model"] == "wide"
 
 
-@pytest.mark.sanitizer
 def test_the_list_of_models(three):
     entries = {m["id"]: m for m in three.get("/v1/models").json["data"]}
     assert list(entries) == ["wide", "chat", "gpt-4o", "deep", "tiny"]
@@ -97,7 +94,6 @@ def test_the_list_of_models(three):
     assert r.status == 404 and "`deep`" in r.json["error"]["message"]
 
 
-@pytest.mark.sanitizer
 def test_health_metrics_and_the_command_tell_them_apart(three):
     h = three.get("/health")
     assert h.status == 200 and h.json["workers"] == 5
@@ -117,25 +113,25 @@ def test_health_metrics_and_the_command_tell_them_apart(three):
 
 
 @pytest.mark.sanitizer
-def test_a_loss_is_felt_by_its_own_model_only(three, alone):
-    n = 100 if SANITIZED else 400
+def test_a_loss_is_felt_by_its_own_model_only(three):
+    """What each says undisturbed is what it says beside a loss, and through its own: "wide" is the model of "deep", cut otherwise."""
+    n = 40 if SANITIZED else 400
     body = {"prompt": PROMPT, "max_tokens": n, "temperature": 0, "ignore_eos": True}
     before = {m: Stream(three, {**body, "model": m}).result(300)[0] for m in ["deep", "tiny"]}
-    for victim in ["wide", "tiny"]:
+    for victim in ["wide"] if SANITIZED else ["wide", "tiny"]:
         epochs = {r["model"]: r["epoch"] for r in three.get("/health").json["replicas"]}
         others = [m for m in ["deep", "tiny"] if m != victim]
         streams = {m: Stream(three, {**body, "model": m}) for m in others}
         own = Stream(three, {**body, "model": victim})
-        wait_tokens([*streams.values(), own], 10)
+        wait_tokens([*streams.values(), own], 5)
         os.kill(next(w["pid"] for w in three.workers() if w["model"] == victim), signal.SIGKILL)
         for m, s in streams.items():
             assert s.result(300)[0] == before[m] and s.error is None and s.done, (victim, m, s.error)
-        assert own.result(300)[0][:12] == alone["tiny" if victim == "tiny" else "demo"] and own.error is None, own.error
+        assert own.result(300)[0] == before["tiny" if victim == "tiny" else "deep"] and own.error is None, own.error
         wait_for("all ready again", lambda: three.get("/health").json["status"] == "ok", 60)
         after = {r["model"]: r["epoch"] for r in three.get("/health").json["replicas"]}
         assert after[victim] > epochs[victim] and all(after[m] == epochs[m] for m in after if m != victim)
-        restarts = {w["model"]: w["restarts"] for w in three.workers() if w["model"] not in ("wide", victim)}
-        assert all(restarts[m] == 0 for m in restarts if m == "deep")
+        assert all(w["restarts"] == 0 for w in three.workers() if w["model"] == "deep")
 
 
 def test_a_server_goes_on_without_one_of_its_models(tiny, tmp_path):
