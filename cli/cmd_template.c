@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The template of a model file; what it says is copied. */
-static enum err from_gguf(const char *path, struct buf *out)
+/* The template of a model file, copied; the one named tool_use where there is one and tools are shown, as the server does. */
+static enum err from_gguf(const char *path, bool tools, struct buf *out)
 {
     struct gguf *g = NULL;
     struct gguf_str t = {0};
@@ -19,7 +19,8 @@ static enum err from_gguf(const char *path, struct buf *out)
     if (e != ERR_OK)
         return e;
     buf_init(out);
-    if (gguf_get_str(g, "tokenizer.chat_template", &t) && t.len)
+    bool found = tools && gguf_get_str(g, "tokenizer.chat_template.tool_use", &t) && t.len;
+    if (found || (gguf_get_str(g, "tokenizer.chat_template", &t) && t.len))
         buf_append(out, t.s, t.len);
     else
         e = err_set(ERR_NOT_FOUND, "%s has no chat template", path);
@@ -53,11 +54,14 @@ static enum err render(const char *path, const char *context, time_t now, struct
     struct chat_template *t = NULL;
     json_t *ctx = NULL;
     buf_init(&source);
-    enum err e = is_gguf(path) ? from_gguf(path, &source) : template_file_read(path, &source);
+    enum err e = read_context(context, &ctx);
+    bool tools = e == ERR_OK && json_object_get(ctx, "tools") != NULL && !json_is_null(json_object_get(ctx, "tools"));
+    if (e == ERR_OK && is_gguf(path))
+        e = from_gguf(path, tools, &source);
+    else if (e == ERR_OK && (!tools || template_file_read_named(path, "tool_use", &source) != ERR_OK))
+        e = template_file_read(path, &source);
     if (e == ERR_OK)
         e = chat_template_create(source.data ? source.data : "", source.len, &t);
-    if (e == ERR_OK)
-        e = read_context(context, &ctx);
     if (e == ERR_OK)
         e = chat_template_render_at(t, ctx, now, out);
     json_decref(ctx);

@@ -335,7 +335,8 @@ bool api_chat_render(const json_t *o, const struct deployment *d, struct buf *te
     json_t *ctx = make_context(o, d, &go_on, e);
     if (!ctx)
         return false;
-    enum err err = chat_template_render(d->tmpl, ctx, text);
+    bool tools = d->tool_tmpl && json_object_get(ctx, "tools");
+    enum err err = chat_template_render(tools ? d->tool_tmpl : d->tmpl, ctx, text);
     bool ok = err == ERR_OK ? !text->failed || api_error(e, 503, NULL, "out of memory")
                             : api_error(e, err == ERR_NOMEM ? 503 : 400, "messages", "the chat template refuses these messages: %.250s", err_detail());
     if (ok && go_on)

@@ -174,6 +174,7 @@ void deployment_close(struct deployment *d)
 {
     metrics_destroy(&d->metrics);
     chat_template_destroy(&d->tmpl);
+    chat_template_destroy(&d->tool_tmpl);
     tokenizer_destroy(&d->tok);
     vocab_destroy(&d->vocab);
     gguf_close(&d->gguf);

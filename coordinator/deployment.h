@@ -39,6 +39,7 @@ struct deployment {
     struct tokenizer *tok;
     struct buf template_text;   /* of the option chat_template; empty: the model's own */
     struct chat_template *tmpl; /* NULL: the model has none */
+    struct chat_template *tool_tmpl; /* for requests with tools, where the model has one of its own for them */
     char *tmpl_error;           /* why there is none, or NULL */
     struct chat_caps caps;      /* what the template wants, where there is one */
     uint32_t marks[8], n_marks; /* control tokens around a thinking part: shown in the text, for reasoning.h to find */

@@ -94,6 +94,27 @@ static enum err load_tokenizer(struct deployment *d)
     return e == ERR_OK ? e : fail_in(json ? json : d->path, e);
 }
 
+/* A model may have a second template, named tool_use; one that is not understood is as good as none. */
+static enum err load_tool_template(struct deployment *d)
+{
+    const char *path = d->opts->chat_template;
+    struct gguf_str own = {0};
+    struct buf text;
+    enum err e = ERR_OK;
+    buf_init(&text);
+    if (path)
+        e = template_file_read_named(path, "tool_use", &text);
+    else if (!d->opts->tokenizer && gguf_get_str(d->gguf, "tokenizer.chat_template.tool_use", &own))
+        buf_append(&text, own.s, own.len);
+    if (e == ERR_OK && text.len)
+        e = chat_template_create(text.data, text.len, &d->tool_tmpl);
+    if (e != ERR_OK && e != ERR_NOT_FOUND)
+        LOG(WARN, FRONT, "the chat template for tools is not understood: the default one takes its place", "model=\"%s\" reason=\"%s\"", d->names[0], err_detail());
+    buf_deinit(&text);
+    err_clear();
+    return ERR_OK;
+}
+
 /* A file that the operator names must be good; a template of the model that is not understood leaves it without chat. */
 static enum err load_template(struct deployment *d)
 {
@@ -113,6 +134,7 @@ static enum err load_template(struct deployment *d)
     if (d->tmpl) {
         chat_caps_find(d->tmpl, t.s, t.len, d->bos_text, d->eos_text, &d->caps);
         find_marks(d);
+        return load_tool_template(d);
     }
     return ERR_OK;
 }

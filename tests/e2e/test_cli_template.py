@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import BUILD, DEMO, TOP
+from conftest import BUILD, DEMO, TOP, Server
 
 CHATML = TOP / "tests/data/templates/chatml.jinja"
 
@@ -44,6 +44,16 @@ def test_standard_input_and_a_model_file():
 def test_a_tokenizer_config(tmp_path, value):
     r = render(tmp_path, json.dumps({"chat_template": value}), {"x": 1}, name="tokenizer_config.json")
     assert r.stdout == b"a 1", r
+
+
+def test_the_template_for_tools(tmp_path):
+    both = json.dumps({"chat_template": [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools|length }} tools"}]})
+    assert render(tmp_path, both, {"tools": [{}, {}]}, name="tokenizer_config.json").stdout == b"2 tools"
+    assert render(tmp_path, both, {"tools": None}, name="tokenizer_config.json").stdout == b"plain"
+    with Server(DEMO, "--chat-template", str(tmp_path / "tokenizer_config.json")) as s:
+        ask = lambda **o: s.post("/apply-template", {"messages": [{"role": "user", "content": "x"}], **o}).json["prompt"]  # noqa: E731
+        assert ask() == "plain"
+        assert ask(tools=[{"type": "function", "function": {"name": "f"}}]) == "1 tools"
 
 
 @pytest.mark.parametrize("source, why", [("{% if %}", b"line 1"), ("{{ raise_exception('not so') }}", b"not so"), ("{{ a.b.c }}", b"undefined"), ("{{ x | frob }}", b"frob"),
