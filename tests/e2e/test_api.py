@@ -103,7 +103,7 @@ def test_n_choices_differ_and_a_seed_repeats_them(demo):
 def test_a_seed_gives_the_same_text_whatever_runs_beside_it(demo):
     body = {"prompt": "In the forest", "max_tokens": 60, "seed": 42, "temperature": 0.9, "top_p": 0.9, "top_k": 50, "min_p": 0.02}
     alone = demo.post("/v1/completions", body).json["choices"][0]["text"]
-    others = [threading.Thread(target=demo.post, args=("/v1/completions", {"prompt": f"{i} ", "max_tokens": 80, "temperature": 1})) for i in range(20)]
+    others = [threading.Thread(target=demo.post, args=("/v1/completions", {"prompt": f"{i} ", "max_tokens": 80, "temperature": 1})) for i in range(5 if SANITIZED else 20)]
     for t in others:
         t.start()
     beside = demo.post("/v1/completions", body).json["choices"][0]["text"]
@@ -139,8 +139,8 @@ def test_stop_ids_min_tokens_and_ignore_eos(demo):
     assert out["token_ids"] == ids[:at] and out["finish_reason"] == "stop" and out["stop_reason"] == stop
     later = demo.complete(max_tokens=12, stop_token_ids=[stop], min_tokens=12, return_token_ids=True)["choices"][0]["token_ids"]
     assert len(later) == 12 and stop not in later
-    long = demo.complete(max_tokens=900, ignore_eos=True)
-    assert long["usage"]["completion_tokens"] == 900
+    n = 200 if SANITIZED else 900
+    assert demo.complete(max_tokens=n, ignore_eos=True)["usage"]["completion_tokens"] == n
 
 
 def test_logit_bias_forbids_and_forces(demo):

@@ -17,6 +17,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S = 30 if FULL else 4
 IDLE_SHARE = 0.01 if FULL else 0.05  # a short look on a busy machine tells only who spins
 PSS_MIB_DEMO, PSS_MIB_128K = 30, 60
+TOKENS = 120 if SANITIZED else 400
 KEY = "a-key-that-nobody-should-see"
 
 
@@ -293,10 +294,10 @@ def test_kill_of_the_coordinator_ends_the_server_with_a_message():
 def test_kill_of_the_agent_is_mended():
     """Its workers end with it; the parent starts it again, the cluster serves again, and a stream that ran continues."""
     with Server(DEMO, "--tp", "2", "--recover-timeout-ms", "30000") as s:
-        want = s.complete("Once upon a time", max_tokens=400, ignore_eos=True)["choices"][0]["text"]
+        want = s.complete("Once upon a time", max_tokens=TOKENS, ignore_eos=True)["choices"][0]["text"]
         workers, first = [w["pid"] for w in s.workers()], agent(s)
         out = []
-        t = read_stream(s, {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "temperature": 0}, out)
+        t = read_stream(s, {"prompt": "Once upon a time", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0}, out)
         os.kill(first, signal.SIGKILL)
         assert gone([first, *workers])
         t.join(PATIENCE_S)
@@ -309,10 +310,10 @@ def test_kill_of_the_agent_is_mended():
 @pytest.mark.sanitizer
 def test_kill_of_a_worker_is_mended():
     with Server(DEMO, "--tp", "2", "--recover-timeout-ms", "30000") as s:
-        want = s.complete("Once upon a time", max_tokens=400, ignore_eos=True)["choices"][0]["text"]
+        want = s.complete("Once upon a time", max_tokens=TOKENS, ignore_eos=True)["choices"][0]["text"]
         victim = s.workers()[1]["pid"]
         out = []
-        t = read_stream(s, {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "temperature": 0}, out)
+        t = read_stream(s, {"prompt": "Once upon a time", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0}, out)
         os.kill(victim, signal.SIGKILL)
         t.join(PATIENCE_S)
         assert whole_or_error(out) == "done", out[-1]
