@@ -206,9 +206,20 @@ static struct template_val container(struct template_run *r, const struct templa
 static struct template_val concat(struct template_run *r, const struct template_node *n)
 {
     struct template_text t = {.r = r};
+    uint32_t count = 0;
+    for (const struct template_node *x = n->a; x != NULL; x = x->next)
+        count++;
+    struct template_val *v = template_alloc(r, count, sizeof(*v));
+    count = 0;
     for (const struct template_node *x = n->a; x != NULL && !r->failed; x = x->next)
-        template_text_str(&t, template_eval(r, x));
-    return template_text_val(&t);
+        v[count++] = template_eval(r, x);
+    for (uint32_t i = 0; i < count && !r->failed; i++) {
+        if (i == 0 && v[0].kind == TV_STR)
+            template_text_resume(&t, v[0]);
+        else
+            template_text_str(&t, v[i]);
+    }
+    return template_text_keep(&t);
 }
 
 static struct template_val sign(struct template_run *r, const struct template_node *n)

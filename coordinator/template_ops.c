@@ -108,12 +108,12 @@ static struct template_val join(struct template_run *r, struct template_val a, s
         if (markup && a.flavour != TV_MARKUP)
             template_text_escape(&t, a);
         else
-            template_text_add(&t, a.s, a.len);
+            template_text_resume(&t, a);
         if (markup && b.flavour != TV_MARKUP)
             template_text_escape(&t, b);
         else
             template_text_add(&t, b.s, b.len);
-        struct template_val v = template_text_val(&t);
+        struct template_val v = template_text_keep(&t);
         v.flavour = markup ? TV_MARKUP : TV_PLAIN;
         return v;
     }

@@ -41,6 +41,27 @@ struct template_val template_text_val(const struct template_text *t)
     return template_str(t->s == NULL ? "" : t->s, t->len);
 }
 
+void template_text_resume(struct template_text *t, struct template_val a)
+{
+    if (a.s != NULL && a.s == t->r->tail.s && a.len == t->r->tail.len) {
+        t->s = t->r->tail.s;
+        t->len = a.len;
+        t->cap = t->r->tail.cap;
+    } else {
+        template_text_add(t, a.s, a.len);
+    }
+}
+
+struct template_val template_text_keep(const struct template_text *t)
+{
+    if (t->len >= 256 && !t->r->failed) {
+        t->r->tail.s = t->s;
+        t->r->tail.len = t->len;
+        t->r->tail.cap = t->cap;
+    }
+    return template_text_val(t);
+}
+
 /* The shortest digits that read back equal, laid out as Python's repr does. */
 size_t template_format_float(double f, char *out, size_t cap)
 {

@@ -119,6 +119,10 @@ struct template_run {
     struct buf *out;
     struct template_dict *context;
     struct template_scope *scope;
+    struct { /* the string that was made last by adding to a long one, and its room */
+        char *s;
+        size_t len, cap;
+    } tail;
     uint64_t steps, steps_max, cpu_deadline_ns, time_ns;
     uint64_t text_bytes; /* of the context's strings */
     uint32_t depth, line;
@@ -240,6 +244,10 @@ void template_text_add(struct template_text *t, const char *s, size_t len);
 void template_text_puts(struct template_text *t, const char *s);
 void template_text_fill(struct template_text *t, const char *s, size_t len, int64_t n); /* n times */
 struct template_val template_text_val(const struct template_text *t);
+/* Starts t with the text a, behind which more will be written: in place when nothing was written there yet, so that a text that grows piece by piece
+ * costs its length. The finished t goes to template_text_keep. */
+void template_text_resume(struct template_text *t, struct template_val a);
+struct template_val template_text_keep(const struct template_text *t);
 void template_text_str(struct template_text *t, struct template_val v);                  /* str(v) */
 void template_text_repr(struct template_text *t, struct template_val v, uint32_t depth); /* repr(v) */
 struct template_val template_to_str(struct template_run *r, struct template_val v);
