@@ -132,7 +132,7 @@ if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
     suite tsan $((full ? 400 : 90)) label "$build/tsan" "${tsan_labels[@]}"
     RACKLM_BUILD=$build/tsan suite tsan:e2e $((full ? 400 : 120)) end_to_end -m sanitizer "${tsan_skips[@]}"
     suite fuzz:build 150 configure_and_build "$build/fuzz" racklm_fuzz -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
-    suite fuzz $((full ? 420 : 75)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
+    suite fuzz $((full ? 450 : 105)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
 fi
 
 printf '%d s in all\n' $((SECONDS - begin))
