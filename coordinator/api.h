@@ -9,7 +9,7 @@
 #include "base/options.h"
 #include "coordinator/api_work.h"
 #include "coordinator/deployment.h"
-#include "coordinator/detokenizer.h"
+#include "text/detokenizer.h"
 #include "coordinator/front.h"
 #include "coordinator/http.h"
 
