@@ -1,8 +1,8 @@
 /* `racklm template`: renders a chat template with the variables of a JSON file, as the server would: what a model is really told. */
 #include "base/check.h"
 #include "cli/cli.h"
-#include "coordinator/chat_template.h"
-#include "coordinator/template_file.h"
+#include "text/chat_template.h"
+#include "text/template_file.h"
 #include "model/gguf.h"
 
 #include <errno.h>

@@ -2,7 +2,7 @@
  * standard input, byte for byte. */
 #include "base/check.h"
 #include "cli/cli.h"
-#include "coordinator/detokenizer.h"
+#include "text/detokenizer.h"
 #include "model/vocab.h"
 
 #include <ctype.h>

@@ -3,7 +3,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "coordinator/utf8.h"
+#include "text/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
  * readers of their own. Names, meanings and defaults are those of OpenAI, vLLM and llama-server; where they differ, vLLM's (a number of top_k that is
  * not positive, for instance, is off). What a parameter does is said in worker/sampler.h and worker/sampler_filter.h. */
 #include "coordinator/api.h"
-#include "coordinator/token_sequences.h"
+#include "text/token_sequences.h"
 
 #include "base/check.h"
 #include "base/rng.h"

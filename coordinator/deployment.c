@@ -1,7 +1,7 @@
 #include "coordinator/deployment.h"
 
 #include "base/check.h"
-#include "coordinator/token_sequences.h"
+#include "text/token_sequences.h"
 
 #include <errno.h>
 #include <stdio.h>

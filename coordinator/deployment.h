@@ -8,9 +8,9 @@
 
 #include "base/metrics.h"
 #include "base/options.h"
-#include "coordinator/chat_caps.h"
+#include "text/chat_caps.h"
 #include "coordinator/engine.h"
-#include "coordinator/tokenizer.h"
+#include "text/tokenizer.h"
 #include "model/gguf.h"
 #include "model/hparams.h"
 #include "model/shard.h"

@@ -4,8 +4,8 @@
 
 #include "base/check.h"
 #include "base/log.h"
-#include "coordinator/reasoning.h"
-#include "coordinator/template_file.h"
+#include "text/reasoning.h"
+#include "text/template_file.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -29,7 +29,7 @@ struct vocab {
     bool add_bos, add_eos, add_space_prefix;
     bool strip_space;               /* the first space of a text was put there by the tokenizer and is not part of it */
     /* Unigram: how SentencePiece normalises */
-    struct gguf_str charsmap;       /* compiled rules (coordinator/charsmap.h); empty when absent */
+    struct gguf_str charsmap;       /* compiled rules (text/charsmap.h); empty when absent */
     bool merge_spaces;              /* runs of spaces become one, those at the ends go */
     bool space_suffix;              /* the added space stands behind the text */
     struct gguf_str chat_template;  /* empty when absent */

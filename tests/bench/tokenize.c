@@ -2,9 +2,9 @@
  * text from the ordinary to the worst. Processor time of one thread, the best of the rounds. --pre puts another
  * pre-tokeniser into a byte-level vocabulary (all: each that there is, then only the slowest kinds of text matter). */
 #include "base/check.h"
-#include "coordinator/pretokenizer.h"
-#include "coordinator/tokenizer.h"
-#include "coordinator/utf8.h"
+#include "text/pretokenizer.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -710,6 +710,25 @@ def test_keep_alive_pipelining_and_head(server):
 
 
 @pytest.mark.sanitizer
+def test_a_request_ends_where_everybody_sees_it_end(server):
+    """RFC 9112, 6.3 and 11.2: behind a proxy that keeps connections, bytes that only one side takes for a request would get its answer to somebody else."""
+    inner = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    host = b" HTTP/1.1\r\nHost: localhost\r\n"
+    for method, status in ((b"GET", 200), (b"DELETE", 405), (b"OPTIONS", 405)):
+        for field, body in ((b"Content-Length: %d" % len(inner), inner), (b"Transfer-Encoding: chunked", b"%x\r\n" % len(inner) + inner + b"\r\n0\r\n\r\n")):
+            r, = replies(raw(server, method + b" /version" + host + field + b"\r\n\r\n" + body))
+            assert r.status == status and r.headers["Connection"] == "close", method
+    n = b"Content-Length: %d" % len(BODY)
+    for fields in (n + b"\r\n" + n, n + b"\r\nContent-Length: 0", n + b"\r\nTransfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", n + b"\r\nTransfer-Encoding: xchunked",
+                   n + b"\r\nTransfer-Encoding : chunked", b"Content-Length: +%d" % len(BODY)):
+        body = b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n" if fields.endswith(b": chunked") and b" :" not in fields else BODY
+        r, = replies(raw(server, b"POST /v1/completions" + host + fields + b"\r\n\r\n" + body + inner, shut=b"gzip" in fields))
+        check_error(r, 400)
+        assert r.headers["Connection"] == "close", fields
+    alive(server)
+
+
+@pytest.mark.sanitizer
 def test_names_of_other_machines_are_refused_without_a_key(server):
     """DNS rebinding: a web page's own name that points at 127.0.0.1."""
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "127.evil.example", "", "[::2]", "0.0.0.0", "192.168.0.1"):
@@ -749,6 +768,12 @@ def test_keys_guard_every_route(tmp_path):
                 head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + b"".join(m + b"\r\n" for m in more) + b"\r\n"
                 r, = replies(raw(s, [head[i:i + step] for i in range(0, len(head), step)]))
                 check_error(r, 401, "Authorization")
+        # The same for a request behind another one, and for paths that need no key: the connection ends instead of taking the body.
+        for step in (30, 1000):
+            both = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" + post_head(5000)
+            r = replies(raw(s, [both[i:i + step] for i in range(0, len(both), step)], pause=0.2))
+            assert r[0].status == 200 and all(x.status == 401 for x in r[1:])
+        check_error(replies(raw(s, post_head(5000, path=b"/health")))[0], 401, "Authorization")
         good = post_head(len(BODY), b"Authorization: Bearer first-key", b"Expect: 100-continue", b"Connection: close")
         r, = replies(raw(s, [good, BODY], pause=0.05))
         assert r.status == 200

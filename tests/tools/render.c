@@ -3,7 +3,7 @@
  * racklm-render --serve [--now UNIX]: each line is {"template": "...", "contexts": [...]} and gives one line with a list of
  * such results, or {"error": ...} when the template is refused; it stays until its input ends. */
 #include "base/buf.h"
-#include "coordinator/chat_template.h"
+#include "text/chat_template.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
  * separated by NUL (an empty last one does not count), or are lines with --lines. For comparisons with other
  * tokenizers; --back prints the text of the ids again instead (same separators). */
 #include "base/buf.h"
-#include "coordinator/detokenizer.h"
+#include "text/detokenizer.h"
 #include "model/vocab.h"
 
 #include <stdio.h>

@@ -1,4 +1,4 @@
-"""Writes coordinator/template_unicode.def to standard output: what Python's Unicode tables know and utf8proc does not."""
+"""Writes text/template_unicode.def to standard output: what Python's Unicode tables know and utf8proc does not."""
 import unicodedata
 
 

@@ -1,6 +1,6 @@
 /* What templates want of messages: small templates in the ways that published ones write, with what each can take worked out by hand. */
 #include "base/check.h"
-#include "coordinator/chat_caps.h"
+#include "text/chat_caps.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

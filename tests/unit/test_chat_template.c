@@ -2,7 +2,7 @@
  * their places, and budgets. The wide comparison is tests/oracle/templates_oracle.py. */
 #include "base/check.h"
 #include "base/clock.h"
-#include "coordinator/chat_template.h"
+#include "text/chat_template.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,8 +1,8 @@
 /* Detokeniser: pieces as they come against the whole, characters never halved, stop strings across token borders.
  * Expectations by hand, and for the random part by a plain search over the whole text. */
 #include "base/check.h"
-#include "coordinator/detokenizer.h"
-#include "coordinator/utf8.h"
+#include "text/detokenizer.h"
+#include "text/utf8.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,9 +1,9 @@
 /* Pre-tokenisers: every pattern of the table against PCRE2 (JIT, UTF, UCP), over random text; pieces worked out by
  * hand; what the automaton refuses. */
 #include "base/check.h"
-#include "coordinator/pretokenizer.h"
-#include "coordinator/utf8.h"
-#include "coordinator/word_dfa.h"
+#include "text/pretokenizer.h"
+#include "text/utf8.h"
+#include "text/word_dfa.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,7 +1,7 @@
 /* The thinking part of answers: what belongs where was written by hand after each family's published format; every answer is given whole, byte by byte and
  * cut in two at every place. */
 #include "base/check.h"
-#include "coordinator/reasoning.h"
+#include "text/reasoning.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -3,8 +3,8 @@
  * package tokenizers is tests/oracle/tokenizers_oracle.py. */
 #include "base/buf.h"
 #include "base/check.h"
-#include "coordinator/detokenizer.h"
-#include "coordinator/tokenizer.h"
+#include "text/detokenizer.h"
+#include "text/tokenizer.h"
 
 #include <dirent.h>
 #include <setjmp.h>

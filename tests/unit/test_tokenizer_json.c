@@ -1,9 +1,9 @@
 /* tokenizer.json: damage and what is not supported are told by name; ids of files small enough to check by hand (that
  * they are those of the library `tokenizers` is tests/oracle/tokenizer_json_oracle.py). */
 #include "base/check.h"
-#include "coordinator/normalizer.h"
-#include "coordinator/regex.h"
-#include "coordinator/tokenizer.h"
+#include "text/normalizer.h"
+#include "text/regex.h"
+#include "text/tokenizer.h"
 #include "model/tokenizer_json.h"
 
 #include <setjmp.h>

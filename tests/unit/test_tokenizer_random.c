@@ -4,9 +4,9 @@
  * of the shared folder, where it is there, and small ones made here. RACKLM_FULL=1: more rounds, texts of 10 MB. */
 #include "base/buf.h"
 #include "base/check.h"
-#include "coordinator/detokenizer.h"
-#include "coordinator/tokenizer.h"
-#include "coordinator/utf8.h"
+#include "text/detokenizer.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
 
 #include <dirent.h>
 #include <setjmp.h>

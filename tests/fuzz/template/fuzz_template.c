@@ -1,7 +1,7 @@
 /* Any bytes as a chat template and, behind a line "----", as the JSON of its context (without one, a small
  * conversation). It must render or give an error with a text, within its budgets, twice the same. */
 #include "base/check.h"
-#include "coordinator/chat_template.h"
+#include "text/chat_template.h"
 
 #include <stdint.h>
 #include <string.h>

@@ -4,11 +4,11 @@
  * whole; a match never leaves its text, and is the same whatever was read before. */
 #include "base/buf.h"
 #include "base/check.h"
-#include "coordinator/detokenizer.h"
-#include "coordinator/pretokenizer.h"
-#include "coordinator/tokenizer.h"
-#include "coordinator/utf8.h"
-#include "coordinator/word_dfa.h"
+#include "text/detokenizer.h"
+#include "text/pretokenizer.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
+#include "text/word_dfa.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -3,7 +3,7 @@
  * a GGUF file says of unigram: flags, the size of the charsmap (two bytes), the charsmap, a text. */
 #include "base/buf.h"
 #include "base/check.h"
-#include "coordinator/detokenizer.h"
+#include "text/detokenizer.h"
 #include "model/tokenizer_json.h"
 
 #include <string.h>
