@@ -97,7 +97,9 @@ configure_and_build() { # DIR "NINJA TARGETS" CMAKE_OPTIONS...
 
 python_env() {
     [ -x "$build/venv/bin/python" ] || python3 -m venv "$build/venv" || return 1
-    "$build/venv/bin/pip" install -q --disable-pip-version-check -r tests/requirements.txt
+    local lists=(-r tests/requirements.txt)
+    [ "$full" = 0 ] || lists+=(-r tests/requirements-full.txt) # larger ones; what needs them says skipped without
+    "$build/venv/bin/pip" install -q --disable-pip-version-check "${lists[@]}"
 }
 
 label() { # BUILD_DIR LABEL...: two tests at a time; none depends on the time it takes
@@ -113,7 +115,7 @@ end_to_end() { # PYTEST_OPTIONS...: two files at a time
 # shellcheck disable=SC2086
 install_packages $PACKAGES_BUILD $PACKAGES_TEST || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 
-suite python 60 python_env
+suite python $((full ? 180 : 60)) python_env
 suite build 150 configure_and_build "$build" all -DCMAKE_BUILD_TYPE=Release -DRACKLM_TESTS=ON -DRACKLM_PYTHON="$build/venv/bin/python"
 export PATH="$build/venv/bin:$PATH"
 suite unit 60 label "$build" unit
