@@ -5,8 +5,10 @@
  *  - JSON for what evhttp refuses before any handler sees it (a body over the limit, a bad request line): its HTML page is replaced in the
  *    output buffer before it is sent.
  *  - A bound on what a client sends while its answer runs, and on what it does not read.
- *  - A look at the header before its body is received (http_config.admit): the bytes are seen here before evhttp takes them. A request that comes
- *    behind another one in the same packet (pipelined) is looked at when it is whole.
+ *  - A look at the header before its body is received (http_config.admit): the bytes are seen here before evhttp takes them. Of a request that came
+ *    behind another one (pipelined) they are seen when that one's answer ends; a refusal then is the end of the connection.
+ *  - Requests whose end another HTTP reader may see elsewhere than evhttp (a body of a GET, two lengths, an encoding besides chunked) are the last
+ *    of their connection: what follows them is never taken for a request, so that nobody's answer goes to somebody else behind a proxy.
  *  - A lingering close. A client that is still sending when it is refused would get a reset instead of the answer: our side of the connection is
  *    shut, what comes is thrown away for a bounded time and number of bytes, then the socket is closed.
  *
@@ -109,6 +111,7 @@ const char *http_status_text(int status)
     case 413: return "Content Too Large";
     case 415: return "Unsupported Media Type";
     case 429: return "Too Many Requests";
+    case 501: return "Not Implemented";
     case 503: return "Service Unavailable";
     case 504: return "Gateway Timeout";
     default: return status >= 500 ? "Internal Server Error" : "Error";
@@ -326,7 +329,8 @@ static void conn_refuse(struct conn *c, int status, const char *text)
     buf_init(&b);
     refusal(c, &b, status, text);
     int sock = bufferevent_getfd(c->bev);
-    if (send(sock, b.data, b.len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+    bool between = evbuffer_get_length(bufferevent_get_output(c->bev)) == 0; /* not in the middle of the answer before */
+    if (between && send(sock, b.data, b.len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
         LOG(DEBUG, FRONT, "the client of a refused request is gone", "errno=%d", errno);
     buf_deinit(&b);
     c->heading = false;
@@ -334,6 +338,13 @@ static void conn_refuse(struct conn *c, int status, const char *text)
     struct evbuffer *in = bufferevent_get_input(c->bev);
     evbuffer_drain(in, evbuffer_get_length(in));
     conn_cut(c);
+}
+
+/* The connection ends with the answer that is being made; what comes behind its request is thrown away. */
+static void conn_last(struct conn *c)
+{
+    http_set_header(c->x, "Connection", "close");
+    c->refused = true;
 }
 
 static void conn_late(struct conn *c)
@@ -369,34 +380,23 @@ static void head_field(const struct buf *head, const char *name, char *out, size
     }
 }
 
-/* The target of the request line, without the query. */
-static void head_path(const struct buf *head, char *out, size_t cap)
-{
-    const char *p = memchr(head->data, ' ', head->len);
-    size_t n = p ? strcspn(p + 1, " ?\r\n") : 0;
-    out[0] = '\0';
-    if (n > 0 && n < cap) {
-        memcpy(out, p + 1, n);
-        out[n] = '\0';
-    }
-}
-
 /* The header is whole; n_body bytes behind it are here, too. Where more is to come, the API may refuse now. */
 static void head_complete(struct conn *c, size_t n_body)
 {
-    char path[512], authorization[4096], host[256], length[32], encoding[64], id[512], text[256];
+    char authorization[4096], host[256], length[32], encoding[64], id[512], text[256];
     head_field(&c->head, "X-Request-Id", id, sizeof(id));
     choose_request_id(id, c->request_id);
     head_field(&c->head, "Content-Length", length, sizeof(length));
     head_field(&c->head, "Transfer-Encoding", encoding, sizeof(encoding));
     if (!encoding[0] && strtoull(length, NULL, 10) <= n_body)
         return;
-    head_path(&c->head, path, sizeof(path));
     head_field(&c->head, "Authorization", authorization, sizeof(authorization));
     head_field(&c->head, "Host", host, sizeof(host));
-    struct http_head h = {.path = path, .authorization = authorization[0] ? authorization : NULL, .host = host[0] ? host : NULL};
+    struct http_head h = {.authorization = authorization[0] ? authorization : NULL, .host = host[0] ? host : NULL};
     int status = c->http->cfg.admit ? c->http->cfg.admit(c->http->cfg.arg, &h, text, sizeof(text)) : 0;
-    if (status)
+    if (status && c->x)
+        conn_last(c);
+    else if (status)
         conn_refuse(c, status, text);
 }
 
@@ -414,9 +414,8 @@ static void head_collect(struct conn *c, const struct evbuffer *in, size_t n_add
     c->head.len += n;
     c->head.data[c->head.len] = '\0';
     char *p = c->head.data;
-    size_t i = before > 3 ? before - 3 : 0;
-    while (i < c->head.len && (p[i] == '\r' || p[i] == '\n') && strspn(p, "\r\n") > i)
-        i++; /* empty lines before a request line */
+    size_t i = before > 3 ? before - 3 : 0, empty = strspn(p, "\r\n"); /* lines before a request line */
+    i = MAX(i, empty);
     for (; i < c->head.len; i++) {
         size_t end = p[i] != '\n' ? 0 : p[i + 1] == '\n' ? i + 2 : p[i + 1] == '\r' && p[i + 2] == '\n' ? i + 3 : 0;
         if (!end)
@@ -456,7 +455,7 @@ static void input_changed(struct evbuffer *in, const struct evbuffer_cb_info *in
     struct conn *c = arg;
     if (info->n_added == 0)
         return;
-    if (c->refused)
+    if (c->refused && !c->x)
         return;
     if (c->x) { /* nothing more is read before the answer is complete */
         if (evbuffer_get_length(in) > PIPELINED_MAX)
@@ -528,6 +527,32 @@ static void watch_for_leaving(struct conn *c)
     bufferevent_enable(c->bev, EV_READ);
 }
 
+enum framing { FRAMING_PLAIN, FRAMING_BODY_UNREAD, FRAMING_AMBIGUOUS };
+
+/* Whether everybody who reads the header sees the request's end where evhttp does. */
+static enum framing framing_of(struct evhttp_request *req)
+{
+    unsigned n_lengths = 0, n_encodings = 0;
+    bool odd = false, body = false;
+    for (const struct evkeyval *f = evhttp_request_get_input_headers(req)->tqh_first; f; f = f->next.tqe_next) {
+        size_t n = strlen(f->value);
+        odd |= f->key[strcspn(f->key, " \t")] != '\0';
+        if (strcasecmp(f->key, "Content-Length") == 0) {
+            n_lengths++;
+            body |= strspn(f->value, "0") < n;
+            odd |= n == 0 || strspn(f->value, "0123456789") < n;
+        } else if (strcasecmp(f->key, "Transfer-Encoding") == 0) {
+            n_encodings++;
+            body = true;
+            odd |= strcasecmp(f->value, "chunked") != 0;
+        }
+    }
+    if (odd || n_lengths + n_encodings > 1)
+        return FRAMING_AMBIGUOUS;
+    bool read = evhttp_request_get_command(req) & (EVHTTP_REQ_POST | EVHTTP_REQ_PUT | EVHTTP_REQ_PATCH); /* by evhttp */
+    return body && !read ? FRAMING_BODY_UNREAD : FRAMING_PLAIN;
+}
+
 static void handle(struct evhttp_request *req, void *arg)
 {
     struct http *h = arg;
@@ -553,7 +578,18 @@ static void handle(struct evhttp_request *req, void *arg)
     watch_for_leaving(c);
     choose_request_id(http_header(x, "X-Request-Id"), c->request_id);
     http_set_header(x, "X-Request-Id", c->request_id);
-    h->cfg.handle(h->cfg.arg, x);
+    enum framing framing = framing_of(req);
+    if (framing != FRAMING_PLAIN)
+        conn_last(c);
+    if (framing != FRAMING_AMBIGUOUS) {
+        h->cfg.handle(h->cfg.arg, x);
+        return;
+    }
+    struct buf body;
+    buf_init(&body);
+    http_error_body(&body, 400, NULL, "the header does not say clearly where the body ends (one Content-Length of digits, or Transfer-Encoding: chunked)");
+    http_reply(x, 400, "application/json", body.data, body.len);
+    buf_deinit(&body);
 }
 
 enum http_method http_method(const struct http_exchange *x)
@@ -610,10 +646,13 @@ static void exchange_end(struct http_exchange *x)
 {
     struct timeval idle = {x->http->cfg.timeout_ms / 1000 + 1, 0};
     bufferevent_set_timeouts(x->conn->bev, &idle, &idle);
-    x->conn->x = NULL;
+    struct evbuffer *in = bufferevent_get_input(x->conn->bev);
     x->conn->request_id[0] = 0;
-    x->conn->heading = evbuffer_get_length(bufferevent_get_input(x->conn->bev)) == 0;
+    x->conn->heading = true;
     buf_clear(&x->conn->head);
+    if (evbuffer_get_length(in) && !x->conn->refused)
+        head_collect(x->conn, in, evbuffer_get_length(in)); /* a request came behind this one */
+    x->conn->x = NULL;
     free(x->path);
     free(x);
 }

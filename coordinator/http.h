@@ -22,7 +22,6 @@ enum http_method { HTTP_GET, HTTP_POST, HTTP_HEAD, HTTP_OTHER };
 
 /* What is known of a request before its body is there; valid during the call. */
 struct http_head {
-    const char *path; /* as sent, without the query; "" where it is too long */
     const char *authorization, *host; /* NULL: absent */
 };
 
