@@ -6,21 +6,28 @@
 #include <math.h>
 #include <string.h>
 
-/* How many of the last n tokens (t is one past them) come after the last sequence that ends a repetition. */
-static uint32_t reach(const struct slot *sl, const uint32_t *t, uint32_t n)
+/* Called for every token once, so that a sampled token costs no walk back through all of them times all sequences. Of two that begin at the same
+ * place the longer comes later. */
+void sampler_history_learn(struct slot *sl, uint32_t pos)
 {
-    for (uint32_t back = 1; back <= n; back++) { /* a sequence that begins `back` tokens before the end */
-        uint32_t id = t[-(ptrdiff_t)back], longest = slot_bit(sl->dry_stop, id);
-        if (slot_bit(sl->dry_head, id))
-            for (uint32_t i = 0, at = 0; i < sl->n_dry; at += sl->dry_len[i++]) {
-                uint32_t len = sl->dry_len[i];
-                if (len > longest && len <= back && memcmp(t - back, sl->dry_id + at, len * sizeof(*t)) == 0)
-                    longest = len;
-            }
-        if (longest)
-            return back - longest;
-    }
-    return n;
+    const uint32_t *end = sl->tokens + pos + 1;
+    uint32_t shortest = slot_bit(sl->dry_stop, end[-1]);
+    if (!shortest && slot_bit(sl->dry_tail, end[-1]))
+        for (uint32_t i = 0, at = 0; i < sl->n_dry; at += sl->dry_len[i++]) {
+            uint32_t len = sl->dry_len[i];
+            if ((!shortest || len < shortest) && len <= pos + 1 && memcmp(end - len, sl->dry_id + at, len * sizeof(*end)) == 0)
+                shortest = len;
+        }
+    if (!shortest || pos + 1 - shortest < sl->dry_cut_begin)
+        return;
+    sl->dry_cut_begin = pos + 1 - shortest;
+    sl->dry_cut_end = pos + 1;
+}
+
+/* How many of the last n tokens come after the last sequence that ends a repetition and begins among them. */
+static uint32_t reach(const struct slot *sl, uint32_t position, uint32_t n)
+{
+    return sl->dry_cut_end && position - sl->dry_cut_begin <= n ? position - sl->dry_cut_end : n;
 }
 
 /* base^n by squaring, in double: the same bits everywhere. */
@@ -64,7 +71,7 @@ static uint32_t dry_changes(const struct slot *sl, uint32_t position, uint32_t *
     if (n <= allowed)
         return 0;
     const uint32_t *end = sl->tokens + position;
-    uint32_t limit = reach(sl, end, n);
+    uint32_t limit = reach(sl, position, n);
     if (limit < allowed)
         return 0;
     for (uint32_t k = 1, from = 0, to = 0; k < n; k++) { /* [from, to): the match that reaches furthest back */

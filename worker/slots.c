@@ -1,6 +1,7 @@
 #include "worker/slots.h"
 
 #include "base/check.h"
+#include "worker/sampler_history.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -54,7 +55,7 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
         sl->dry_len = sl->dry_id + MSG_DRY_IDS_MAX;
         sl->allowed_bits = (uint32_t *)(p += lists);
         sl->dry_stop = (uint32_t *)(p += bits);
-        sl->dry_head = (uint32_t *)(p += bits);
+        sl->dry_tail = (uint32_t *)(p += bits);
         p += bits;
         sl->tokens = tokens ? (uint32_t *)p : NULL;
         p += tokens;
@@ -259,6 +260,8 @@ static void learn(struct slot *sl, uint32_t pos, uint32_t token)
 {
     if (sl->has_history)
         sl->tokens[pos] = token;
+    if (sl->has_history && sl->dry_multiplier > 0)
+        sampler_history_learn(sl, pos);
     if (!sl->has_penalties)
         return;
     sl->counts[token].all++;
@@ -289,17 +292,17 @@ static void take_sequences(const struct slots *s, struct slot *sl, const struct 
         memcpy(sl->bad_id, u->bad_id, u->n_bad_ids * sizeof(*sl->bad_id));
         memcpy(sl->bad_len, u->bad_len, u->n_bad * sizeof(*sl->bad_len));
     }
-    sl->n_dry = 0;
+    sl->n_dry = sl->dry_cut_begin = sl->dry_cut_end = 0;
     if (sl->dry_multiplier == 0)
         return;
     memset(sl->dry_stop, 0, bits);
-    memset(sl->dry_head, 0, bits);
+    memset(sl->dry_tail, 0, bits);
     for (uint32_t i = 0, at = 0, to = 0; i < u->n_dry; at += u->dry_len[i++]) {
         if (u->dry_len[i] == 1) {
             set_bit(sl->dry_stop, u->dry_id[at]);
             continue;
         }
-        set_bit(sl->dry_head, u->dry_id[at]);
+        set_bit(sl->dry_tail, u->dry_id[at + u->dry_len[i] - 1]);
         memcpy(sl->dry_id + to, u->dry_id + at, u->dry_len[i] * sizeof(*sl->dry_id));
         sl->dry_len[sl->n_dry++] = u->dry_len[i];
         to += u->dry_len[i];

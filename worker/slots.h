@@ -55,9 +55,10 @@ struct slot {
     uint32_t n_bad;         /* sequences that must not become output */
     uint32_t *bad_id, *bad_len; /* [MSG_BAD_IDS_MAX] */
     uint32_t *dry_stop;     /* [vocab] bits: ids that end what DRY looks at */
-    uint32_t *dry_head;     /* [vocab] bits: the first ids of the sequences below, which do the same */
+    uint32_t *dry_tail;     /* [vocab] bits: the last ids of the sequences below, which do the same */
     uint32_t n_dry;
     uint32_t *dry_id, *dry_len; /* [MSG_DRY_IDS_MAX] sequences of two and more */
+    uint32_t dry_cut_begin, dry_cut_end; /* positions: the last place in the tokens where one of either stands; end 0: none does */
 
     uint32_t *allowed_bits; /* room */
 };

@@ -346,23 +346,25 @@ static void test_dry_equals_comparing_everything_with_everything(void **state)
     (void)state;
     enum { TEXTS = 3000, LEN = 120 };
     lcg = 77;
-    uint32_t tokens[LEN], best[64] = {0}, z[LEN], stop[2], head[2], dry_id[8], dry_len[3], penalised = 0, broken = 0;
+    uint32_t tokens[LEN], best[64] = {0}, z[LEN], stop[2], tail[2], dry_id[8], dry_len[3], penalised = 0, broken = 0;
     struct sampler_change out[LEN + 8];
     for (uint32_t t = 0; t < TEXTS; t++) {
         uint32_t n = 1 + (uint32_t)(uniform01() * LEN), alphabet = 1 + (uint32_t)(uniform01() * 12);
         for (uint32_t i = 0; i < n; i++)
             tokens[i] = i > 20 && uniform01() < 0.7 ? tokens[i - 17] : (uint32_t)(uniform01() * alphabet);
         struct slot sl = {.tokens = tokens, .dry_multiplier = 0.8f, .dry_base = 1.75f, .dry_allowed_length = t % 5, .dry_last_n = t % 3 ? 0 : 1 + t % 90,
-                          .dry_stop = stop, .dry_head = head, .dry_id = dry_id, .dry_len = dry_len, .n_dry = t % 4, .prompt_len = LEN};
+                          .dry_stop = stop, .dry_tail = tail, .dry_id = dry_id, .dry_len = dry_len, .n_dry = t % 4, .prompt_len = LEN};
         stop[0] = t % 2 ? 1u << t % 16 : 0;
-        stop[1] = head[0] = head[1] = 0;
+        stop[1] = tail[0] = tail[1] = 0;
         for (uint32_t s = 0, at = 0; s < sl.n_dry; s++) {
             dry_len[s] = 2 + s % 2;
             for (uint32_t i = 0; i < dry_len[s]; i++)
                 dry_id[at + i] = (uint32_t)(uniform01() * alphabet);
-            head[0] |= 1u << dry_id[at];
             at += dry_len[s];
+            tail[0] |= 1u << dry_id[at - 1];
         }
+        for (uint32_t i = 0; i < n; i++)
+            sampler_history_learn(&sl, i);
         double cost[64];
         plain_dry(&sl, n, cost);
         uint32_t n_out = sampler_history_changes(&sl, n, best, z, out), found = 0;
@@ -389,9 +391,11 @@ static void test_dry_of_a_long_repetition(void **state)
     enum { LEN = 1 << 20 };
     uint32_t *tokens = calloc(LEN, 4), *z = calloc(LEN, 4), best[64] = {0}, none[2] = {0};
     struct sampler_change *out = calloc(LEN, sizeof(*out));
-    struct slot sl = {.tokens = tokens, .dry_multiplier = 1, .dry_base = 2, .dry_allowed_length = 2, .dry_stop = none, .dry_head = none, .prompt_len = LEN};
-    for (uint32_t i = 0; i < LEN; i++)
+    struct slot sl = {.tokens = tokens, .dry_multiplier = 1, .dry_base = 2, .dry_allowed_length = 2, .dry_stop = none, .dry_tail = none, .prompt_len = LEN};
+    for (uint32_t i = 0; i < LEN; i++) {
         tokens[i] = i % 3;
+        sampler_history_learn(&sl, i);
+    }
     assert_int_equal(sampler_history_changes(&sl, LEN, best, z, out), 1);
     assert_int_equal(out[0].id, LEN % 3);
     assert_true(out[0].minus > 1e30f && out[0].minus < INFINITY);
