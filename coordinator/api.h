@@ -21,7 +21,7 @@ enum {
     API_WORDS_MAX = 256, API_WORD_BYTES_MAX = 256, /* of bad_words and the like */
     API_LOGPROBS_MAX = 20,
     API_MESSAGES_MAX = 100000,
-    API_JSON_DEPTH_MAX = 64,
+    API_JSON_DEPTH_MAX = 64, API_JSON_CONTAINERS_MAX = 1 << 20,
     API_HELD_MAX = 128 << 20,    /* bytes of an answer that is not streamed */
     API_INLINE_MAX = 48 << 10,   /* longer bodies are read beside the loop */
 };

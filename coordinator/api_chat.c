@@ -258,6 +258,31 @@ static bool set_variables(const json_t *o, json_t *ctx, struct api_error *e)
 
 /* ---- the prompt ---- */
 
+/* The last place of `what` (n > 0 bytes) in the text: matched from the end, in linear time whatever both are. */
+static bool find_last(const struct buf *text, const char *what, size_t n, size_t *at)
+{
+    uint32_t *again = n <= UINT32_MAX ? malloc(n * sizeof(*again)) : NULL; /* how much of `what` is matched still when the byte behind i does not fit */
+    bool found = false;
+    if (!again)
+        return false;
+    again[0] = 0;
+    for (size_t i = 1, k = 0; i < n; i++) {
+        while (k && what[n - 1 - i] != what[n - 1 - k])
+            k = again[k - 1];
+        k += what[n - 1 - i] == what[n - 1 - k];
+        again[i] = (uint32_t)k;
+    }
+    for (size_t i = text->len, k = 0; i-- > 0 && !found;) {
+        while (k && text->data[i] != what[n - 1 - k])
+            k = again[k - 1];
+        k += text->data[i] == what[n - 1 - k];
+        found = k == n;
+        *at = i;
+    }
+    free(again);
+    return found;
+}
+
 /* Cuts the text behind the last message's content, so that the answer goes on with it. As transformers does it: the content is looked for from the
  * end, without the white space around it where the template strips that. */
 static bool cut_to_final(const json_t *messages, struct buf *text, struct api_error *e)
@@ -274,15 +299,12 @@ static bool cut_to_final(const json_t *messages, struct buf *text, struct api_er
         back--;
     if (back == front)
         return api_error(e, 400, "continue_final_message", "`continue_final_message` needs a last message with content");
-    for (size_t i = text->len >= back - front ? text->len - (back - front) + 1 : 0; i-- > 0;) {
-        if (memcmp(text->data + i, s + front, back - front) != 0)
-            continue;
-        size_t end = i + (n - front) <= text->len && memcmp(text->data + i, s + front, n - front) == 0 ? i + (n - front) : i + (back - front);
-        text->len = end;
-        text->data[end] = '\0';
-        return true;
-    }
-    return api_error(e, 400, "continue_final_message", "the chat template does not show the last message as it is: it cannot be continued");
+    size_t i;
+    if (!find_last(text, s + front, back - front, &i))
+        return api_error(e, 400, "continue_final_message", "the chat template does not show the last message as it is: it cannot be continued");
+    text->len = i + (n - front) <= text->len && memcmp(text->data + i, s + front, n - front) == 0 ? i + (n - front) : i + (back - front);
+    text->data[text->len] = '\0';
+    return true;
 }
 
 /* The variables of the template, messages included; NULL with *e filled. */

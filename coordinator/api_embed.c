@@ -211,6 +211,7 @@ static bool read_embeddings(struct embed *m, const json_t *o, struct api_error *
             m->inputs[i].ids = g.prompts[i];
         else
             tokens_deinit(&g.prompts[i]);
+        m->prompt_tokens += g.prompts[i].n;
     }
     free(g.prompts);
     uint64_t bytes = (uint64_t)m->n_inputs * m->dims * (m->base64 ? 6 : FLOAT_TEXT);
@@ -284,17 +285,14 @@ bool embed_read(struct embed *m, const json_t *o, struct api_error *e)
     if (!m->d)
         return false;
     m->ctx = deployment_ctx(m->d);
-    bool ok = m->kind == EMBED_EMBEDDINGS ? read_embeddings(m, o, e) : m->kind == EMBED_RERANK ? embed_read_rerank(m, o, e) : embed_read_score(m, o, e);
-    for (uint32_t i = 0; ok && i < m->n_inputs; i++)
-        m->prompt_tokens += m->inputs[i].ids.n;
-    return ok;
+    return m->kind == EMBED_EMBEDDINGS ? read_embeddings(m, o, e) : m->kind == EMBED_RERANK ? embed_read_rerank(m, o, e) : embed_read_score(m, o, e);
 }
 
 static void read_body(struct embed *m, const char *body, size_t len)
 {
     json_t *o = api_parse_body(body, len, &m->error);
-    if (o)
-        embed_read(m, o, &m->error);
+    if (o && !embed_read(m, o, &m->error))
+        api_error(&m->error, 503, NULL, "out of memory"); /* where nothing else was said */
     json_decref(o);
 }
 
@@ -398,6 +396,14 @@ static struct embed_input *find_input(struct api *a, uint64_t id, struct embed *
     return &m->inputs[input];
 }
 
+static bool all_finite(const float *v, uint32_t n)
+{
+    bool ok = true;
+    for (uint32_t i = 0; i < n; i++)
+        ok &= isfinite(v[i]) != 0;
+    return ok;
+}
+
 static void take_values(struct embed *m, struct embed_input *in, const struct token_event *ev, struct api_error *e)
 {
     uint32_t want = m->pooling != POOLING_NONE ? m->d->hp.dim : (uint32_t)ARRAY_LEN(m->targets);
@@ -406,6 +412,8 @@ static void take_values(struct embed *m, struct embed_input *in, const struct to
                   ev->text[0] ? ": " : "", ev->text);
     else if (ev->n_values != want)
         api_error(e, 500, NULL, "the model gave %u values, %u were expected", ev->n_values, want);
+    else if (!all_finite(ev->values, ev->n_values))
+        api_error(e, 500, NULL, "the model gave values that are no numbers");
     else if (m->kind == EMBED_EMBEDDINGS)
         put_vector(m, ev->values, &in->json);
     else

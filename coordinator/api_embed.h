@@ -9,7 +9,7 @@
 
 #include "coordinator/api.h"
 
-enum { EMBED_INPUTS_MAX = 2048, EMBED_WINDOW = 64 };
+enum { EMBED_INPUTS_MAX = 2048, EMBED_WINDOW = 64, EMBED_TOKENS_MAX = 32 << 20 /* of all inputs: a query stands before each document */ };
 enum embed_kind { EMBED_EMBEDDINGS, EMBED_RERANK, EMBED_SCORE };
 
 struct embed_input {

@@ -256,8 +256,8 @@ static bool read_request(struct start *st, const json_t *o)
 static void read_body(struct start *st, const char *body, size_t len)
 {
     json_t *o = api_parse_body(body, len, &st->e);
-    if (o)
-        read_request(st, o);
+    if (o && !read_request(st, o))
+        api_error(&st->e, 503, NULL, "out of memory"); /* where nothing else was said */
     json_decref(o);
 }
 

@@ -138,6 +138,11 @@ static bool get_either(const json_t *o, const char *a, const char *b, bool *out,
     return api_get_bool(o, a, out, e) && api_get_bool(o, b, out, e);
 }
 
+static bool check_room(const struct buf *out, struct api_error *e)
+{
+    return out->len <= API_HELD_MAX || api_error(e, 400, NULL, "the answer would be over %d MiB: send less at a time", API_HELD_MAX >> 20);
+}
+
 /* As llama-server: text, or where a character is cut the bytes as numbers. */
 static void put_piece(struct buf *out, const struct buf *piece)
 {
@@ -158,7 +163,7 @@ static bool put_tokens(const struct deployment *d, const json_t *o, const struct
     struct buf piece;
     buf_init(&piece);
     buf_printf(out, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", t->n, deployment_ctx(d));
-    for (size_t i = 0; i < t->n; i++) {
+    for (size_t i = 0; i < t->n && check_room(out, e); i++) {
         if (!pieces) {
             buf_printf(out, i ? ",%u" : "%u", t->ids[i]);
             continue;
@@ -170,7 +175,7 @@ static bool put_tokens(const struct deployment *d, const json_t *o, const struct
         buf_putc(out, '}');
     }
     buf_putc(out, ']');
-    for (size_t i = 0; strs && i < t->n; i++) {
+    for (size_t i = 0; strs && i < t->n && check_room(out, e); i++) {
         buf_clear(&piece);
         tokenizer_piece(d->tok, t->ids[i], true, &piece);
         buf_puts(out, i ? "," : ",\"token_strs\":[");
@@ -180,7 +185,7 @@ static bool put_tokens(const struct deployment *d, const json_t *o, const struct
         buf_puts(out, t->n ? "]" : ",\"token_strs\":[]");
     buf_putc(out, '}');
     buf_deinit(&piece);
-    return true;
+    return e->status == 0;
 }
 
 static bool tokenize(struct api *a, const json_t *o, struct buf *out, struct api_error *e)
@@ -232,13 +237,16 @@ static bool detokenize(struct api *a, const json_t *o, struct buf *out, struct a
             api_error(e, 400, "tokens", "`tokens[%zu]` is no token id below %u", i, d->hp.vocab);
         else
             detokenizer_push(&t, (uint32_t)json_integer_value(v), &text);
+        check_room(&text, e);
     }
     detokenizer_finish(&t, &text);
     detokenizer_deinit(&t);
-    buf_puts(out, "{\"prompt\":");
-    buf_json_str(out, text.data ? text.data : "", text.len);
-    buf_puts(out, ",\"content\":"); /* vLLM's name, llama-server's name */
-    buf_json_str(out, text.data ? text.data : "", text.len);
+    static const char *const names[] = {"{\"prompt\":", ",\"content\":"}; /* vLLM's, llama-server's */
+    for (size_t i = 0; i < ARRAY_LEN(names) && !e->status; i++) {
+        buf_puts(out, names[i]);
+        buf_json_str(out, text.data ? text.data : "", text.len);
+        check_room(out, e);
+    }
     buf_putc(out, '}');
     buf_deinit(&text);
     return e->status == 0;

@@ -53,6 +53,7 @@ static bool number_at(const char *body, size_t end, char *field, size_t cap)
 json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
 {
     size_t depth = 0, deepest = 0; /* jansson's own limit is 2,048 levels: a shallower one keeps recursion elsewhere small */
+    size_t n_containers = 0;       /* three bytes of a body, hundreds of memory each */
     bool in_str = false;
     for (size_t i = 0; i < len; i++) {
         char c = body[i];
@@ -65,6 +66,7 @@ json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
             in_str = true;
         } else if (c == '{' || c == '[') {
             depth++;
+            n_containers++;
             deepest = MAX(deepest, depth);
         } else if ((c == '}' || c == ']') && depth) {
             depth--;
@@ -72,6 +74,10 @@ json_t *api_parse_body(const char *body, size_t len, struct api_error *e)
     }
     if (deepest > API_JSON_DEPTH_MAX) {
         api_error(e, 400, NULL, "the body nests deeper than %d levels", API_JSON_DEPTH_MAX);
+        return NULL;
+    }
+    if (n_containers > API_JSON_CONTAINERS_MAX) {
+        api_error(e, 400, NULL, "the body holds more than %d lists and objects", API_JSON_CONTAINERS_MAX);
         return NULL;
     }
     json_error_t je;

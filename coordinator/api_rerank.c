@@ -156,7 +156,10 @@ static bool add_pair(struct embed *m, uint32_t i, struct prompt *p, struct text 
         return api_error(e, err_http_status(err), param, "`%s` cannot be tokenised: %.200s", param, err_detail());
     if (t->n > m->ctx)
         return api_error(e, 400, param, "query and document %u have %zu tokens with the prompt around them, the context is %u", i, t->n, m->ctx);
-    return true;
+    m->prompt_tokens += t->n;
+    if (m->prompt_tokens > EMBED_TOKENS_MAX)
+        return api_error(e, 400, param, "`%s`: the inputs have more than %d tokens together: send fewer at a time", param, EMBED_TOKENS_MAX);
+    return !atomic_load(&m->job.cancelled) || api_error(e, 503, NULL, "the client left");
 }
 
 /* ---- rerank */

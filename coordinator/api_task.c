@@ -22,8 +22,8 @@ struct task {
 static void compute(struct task *t, const char *body, size_t len)
 {
     json_t *o = api_parse_body(body, len, &t->e);
-    if (o)
-        t->fn(t->api, o, &t->out, &t->e);
+    if (o && !t->fn(t->api, o, &t->out, &t->e))
+        api_error(&t->e, 503, NULL, "out of memory"); /* where nothing else was said */
     json_decref(o);
 }
 

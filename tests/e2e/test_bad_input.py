@@ -616,6 +616,27 @@ def test_a_hundred_thousand_messages(demo):
 
 
 @pytest.mark.sanitizer
+def test_small_bodies_that_want_much_memory(demo):
+    """A list of three bytes takes hundreds in memory; a token of one byte takes dozens in an answer."""
+    check_error(demo.request("POST", "/tokenize", '{"content": "a", "x": [' + "{}," * 1100000 + "0]}"), 400, "lists and objects")
+    assert demo.request("POST", "/tokenize", '{"content": "a", "x": [' + "{}," * 1000000 + "0]}").status == 200
+    if not SANITIZED:
+        check_error(demo.post("/tokenize", {"content": "~" * 8000000, "with_pieces": True}), 400, "128 MiB")
+    alive(demo)
+
+
+@pytest.mark.sanitizer
+def test_a_message_is_continued_at_its_last_place(demo):
+    """Contents that overlap themselves and stand in the text before, too: the prompt ends with the last one."""
+    for content in ("a", "aa", "aabaa", "abab" * 1000, "a" * 20000 + "b", "b" + "a" * 20000):
+        for before in ("x", content, content[:-1], "a" + content + "a", content * 3):
+            r = demo.post("/apply-template", {"messages": [{"role": "user", "content": before}, {"role": "assistant", "content": content}],
+                                              "continue_final_message": True, "add_generation_prompt": False})
+            assert r.status == 200 and r.json["prompt"].endswith("\n" + content) and before in r.json["prompt"][:-len(content)], (content[:20], before[:20])
+    alive(demo)
+
+
+@pytest.mark.sanitizer
 def test_requests_that_never_end(server):
     """A request that does not arrive whole within the limit (4 s here) gets 408, however its bytes drip; others are served meanwhile."""
     def drip(data, connect):
