@@ -4,7 +4,7 @@
  * struct request: made by the front (api), owned by the engine from a successful queue_push on, freed by it with
  * request_destroy. Token ids only: text, stop strings, templates and JSON stay in the front. One request is one choice:
  * `n` choices are n requests with the same prompt and choice 0..n-1. struct token_event: made by the engine, owned by
- * the front once pushed. The front cancels by pushing a request with `cancel` set and the same id. */
+ * the front once pushed. A cancellation is the id alone (engine_cancel). */
 #ifndef COORDINATOR_REQUEST_H
 #define COORDINATOR_REQUEST_H
 
@@ -58,7 +58,6 @@ enum request_kind {
 enum { REQUEST_TARGETS_MAX = 4 };
 struct request {
     uint64_t id;      /* unique in the process, given by the front */
-    bool cancel;      /* only id counts: drop the request of that id */
     enum request_kind kind;
     uint32_t pooling; /* EMBED: POOLING_MEAN, LAST, or RANK (the outputs of a reranker's head, then zeros) */
     uint32_t targets[REQUEST_TARGETS_MAX], n_targets;

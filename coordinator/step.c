@@ -166,6 +166,9 @@ static enum err match_run(const struct step_plan *p, uint32_t i, const struct st
     if (!with_sample && (n != rows || (run->want & RUN_WANT_LOGPROBS)))
         return err_set(ERR_PROTOCOL, "result of step %llu: run %u has %u rows of log-probabilities, expected %u",
                        (unsigned long long)p->step_id, j, n, rows + sample);
+    for (uint32_t t = 0; run->want & RUN_WANT_TARGETS && t < n; t++) /* a score is made of them */
+        if (!isfinite(r->logprob[row + t]))
+            return err_set(ERR_PROTOCOL, "result of step %llu: run %u has a log-probability that is no number", (unsigned long long)p->step_id, j);
     if (sample)
         m->token[i] = r->token[j];
     m->row[i] = row;
@@ -196,6 +199,9 @@ enum err step_match(const struct step_plan *p, const struct step_result *r, uint
         top += r->n_top[i];
     }
     m->row_top[r->n_all_positions] = top;
+    for (uint32_t i = 0; i < top; i++)
+        if (r->top_id[i] >= vocab)
+            return err_set(ERR_PROTOCOL, "result of step %llu: a top token %u, the vocabulary has %u", (unsigned long long)p->step_id, r->top_id[i], vocab);
     uint32_t j = 0, row = 0, pooled = 0, mu = 0;
     for (uint32_t i = 0; i < p->n_runs; i++) {
         m->token[i] = STEP_TOKEN_SAMPLED;
