@@ -1,5 +1,6 @@
-/* racklm.yaml into struct options, with libyaml. `models` is a list of mappings whose keys are options of one model. A stack of sections gives every key its dotted path; a scalar sets the
- * row of that path, a list of scalars a list option (as "a,b,c"), an empty value leaves the default. Errors name file,
+/* racklm.yaml into struct options, with libyaml. A stack of sections gives every key its dotted path; a scalar sets the
+ * row of that path, a list of scalars a list option (as "a,b,c"), an empty value leaves the default. `models` is a list of
+ * mappings whose keys are options of one model. Errors name file,
  * line and column. Not supported, by choice, and errors: aliases, several documents, tags, keys that are no scalars.
  * The file is read whole first (1 MiB at most), so nothing here waits; scalars are never repeated in errors except
  * through option_set, which knows what is secret. */

@@ -138,8 +138,8 @@ static enum err load_arch(struct loader *l)
     for (size_t i = 0; i < n; i++) /* a value may hold anything; the message is one line */
         shown[i] = (name.s[i] >= 0x20 && name.s[i] < 0x7f) ? name.s[i] : '?';
     shown[n] = 0;
-    static const char *const encoders[] = {"bert", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "eurobert", "gemma-embedding",
-                                           "llama-embed", "t5encoder"};
+    static const char *const encoders[] = {"bert",         "modern-bert",  "neo-bert", "nomic-bert",      "nomic-bert-moe", "jina-bert-v2",
+                                           "jina-bert-v3", "eurobert",     "gemma-embedding", "llama-embed", "t5encoder"};
     for (unsigned i = 0; i < ARRAY_LEN(encoders); i++)
         if (strcmp(shown, encoders[i]) == 0)
             return err_set(ERR_UNSUPPORTED, "architecture \"%s\" is an encoder, which is not supported yet (known: %s)", shown, known);

@@ -352,7 +352,27 @@ static uint32_t n_rows_of(const struct runner *r, const struct step *s, uint32_t
 {
     uint32_t want = s->want[run];
     bool sample_lp = (want & RUN_WANT_SAMPLE) && (want & RUN_WANT_LOGPROBS);
-    return (want & RUN_WANT_PROMPT_LOGPROBS ? s->n_tokens[run] : 0) + sample_lp + (want & RUN_WANT_TARGETS ? r->slots.slot[s->slot[run]].n_targets : 0);
+    uint32_t prompt = want & RUN_WANT_PROMPT_LOGPROBS ? s->n_tokens[run] : 0;
+    return prompt + sample_lp + (want & RUN_WANT_TARGETS ? r->slots.slot[s->slot[run]].n_targets : 0);
+}
+
+/* Room for all that the runs may get. */
+static bool make_room(struct runner *r, uint64_t positions, uint64_t tops, uint64_t pooled)
+{
+    struct step_result *o = &r->res;
+    struct arena *a = &r->arena;
+    uint32_t **by_run[] = {&o->slot, &o->gen, &o->token, &o->n_positions, &o->mu_run};
+    bool ok = true;
+    for (size_t i = 0; i < ARRAY_LEN(by_run); i++)
+        ok &= (*by_run[i] = arena_array(a, o->n_runs, sizeof(uint32_t))) != NULL;
+    ok &= (o->mu = arena_array(a, o->n_runs, sizeof(float))) != NULL;
+    ok &= (o->logprob = arena_array(a, positions, sizeof(float))) != NULL;
+    ok &= (o->n_top = arena_array(a, positions, sizeof(uint32_t))) != NULL;
+    ok &= (r->top_base = arena_array(a, positions, sizeof(uint32_t))) != NULL;
+    ok &= (o->top_id = arena_array(a, tops, sizeof(uint32_t))) != NULL;
+    ok &= (o->top_logprob = arena_array(a, tops, sizeof(float))) != NULL;
+    ok &= (o->pooled = arena_array(a, pooled, sizeof(float))) != NULL;
+    return ok;
 }
 
 static enum err begin_result(struct runner *r, const struct step *s)
@@ -368,20 +388,7 @@ static enum err begin_result(struct runner *r, const struct step *s)
         pooled += s->want[i] & RUN_WANT_POOLED ? r->hp.dim : 0;
         tops += (uint64_t)n * r->slots.slot[s->slot[i]].n_logprobs;
     }
-    uint32_t n = o->n_runs;
-    o->slot = arena_array(&r->arena, n, sizeof(uint32_t));
-    o->gen = arena_array(&r->arena, n, sizeof(uint32_t));
-    o->token = arena_array(&r->arena, n, sizeof(uint32_t));
-    o->n_positions = arena_array(&r->arena, n, sizeof(uint32_t));
-    o->logprob = arena_array(&r->arena, positions, sizeof(float));
-    o->n_top = arena_array(&r->arena, positions, sizeof(uint32_t));
-    r->top_base = arena_array(&r->arena, positions, sizeof(uint32_t));
-    o->top_id = arena_array(&r->arena, tops, sizeof(uint32_t));
-    o->top_logprob = arena_array(&r->arena, tops, sizeof(float));
-    o->pooled = arena_array(&r->arena, pooled, sizeof(float));
-    o->mu_run = arena_array(&r->arena, n, sizeof(uint32_t));
-    o->mu = arena_array(&r->arena, n, sizeof(float));
-    if (!o->mu_run || !o->mu || !o->pooled || !o->slot || !o->gen || !o->token || !o->n_positions || !o->logprob || !o->n_top || !r->top_base || !o->top_id || !o->top_logprob)
+    if (!make_room(r, positions, tops, pooled))
         return err_set(ERR_NOMEM, "out of memory for the result of a step with %llu log-probabilities", (unsigned long long)tops);
     uint32_t pos = 0, top = 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
