@@ -29,7 +29,7 @@ static uint32_t decode(const char *s, size_t len, size_t *n)
     size_t bad;
     bool cut;
     *n = utf8_decode(s, len, &cp, &bad, &cut);
-    if (*n == 0) { /* a hostile charsmap or pattern may leave half a character */
+    if (*n == 0) { /* steps get valid text; whoever calls from outside may bring other */
         *n = bad;
         cp = 0xFFFD;
     }
@@ -258,6 +258,7 @@ static enum err run_step(const struct step *p, const char *s, size_t len, struct
         break;
     case TOKENIZER_JSON_PRECOMPILED:
         charsmap_graphemes(&p->map, s, len, out);
+        out->len = utf8_valid_prefix(out->data ? out->data : "", out->len); /* a hostile charsmap may make other bytes: they end the text */
         break;
     case TOKENIZER_JSON_BYTE_LEVEL:
         normalizer_byte_level(s, len, out);

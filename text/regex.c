@@ -6,7 +6,6 @@
 #include "base/buf.h"
 #include "base/check.h"
 #include "text/utf8.h"
-#include "text/word_dfa.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
@@ -332,7 +331,7 @@ static enum err compile(struct regex *r, const struct buf *pattern)
 {
     int code = 0;
     PCRE2_SIZE where = 0;
-    r->code = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->len, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &code,
+    r->code = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->len, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code,
                             &where, NULL);
     if (!r->code) {
         PCRE2_UCHAR why[128] = "";
@@ -421,10 +420,16 @@ void regex_find_deinit(struct regex_find *f)
     *f = (struct regex_find){0};
 }
 
-static bool find_dfa(const struct word_dfa *d, const char *s, size_t len, size_t *from, size_t *to)
+static bool find_dfa(struct regex_find *f, const char *s, size_t len, size_t *from, size_t *to)
 {
+    const struct word_dfa *d = f->r->dfa;
+    if (s != f->text || len != f->text_len) {
+        f->text = s;
+        f->text_len = len;
+        f->memo = (struct word_dfa_memo){0};
+    }
     size_t n = 0, i = *from + word_dfa_skip(d, s + *from, len - *from);
-    while (i < len && (n = word_dfa_match(d, s + i, len - i)) == 0) {
+    while (i < len && (n = word_dfa_match_at(d, s, len, i, &f->memo)) == 0) {
         i += utf8_len_valid((unsigned char)s[i]);
         i += word_dfa_skip(d, s + i, len - i);
     }
@@ -440,7 +445,7 @@ enum err regex_find_next(struct regex_find *f, const char *s, size_t len, size_t
     int rc;
     if (r->dfa) {
         *from = start;
-        *found = find_dfa(r->dfa, s, len, from, to);
+        *found = find_dfa(f, s, len, from, to);
         return ERR_OK;
     }
     if (r->jit)

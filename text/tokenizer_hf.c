@@ -240,8 +240,6 @@ static enum err encode_stretch(const struct tokenizer_hf *h, struct hf_work *w, 
         TRY(normalizer_run(h->normalizer, s, len, &w->normal));
         s = w->normal.data ? w->normal.data : "";
         len = w->normal.len;
-        size_t valid = utf8_valid_prefix(s, len); /* a hostile charsmap may make other bytes: they end the text */
-        len = valid;
     }
     while (added_tokens_next(&h->normalized, s, len, flags & TOKENIZER_PARSE, &scan, &from, &to, &id))
         if (id != TRIE_NONE)

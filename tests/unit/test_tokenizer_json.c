@@ -1,5 +1,6 @@
 /* tokenizer.json: damage and what is not supported are told by name; ids of files small enough to check by hand (that
  * they are those of the library `tokenizers` is tests/oracle/tokenizer_json_oracle.py). */
+#include "base/buf.h"
 #include "base/check.h"
 #include "text/normalizer.h"
 #include "text/regex.h"
@@ -106,6 +107,7 @@ static void what_is_not_supported_is_told_by_name(void **state)
         {"{" BPE ",\"decoder\":{\"type\":\"CTC\"}}", "CTC"},
         {"{" BPE ",\"decoder\":{\"type\":\"Strip\",\"content\":\" \",\"start\":2,\"stop\":0}}", "Strip"},
         {"{" BPE ",\"post_processor\":{\"type\":\"Odd\"}}", "Odd"},
+        {"{" BPE ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\C\"},\"behavior\":\"Isolated\"}}", "disabled"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++)
         refused(cases[i].json, ERR_UNSUPPORTED, cases[i].words);
@@ -154,6 +156,72 @@ static void small_files_give_the_ids_that_one_expects(void **state)
     ids(special, "ac", 0, "5");
     ids(special, "aca", 0, "0 3 0");
     ids(lower, "AB", 0, "2");
+}
+
+static void put_base64(struct buf *out, const unsigned char *p, size_t n)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t w = (uint32_t)p[i] << 16 | (i + 1 < n ? (uint32_t)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
+        for (int k = 0; k < 4; k++)
+            buf_putc(out, digits[w >> (18 - 6 * k) & 63]);
+    }
+}
+
+/* A map (a size, a double array, texts) that makes the first byte of a character of "a"; then steps that read characters. What is left of it ends
+ * the text. */
+static void half_characters_of_a_charsmap_end_the_text(void **state)
+{
+    (void)state;
+    static const char *const next[] = {"{\"type\":\"Lowercase\"}", "{\"type\":\"NFC\"}", "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"[^x]\"},\"content\":\"b\"}",
+                                       "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"(?<!x)[^x]\"},\"content\":\"b\"}", NULL};
+    unsigned char map[4 + 0x63 * 4 + 2] = {0};
+    struct buf step, json;
+    buf_init(&step);
+    buf_init(&json);
+    map[0] = 0x8C, map[1] = 0x01;                                   /* 0x63 units */
+    map[4 + 'a' * 4] = 'a', map[4 + 'a' * 4 + 1] = 1 | 3 << 2;      /* label, has a value, which is at 'a' ^ 3 */
+    map[4 + 0x62 * 4 + 3] = 0x80;                                   /* the value: the text at 0 */
+    map[4 + 0x63 * 4] = 0xF0;
+    buf_puts(&step, "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"");
+    put_base64(&step, map, sizeof(map));
+    buf_puts(&step, "\"}");
+    for (size_t i = 0; i < ARRAY_LEN(next); i++) {
+        buf_clear(&json);
+        buf_printf(&json, "{" BPE ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[%s,%s]},\"pre_tokenizer\":{\"type\":\"Digits\"}}", step.data,
+                   next[i] ? next[i] : step.data);
+        ids(json.data, "cab", 0, i == 2 || i == 3 ? "1" : "3");
+        ids(json.data, "a", 0, "");
+    }
+    buf_deinit(&step);
+    buf_deinit(&json);
+}
+
+/* A quadratic search would not end today. */
+static void a_search_reads_a_text_once(void **state)
+{
+    (void)state;
+    static const char *const patterns[] = {"b*c|b", "b*c"};
+    const size_t len = 4000000;
+    char *text = malloc(len);
+    assert_non_null(text);
+    memset(text, 'b', len);
+    for (size_t i = 0; i < ARRAY_LEN(patterns); i++) {
+        struct regex *r;
+        struct regex_find f;
+        size_t n = 0, from, to = 0;
+        bool found = true;
+        assert_int_equal(regex_create(patterns[i], strlen(patterns[i]), &r), ERR_OK);
+        assert_int_equal(regex_find_init(&f, r), ERR_OK);
+        while (found) {
+            assert_int_equal(regex_find_next(&f, text, len, to, &found, &from, &to), ERR_OK);
+            n += found;
+        }
+        assert_int_equal(n, i == 0 ? len : 0);
+        regex_find_deinit(&f);
+        regex_destroy(&r);
+    }
+    free(text);
 }
 
 /* Unicode Standard Annex #15, figures 3 to 6. */
@@ -219,6 +287,8 @@ int main(void)
         cmocka_unit_test(damage_is_told_by_name),
         cmocka_unit_test(what_is_not_supported_is_told_by_name),
         cmocka_unit_test(small_files_give_the_ids_that_one_expects),
+        cmocka_unit_test(half_characters_of_a_charsmap_end_the_text),
+        cmocka_unit_test(a_search_reads_a_text_once),
         cmocka_unit_test(the_forms_are_those_of_the_standard),
         cmocka_unit_test(patterns_mean_what_they_mean_in_ruby),
     };
