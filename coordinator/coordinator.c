@@ -71,6 +71,7 @@ static enum err make_engines(struct coordinator *c, struct deployment *d)
                                     .split = &d->split,
                                     .deployment = d->index,
                                     .replica = i,
+                                    .model = d->names[0],
                                     .endpoint = ipc,
                                     .endpoint_tcp = o->listen ? tcp : NULL,
                                     .max_step_tokens = d->max_step_tokens,

@@ -67,7 +67,7 @@ void engine_tell_cluster(struct engine *e, const struct engine_event *ev)
     ASSERT(copy);
     *copy = *ev;
     if (queue_push(e->cluster_events, copy) != ERR_OK) {
-        LOG(ERROR, ENGINE, "the cluster thread is behind: an event was dropped", "replica=%u type=%d", e->replica,
+        LOG(ERROR, ENGINE, "the cluster thread is behind: an event was dropped", "model=\"%s\" replica=%u type=%d", e->model, e->replica,
             ev->type);
         free(copy);
     }
@@ -560,6 +560,7 @@ enum err engine_create(const struct engine_config *cfg, struct engine **out)
     e->opts = cfg->opts;
     e->deployment = cfg->deployment;
     e->replica = cfg->replica;
+    e->model = cfg->model ? cfg->model : "";
     e->tp = cfg->split->tp;
     e->pp = cfg->split->pp;
     e->n_ranks = e->tp * e->pp;

@@ -70,6 +70,7 @@ struct engine_config {
     const struct hparams *hp;
     const struct shard_split *split;
     uint32_t deployment, replica, ctx; /* replica: of the deployment; ctx 0: comes with ENGINE_CMD_EXPECT */
+    const char *model;        /* its name in the log, or NULL */
     const char *endpoint;     /* to bind: ipc:// or tcp:// */
     const char *endpoint_tcp; /* a second one for workers of other hosts, or NULL */
     uint32_t max_step_tokens; /* what the workers are told too */

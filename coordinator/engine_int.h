@@ -34,6 +34,7 @@ struct engine {
     /* set at creation */
     const struct options *opts;
     uint32_t deployment, replica, n_ranks, pp, tp, vocab, max_seqs, bound; /* bound: open requests */
+    const char *model; /* its name in the log; borrowed */
     bool reranker;    /* the model has a head for scores in place of one for tokens */
     uint32_t ctx_max; /* room given to a sequence while the context is not known yet */
     struct metrics *metrics;

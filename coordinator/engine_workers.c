@@ -78,7 +78,7 @@ void engine_workers_fail_epoch(struct engine *e, const char *why)
         return; /* no communicator was made yet: the numbers of this epoch are still good */
     e->epoch++;
     hold_back(e);
-    LOG(WARN, ENGINE, "epoch failed", "replica=%u epoch=%llu in_flight=%u running=%u why=\"%s\"", e->replica,
+    LOG(WARN, ENGINE, "epoch failed", "model=\"%s\" replica=%u epoch=%llu in_flight=%u running=%u why=\"%s\"", e->model, e->replica,
         (unsigned long long)e->epoch, e->sched.n_in_flight, e->sched.active.n, why);
     set_phase(e, PHASE_GATHER);
     if (scheduler_reset(&e->sched, e->sched.kv.n_blocks, e->ctx) == ERR_OK)
@@ -102,7 +102,7 @@ void engine_workers_fail_rank(struct engine *e, struct rank *r, const char *why)
                               .world_rank = rank_idx(e, r),
                               .worker_id = r->worker_id};
     snprintf(ev.text, sizeof ev.text, "%s", why);
-    LOG(WARN, ENGINE, "worker failed", "replica=%u rank=%u worker=%llu why=\"%s\"", e->replica, ev.world_rank,
+    LOG(WARN, ENGINE, "worker failed", "model=\"%s\" replica=%u rank=%u worker=%llu why=\"%s\"", e->model, e->replica, ev.world_rank,
         (unsigned long long)r->worker_id, why);
     set_state(e, r, RANK_ABSENT);
     engine_tell_cluster(e, &ev);
@@ -151,8 +151,8 @@ static void serve(struct engine *e)
     e->last_result_ns = e->now_ns;
     if (e->was_ready)
         metrics_add(e->metrics, METRIC_RECOVERIES, e->replica, 1);
-    LOG(INFO, ENGINE, "replica ready", "replica=%u epoch=%llu kv_blocks=%u ctx=%u recovered=%d down_ms=%llu",
-        e->replica, (unsigned long long)e->epoch, e->sched.kv.n_blocks, e->sched.ctx, e->was_ready,
+    LOG(INFO, ENGINE, "replica ready", "model=\"%s\" replica=%u epoch=%llu kv_blocks=%u ctx=%u recovered=%d down_ms=%llu",
+        e->model, e->replica, (unsigned long long)e->epoch, e->sched.kv.n_blocks, e->sched.ctx, e->was_ready,
         (unsigned long long)(e->recovering ? (e->now_ns - e->down_since_ns) / NS_PER_MS : 0));
     e->was_ready = true;
     e->recovering = e->gave_up = false;
@@ -191,11 +191,11 @@ static void begin_epoch(struct engine *e)
     }
     enum err err = scheduler_reset(&e->sched, n_blocks, e->ctx);
     if (err != ERR_OK) {
-        LOG(ERROR, ENGINE, "no memory for the block tables", "replica=%u blocks=%u", e->replica, n_blocks);
+        LOG(ERROR, ENGINE, "no memory for the block tables", "model=\"%s\" replica=%u blocks=%u", e->model, e->replica, n_blocks);
         return; /* tried again when a worker reports */
     }
     engine_end_unfit(e);
-    check_context("replica %u epoch %llu", e->replica, (unsigned long long)e->epoch);
+    check_context("%s replica %u epoch %llu", e->model, e->replica, (unsigned long long)e->epoch);
     set_phase(e, PHASE_CONNECT);
     struct msg m = {.type = MSG_COMM_PEERS};
     m.comm_peers = (struct msg_comm_peers){.epoch = e->epoch, .address = address, .address_len = len, .n = e->n_ranks};
@@ -258,8 +258,8 @@ static void report(struct engine *e, struct rank *r, const struct msg_worker_rea
     snprintf(ev.backend, sizeof ev.backend, "%s", w->backend ? w->backend : "");
     engine_tell_cluster(e, &ev);
     r->reported = true;
-    LOG(INFO, ENGINE, "worker loaded", "replica=%u rank=%u backend=%s weights_bytes=%llu kv_blocks=%u load_ms=%u",
-        e->replica, rank_idx(e, r), ev.backend, (unsigned long long)w->weights_bytes, w->kv_blocks, w->load_ms);
+    LOG(INFO, ENGINE, "worker loaded", "model=\"%s\" replica=%u rank=%u backend=%s weights_bytes=%llu kv_blocks=%u load_ms=%u",
+        e->model, e->replica, rank_idx(e, r), ev.backend, (unsigned long long)w->weights_bytes, w->kv_blocks, w->load_ms);
 }
 
 static void on_worker_ready(struct engine *e, struct rank *r, const struct msg_worker_ready *w)
@@ -417,7 +417,7 @@ static void check_recovery(struct engine *e)
     char text[160];
     snprintf(text, sizeof text, "the model lost a worker and did not recover within %u ms (%.90s)",
              e->opts->recover_timeout_ms, e->down_text);
-    LOG(ERROR, ENGINE, "recovery takes too long", "replica=%u ended=%u why=\"%s\"", e->replica,
+    LOG(ERROR, ENGINE, "recovery takes too long", "model=\"%s\" replica=%u ended=%u why=\"%s\"", e->model, e->replica,
         e->sched.queue.n + e->sched.active.n, e->down_text);
     atomic_store(&e->refuse, ERR_UNAVAILABLE);
     for (struct seq_list *lists[] = {&e->sched.active, &e->sched.queue}, **l = lists; l < lists + 2; l++)

@@ -149,7 +149,7 @@ static bool is_named(const char *list, const char *name)
     return false;
 }
 
-/* A device as the group may use it. The weights of others that run there count; what they keep for KV does not: it is cut to what is left. */
+/* A device as the group may use it. The weights of others that run there count; what they keep for KV does not: --kv-memory bounds it. */
 static struct placement_device look_at(const struct members *m, const struct group *g, uint32_t node, uint32_t device)
 {
     const struct device *v = &m->nodes[node].devices[device];
