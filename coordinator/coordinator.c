@@ -89,13 +89,17 @@ static enum err make_engines(struct coordinator *c, struct deployment *d)
 /* Room for every event that can be under way; then the engines of each deployment. */
 static enum err make_all_engines(struct coordinator *c)
 {
-    uint64_t n_events = 1024;
+    uint64_t n_events = 1024, n_workers = 0;
     for (uint32_t i = 0; i < c->n_deployments; i++) {
         const struct options *o = c->deployments[i].opts;
+        const struct shard_split *sp = &c->deployments[i].split;
+        n_workers += (uint64_t)o->replicas * sp->tp * sp->pp;
         if (o->replicas > METRIC_ENGINES_MAX)
             return err_set(ERR_CONFIG, "--replicas %lld: at most %d", (long long)o->replicas, METRIC_ENGINES_MAX);
         n_events += (uint64_t)(o->max_seqs + o->queue_max) * EVENTS_PER_REQUEST * (uint64_t)o->replicas;
     }
+    if (n_workers > MSG_RANKS_MAX) /* the status would not go into a message */
+        return err_set(ERR_CONFIG, "%llu workers of all models and replicas: at most %d", (unsigned long long)n_workers, MSG_RANKS_MAX);
     TRY(queue_create(n_events, &c->events));
     TRY(queue_create(4096, &c->engine_events));
     for (uint32_t i = 0; i < c->n_deployments; i++)

@@ -177,6 +177,7 @@ def test_what_cannot_be_served_is_said_before_anything_starts(tiny, tmp_path):
         ([f"x={DEMO}", tiny, "--served-model-name", "z"], ["served_model_name is given once for 2 models"]),
         ([f"x={DEMO}", tiny, "--shares", "1,2"], ["shares", str(DEMO)]),
         ([f"x={DEMO}", f"y={__file__}"], [os.path.basename(__file__)]),
+        ([f"m{i}={DEMO}" for i in range(17)] + ["--replicas", "64"], ["1088 workers", "at most 1024"]),
     ]:
         r = racklm("serve", *args, "--port", "0", env=env, timeout=60)
         assert r.returncode == 1 and all(w in r.stderr for w in words), (args, r.stderr)
