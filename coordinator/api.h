@@ -124,8 +124,7 @@ void api_fail(struct http_exchange *x, const struct api_error *e);
 void api_reply_json(struct http_exchange *x, int status, struct buf *body);
 
 /* api_params.c: strict readers; null counts as absent. False: *e is filled. */
-json_t *api_body(struct http_exchange *x, struct api_error *e); /* an object, or NULL; the body is freed */
-json_t *api_parse_body(const char *body, size_t len, struct api_error *e);
+json_t *api_parse_body(const char *body, size_t len, struct api_error *e); /* an object, or NULL */
 const json_t *api_get(const json_t *o, const char *key); /* NULL: absent or null */
 bool api_get_bool(const json_t *o, const char *key, bool *out, struct api_error *e);
 bool api_get_int(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *out, struct api_error *e);

@@ -7,15 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-json_t *api_body(struct http_exchange *x, struct api_error *e)
-{
-    size_t len;
-    const char *body = http_body(x, &len);
-    json_t *o = api_parse_body(body, len, e);
-    http_body_done(x);
-    return o;
-}
-
 /* The field of the outermost object whose value is being read at `end`, when that value was to be a number (NaN, Infinity, 1e999, 0x10: no JSON). */
 static bool number_at(const char *body, size_t end, char *field, size_t cap)
 {

@@ -455,13 +455,13 @@ static void input_changed(struct evbuffer *in, const struct evbuffer_cb_info *in
     struct conn *c = arg;
     if (info->n_added == 0)
         return;
-    if (c->refused && !c->x)
-        return;
-    if (c->x) { /* nothing more is read before the answer is complete */
-        if (evbuffer_get_length(in) > PIPELINED_MAX)
-            conn_cut(c);
+    /* Nothing more is taken for a request before the answer is complete and sent: a client that does not read could fill the memory. */
+    if ((c->x || evbuffer_get_length(bufferevent_get_output(c->bev))) && evbuffer_get_length(in) > PIPELINED_MAX) {
+        conn_cut(c);
         return;
     }
+    if (c->x || c->refused)
+        return;
     if (!c->receiving) {
         struct timeval tv = {c->http->cfg.timeout_ms / 1000, (suseconds_t)(c->http->cfg.timeout_ms % 1000) * 1000};
         c->receiving = true;

@@ -264,11 +264,6 @@ struct template_val template_int_op(struct template_run *r, int op, struct templ
     return divide(r, &p, &q, op == '%');
 }
 
-struct template_val template_int_neg(struct template_run *r, struct template_val v)
-{
-    return template_int_op(r, '-', template_int(0), v);
-}
-
 double template_int_double(struct template_val v)
 {
     struct whole w;
@@ -348,16 +343,6 @@ bool template_int_even(struct template_val v)
     struct whole w;
     view(v, &w);
     return w.n == 0 || (w.d[0] & 1) == 0;
-}
-
-uint32_t template_int_hash(struct template_val v)
-{
-    struct whole w;
-    uint32_t h = 0;
-    view(v, &w);
-    for (uint32_t i = 0; i < w.n; i++)
-        h = h * 0x9E3779B1u + w.d[i];
-    return h;
 }
 
 struct template_val template_int_text(struct template_run *r, struct template_val v, int base)

@@ -223,14 +223,12 @@ struct template_val template_reversed(struct template_run *r, struct template_va
 
 /* ---- integers of any size (template_int.c) ---- */
 struct template_val template_int_op(struct template_run *r, int op, struct template_val a, struct template_val b); /* + - * // % ** */
-struct template_val template_int_neg(struct template_run *r, struct template_val v);
 int template_int_cmp(struct template_val a, struct template_val b);
 double template_int_double(struct template_val v); /* nearest; infinite when too large */
 struct template_val template_int_from_double(struct template_run *r, double f); /* finite; cut off behind the point */
 /* Digits with an optional sign, no blanks or prefix; TV_MISSING when they are none. */
 struct template_val template_int_parse(struct template_run *r, const char *s, size_t len, int base);
 bool template_int_even(struct template_val v);
-uint32_t template_int_hash(struct template_val v);
 /* base 2, 8, 10, 16, without prefix. */
 struct template_val template_int_text(struct template_run *r, struct template_val v, int base);
 

@@ -750,6 +750,19 @@ def test_a_request_ends_where_everybody_sees_it_end(server):
 
 
 @pytest.mark.sanitizer
+def test_a_client_that_sends_requests_and_reads_nothing(server):
+    """Once its answers fill the sockets, what it sends is bounded: 100 MB are not taken."""
+    with socket.socket() as c:
+        c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        c.settimeout(60)
+        c.connect((server.host, server.port))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(100):
+                c.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 25000)
+    alive(server)
+
+
+@pytest.mark.sanitizer
 def test_names_of_other_machines_are_refused_without_a_key(server):
     """DNS rebinding: a web page's own name that points at 127.0.0.1."""
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "127.evil.example", "", "[::2]", "0.0.0.0", "192.168.0.1"):
