@@ -769,7 +769,7 @@ enum err http_create(const struct http_config *cfg, struct http **out)
     }
     evhttp_set_max_headers_size(h->ev, HEADER_MAX);
     evhttp_set_max_body_size(h->ev, (ev_ssize_t)cfg->body_max);
-    evhttp_set_timeout(h->ev, (int)MAX(1u, (cfg->timeout_ms + 999) / 1000));
+    evhttp_set_timeout(h->ev, (int)cfg->timeout_ms / 1000 + 2); /* behind our own, which answers before it closes */
     evhttp_set_allowed_methods(h->ev, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_HEAD | EVHTTP_REQ_OPTIONS | EVHTTP_REQ_PUT |
                                           EVHTTP_REQ_DELETE | EVHTTP_REQ_PATCH);
     evhttp_set_default_content_type(h->ev, NULL);

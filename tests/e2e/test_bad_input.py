@@ -226,7 +226,7 @@ def test_flags_and_variables(home):
     refused(racklm("serve", DEMO, "--threads", env=home), "--threads", "value", code=2)
     refused(serve(home, DEMO, env={"RACKLM_MAX_SEQS": "-3"}), "RACKLM_MAX_SEQS", "-3", "4096", code=2)
     refused(serve(home), "GGUF", code=2)
-    refused(serve(home, DEMO, DEMO), "one model", code=2)
+    refused(serve(home, DEMO, DEMO), "two models", DEMO.stem)
 
 
 @pytest.mark.parametrize("text, words", [
