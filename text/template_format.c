@@ -334,6 +334,21 @@ struct fields {
 
 static struct template_val expand(struct fields *f, struct template_val s);
 
+/* The digits at *i, of any script, as Python takes them; ends behind the first that passes max. */
+static int64_t read_number(struct template_val text, size_t *i, int64_t max)
+{
+    int64_t v = 0;
+    while (*i < text.len && v <= max) {
+        size_t n = 0;
+        int digit = template_char_decimal(template_char_at(text, *i, &n));
+        if (digit < 0)
+            break;
+        v = v * 10 + digit;
+        *i += n;
+    }
+    return v;
+}
+
 static bool read_spec(struct template_run *r, struct template_val text, struct spec *s)
 {
     size_t i = 0, n = 0;
@@ -357,16 +372,14 @@ static bool read_spec(struct template_run *r, struct template_val text, struct s
         s->zero = true;
         i++;
     }
-    for (; i < text.len && text.s[i] >= '0' && text.s[i] <= '9' && s->width <= TEMPLATE_WIDTH_MAX; i++)
-        s->width = s->width * 10 + (text.s[i] - '0');
+    s->width = read_number(text, &i, TEMPLATE_WIDTH_MAX);
     if (i < text.len && among(",_", text.s[i]))
         s->group = text.s[i++];
     if (i < text.len && text.s[i] == '.') {
-        s->prec = 0;
-        if (++i >= text.len || text.s[i] < '0' || text.s[i] > '9')
+        size_t from = ++i;
+        s->prec = read_number(text, &i, TEMPLATE_WIDTH_MAX);
+        if (i == from)
             template_fail(r, ERR_INVALID, "Format specifier missing precision");
-        for (; i < text.len && text.s[i] >= '0' && text.s[i] <= '9' && s->prec <= TEMPLATE_WIDTH_MAX; i++)
-            s->prec = s->prec * 10 + (text.s[i] - '0');
     }
     if (i < text.len)
         s->type = text.s[i++];
@@ -413,16 +426,12 @@ static void format_value(struct fields *f, struct template_text *t, struct templ
 /* The value of "0", "name", "" with ".attr" and "[item]" behind. */
 static struct template_val field_value(struct fields *f, struct template_val name)
 {
-    size_t i = 0, digits = 0;
-    while (i < name.len && !among(".[", name.s[i])) {
-        digits += name.s[i] >= '0' && name.s[i] <= '9';
+    size_t i = 0, n = 0;
+    while (i < name.len && !among(".[", name.s[i]))
         i++;
-    }
     struct template_val v;
-    if (digits == i) {
-        int64_t idx = 0;
-        for (size_t k = 0; k < i && idx < INT32_MAX; k++)
-            idx = idx * 10 + (name.s[k] - '0');
+    int64_t idx = read_number(template_str(name.s, i), &n, INT32_MAX);
+    if (n == i || idx > INT32_MAX) {
         if ((i == 0 && f->next < 0) || (i > 0 && f->next > 0))
             return template_fail(f->r, ERR_INVALID, "cannot switch between automatic field numbering and manual specification");
         if (i == 0)
@@ -448,13 +457,12 @@ static struct template_val field_value(struct fields *f, struct template_val nam
             i++;
         if (i == from || (item && i >= name.len))
             return template_fail(f->r, ERR_INVALID, "Empty attribute in format string");
-        int64_t idx = 0;
-        size_t k = from;
-        for (; item && k < i && i - from < 10 && name.s[k] >= '0' && name.s[k] <= '9'; k++)
-            idx = idx * 10 + (name.s[k] - '0');
-        v = !item    ? template_attr(f->r, v, name.s + from, i - from)
-            : k == i ? template_item(f->r, v, template_int(idx))
-                     : template_item(f->r, v, template_str(name.s + from, i - from));
+        struct template_val key = template_str(name.s + from, i - from);
+        n = 0;
+        idx = read_number(key, &n, INT32_MAX);
+        v = !item          ? template_attr(f->r, v, key.s, key.len)
+            : n == key.len ? template_item(f->r, v, template_int(idx))
+                           : template_item(f->r, v, key);
         i += item;
         if (item && i < name.len && !among(".[", name.s[i]))
             return template_fail(f->r, ERR_INVALID, "Only '.' or '[' may follow ']' in format field specifier");

@@ -392,8 +392,9 @@ def oracle(env, source, contexts):
 def main():
     args = sys.argv[1:]
     option = lambda name, default: int(args[args.index(name) + 1]) if name in args else default  # noqa: E731
-    seconds, count = option("--seconds", 60 if os.environ.get("RACKLM_FULL") == "1" else 5), option("--count", 0)
-    seed = option("--seed", int.from_bytes(os.urandom(4), "little"))
+    full = os.environ.get("RACKLM_FULL") == "1"
+    seconds, count = option("--seconds", 60 if full else 5), option("--count", 0)
+    seed = option("--seed", int.from_bytes(os.urandom(4), "little") if full else 1)  # the short form tells of changes, the long one finds what is new
     signal.signal(signal.SIGALRM, on_alarm)
     env = templates_oracle.environment()
     tool = subprocess.Popen([args[0], "--serve", "--now", str(templates_oracle.NOW)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "TZ": "UTC"})
