@@ -303,7 +303,7 @@ static FILTER(f_tojson)
     struct template_val indent = a->pos[1], seps = a->pos[2];
     struct template_json_opts o = {.ascii = template_filter_flag(a->pos[0]), .sort_keys = template_filter_flag(a->pos[3])};
     struct template_text t = {.r = r}, pad = {.r = r};
-    if (template_given(indent) && indent.kind != TV_NONE) {
+    if (template_given(indent) && indent.kind != TV_NONE && v.kind != TV_STR) { /* json does not look at it for a string */
         if (indent.kind != TV_STR)
             template_text_fill(&pad, " ", 1, whole(r, indent, 0));
         o.indent = indent.kind == TV_STR ? indent : template_text_val(&pad);

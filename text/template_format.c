@@ -349,7 +349,8 @@ static int64_t read_number(struct template_val text, size_t *i, int64_t max)
     return v;
 }
 
-static bool read_spec(struct template_run *r, struct template_val text, struct spec *s)
+/* cut: the precision cuts a text, which may be as long as it likes. */
+static bool read_spec(struct template_run *r, struct template_val text, bool cut, struct spec *s)
 {
     size_t i = 0, n = 0;
     *s = (struct spec){.prec = -1};
@@ -377,13 +378,13 @@ static bool read_spec(struct template_run *r, struct template_val text, struct s
         s->group = text.s[i++];
     if (i < text.len && text.s[i] == '.') {
         size_t from = ++i;
-        s->prec = read_number(text, &i, TEMPLATE_WIDTH_MAX);
+        s->prec = read_number(text, &i, cut ? INT64_MAX / 100 : TEMPLATE_WIDTH_MAX);
         if (i == from)
             template_fail(r, ERR_INVALID, "Format specifier missing precision");
     }
     if (i < text.len)
         s->type = text.s[i++];
-    if (s->width > TEMPLATE_WIDTH_MAX || s->prec > TEMPLATE_WIDTH_MAX)
+    if (s->width > TEMPLATE_WIDTH_MAX || (s->prec > TEMPLATE_WIDTH_MAX && !cut))
         template_fail(r, ERR_TOO_BIG, "a format is wider than %d", TEMPLATE_WIDTH_MAX);
     else if (i < text.len)
         template_fail(r, ERR_INVALID, "Invalid format specifier");
@@ -400,7 +401,7 @@ static void format_value(struct fields *f, struct template_text *t, struct templ
         template_text_str(t, v);
         return;
     }
-    if (!read_spec(f->r, spec, &s))
+    if (!read_spec(f->r, spec, v.kind == TV_STR, &s))
         return;
     bool whole = template_is_whole(v);
     if (v.kind == TV_STR && (s.type == 0 || s.type == 's') && s.sign == 0 && !s.alt && s.group == 0 && s.align != '=') {
