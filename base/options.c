@@ -582,7 +582,7 @@ static enum err apply_flag(struct options *o, struct flag *f, int argc, char **a
     return option_set(o, f->row, f->value, source);
 }
 
-static enum err load_flags(struct options *o, unsigned scope, int *argc, char **argv)
+enum err options_load_flags(struct options *o, unsigned scope, int *argc, char **argv)
 {
     int n = *argc, kept = 0;
     for (int i = 0; i < n; i++) {
@@ -616,7 +616,7 @@ enum err options_load_args(struct options *o, unsigned scope, int *argc, char **
     if (config && *config)
         TRY(options_load_file(o, config));
     TRY(options_load_env(o, scope));
-    TRY(load_flags(o, scope, argc, argv));
+    TRY(options_load_flags(o, scope, argc, argv));
     if (o->outer_mask[OPTION_ROW_model / 64] >> (OPTION_ROW_model % 64) & 1)
         option_drop_models(o); /* the file's: one model was named instead */
     return ERR_OK;

@@ -51,6 +51,8 @@ enum err options_load_env(struct options *o, unsigned scope);
 /* Takes the flags out of argv: --name value, --name=value, --bool, --no-bool, and the one-letter forms; `--` ends them.
  * What is left stays in order in argv[0..*argc). --config FILE is loaded first, then the environment, then the flags. */
 enum err options_load_args(struct options *o, unsigned scope, int *argc, char **argv);
+/* The flags alone, over what is set already. */
+enum err options_load_flags(struct options *o, unsigned scope, int *argc, char **argv);
 /* The lines of --help for a scope; the Markdown table; the troff lines of the man page. */
 void options_help(struct buf *out, unsigned scope);
 void options_markdown(struct buf *out);

@@ -191,6 +191,10 @@ int cmd_run(struct options *o, int argc, char **argv)
         buf_puts(&prompt, argv[argc - 1]);
     else if (!interactive)
         e = read_stdin(&prompt);
+    if (e == ERR_OK && !interactive && prompt.len == 0) {
+        buf_deinit(&prompt);
+        return cli_usage("run", "no prompt: neither as an argument nor on standard input");
+    }
     if (e == ERR_OK && r.url)
         e = local_client_key(o);
     struct local l;

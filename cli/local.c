@@ -150,7 +150,7 @@ static enum err set_option(struct options *o, unsigned scope, const char *flag, 
 {
     char *args[] = {"racklm", (char *)(uintptr_t)flag, (char *)(uintptr_t)value, NULL};
     int argc = 3;
-    return options_load_args(o, scope, &argc, args);
+    return options_load_flags(o, scope, &argc, args);
 }
 
 /* ---- devices ---- */

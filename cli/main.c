@@ -32,7 +32,8 @@ const struct cli_command cli_commands[] = {
      "  --no-special          neither add BOS and EOS nor recognise special tokens written in the text\n", 0, cmd_tokenize},
     {"detokenize", "MODEL.gguf|tokenizer.json", "the text of the token ids on standard input",
      "  --no-special          leave special tokens out\n", 0, cmd_detokenize},
-    {"template", "TEMPLATE.jinja|tokenizer_config.json|MODEL.gguf --context FILE", "the text that a chat template makes of the variables in a JSON file",
+    {"template", "FILE|MODEL.gguf --context FILE", "the text that a chat template makes of the variables in a JSON file",
+     "  FILE                  a .jinja file or a tokenizer_config.json\n"
      "  --context FILE        a JSON object: messages, tools, add_generation_prompt, bos_token ...; - for standard input\n"
      "  --now SECONDS         the time that strftime_now shows, since 1970 (default: now)\n", 0, cmd_template},
     {"bench model", "MODEL.gguf", "prompt and generation speed, against the machine's memory ceiling",

@@ -330,3 +330,14 @@ def test_chat_on_a_terminal(server):
     code, shown = under_pty([str(BUILD / "bin/racklm"), "run", "--url", server.url, "--max-tokens", "6", "--temperature", "0", "--stats"], env,
                             keys=[(b"> ", b"Who are you?\n"), (b"tokens/s)", b"\n")])
     assert code == 0 and "Chat:" in shown and "answer 6 tokens" in shown, shown
+
+
+def test_a_flag_beats_a_variable():
+    with Server(DEMO, "--ctx", "256", env={"RACKLM_CTX": "128", "RACKLM_SERVED_MODEL_NAME": "variable"}) as s:
+        model = s.get("/v1/models").json["data"][0]
+    assert (model["id"], model["max_model_len"]) == ("variable", 256)
+
+
+def test_run_without_any_prompt(home):
+    r = racklm("run", DEMO, env=home, stdin=subprocess.DEVNULL)
+    assert r.returncode == 2 and "no prompt" in r.stderr
