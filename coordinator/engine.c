@@ -78,6 +78,7 @@ static double seconds(uint64_t from_ns, uint64_t to_ns)
     return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e9 : 0;
 }
 
+/* Before the last event is pushed: whoever has the answer finds it counted. */
 static void count_end(struct engine *e, const struct seq *q, enum finish finish)
 {
     static const char *const reasons[] = {"", "stop", "length", "error", "abort"};
@@ -94,9 +95,8 @@ static void count_end(struct engine *e, const struct seq *q, enum finish finish)
         metrics_observe(e->metrics, METRIC_DECODE_TIME, e->replica, seconds(q->first_token_ns, q->last_token_ns));
 }
 
-static void drop_seq(struct engine *e, struct seq *q, enum finish finish)
+static void drop_seq(struct engine *e, struct seq *q)
 {
-    count_end(e, q, finish);
     seq_destroy(&q);
     atomic_fetch_sub(&e->n_open, 1);
 }
@@ -109,8 +109,9 @@ void engine_end_seq(struct engine *e, struct seq *q, enum finish finish, enum er
     ev->finish = finish;
     ev->err = err;
     snprintf(ev->text, sizeof ev->text, "%s", text);
+    count_end(e, q, finish);
     push_event(e, ev);
-    drop_seq(e, q, finish);
+    drop_seq(e, q);
 }
 
 void engine_end_unfit(struct engine *e)
@@ -272,9 +273,11 @@ static void apply_result(struct engine *e, const struct step_result *r)
         ASSERT(ev);
         if (!ev->prefilling)
             count_token(e, o->seq, ev);
+        if (o->finish != FINISH_NONE)
+            count_end(e, o->seq, o->finish);
         push_event(e, ev);
         if (o->finish != FINISH_NONE)
-            drop_seq(e, o->seq, o->finish);
+            drop_seq(e, o->seq);
     }
 }
 
