@@ -7,6 +7,7 @@
 #include "text/detokenizer.h"
 #include "text/tokenizer.h"
 #include "text/utf8.h"
+#include "tests/tools/sanitized.h"
 
 #include <dirent.h>
 #include <setjmp.h>
@@ -341,7 +342,7 @@ static void bytes_that_are_no_text_come_back(void **state)
 static void large_texts_come_back(void **state)
 {
     (void)state;
-    size_t len = full ? 10 << 20 : 1 << 19;
+    size_t len = full && !SANITIZED_THREAD ? 10 << 20 : 1 << 19; /* one thread: ThreadSanitizer would only take its time */
     char *text = malloc(len);
     assert_non_null(text);
     for (unsigned i = 0; i < n_reals; i++) {
