@@ -23,7 +23,7 @@ static void print_models(const struct local *l, const struct options *o)
         uint32_t full = model_context(m->path);
         if (l->n_served > 1)
             printf("  %s (tp %u, pp %u, context %u)\n", m->names, m->tp, m->pp, m->ctx);
-        if (o->ctx == 0 && !o->n_models && m->ctx < full) /* an entry of `models` may have asked for less; the log tells */
+        if (o->ctx == 0 && m->ctx < full)
             printf("The context is lowered from the model's %u to %u, which is what fits: --kv-memory, --kv-type or fewer --max-seqs make room.\n", full,
                    m->ctx);
     }
