@@ -2,7 +2,7 @@
 PACKAGES_BUILD="ca-certificates cmake gcc ninja-build pkg-config libc6-dev
     libcurl4-openssl-dev libevent-dev libhwloc-dev libjansson-dev libpcre2-dev libprotobuf-c-dev libsodium-dev libucx-dev libutf8proc-dev libyaml-dev libzmq3-dev
     protobuf-c-compiler"
-PACKAGES_TEST="g++ clang llvm iproute2 nftables libcmocka-dev libsimde-dev prometheus python3 python3-venv procps"
+PACKAGES_TEST="g++ libboost-context-dev clang llvm iproute2 nftables libcmocka-dev libsimde-dev prometheus python3 python3-venv procps"
 
 # Says what is missing, installs it (sudo only for somebody who is not root), and stops with a clear line where it cannot.
 install_packages() {
