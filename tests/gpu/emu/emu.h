@@ -1,0 +1,35 @@
+/* The seam between the two halves of the emulator: the engine, which runs one kernel (engine.cc; what kernels see is kernel.h), and the runtime, which owns memory,
+ * streams, events and graphs (runtime.cc; what the host sees is the toolkit's own cuda_runtime_api.h). It follows the CUDA documentation, never what our kernels
+ * expect. A fault of a kernel (a barrier that not all threads reach, an access out of bounds) is reported with kernel, block and thread on
+ * standard error and ends the process, unless emu_catch_faults made it a sticky error of the context, as a GPU has it. */
+#ifndef TESTS_GPU_EMU_EMU_H
+#define TESTS_GPU_EMU_EMU_H
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include <cuda_runtime_api.h>
+
+namespace emu {
+
+struct kernel_launch {
+    const char *name;
+    dim3 grid, block;
+    size_t smem;
+    std::function<void()> thread; /* what one thread does; the arguments are inside, by value */
+};
+
+/* runtime.cc: puts it into a stream (or a graph that is being captured); checks the shape of the launch as the documentation says. */
+cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream);
+
+/* engine.cc: runs all blocks on the calling OS thread. */
+enum class fault { none, divergent_barrier, out_of_bounds, trap };
+fault run_kernel(const kernel_launch &launch);
+
+/* The seed of everything random: RACKLM_EMU_SEED, else a fixed one; printed once on standard error when something fails. */
+uint64_t seed();
+
+} // namespace emu
+
+#endif
