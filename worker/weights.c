@@ -27,7 +27,7 @@ static const struct gguf_tensor *layer_tensor(const struct gguf *g, uint32_t lay
 
 /* Appends the rank's rows of a tensor to the plan; nothing when it is absent or the rank has no rows of it. */
 static void plan_part(struct weights *w, const struct gguf_tensor *t, const struct hparams *hp, const struct shard_split *split,
-                      uint32_t tp_rank, uint32_t stage, const struct kernels *k)
+                      uint32_t tp_rank, uint32_t stage, weights_bytes_fn *bytes)
 {
     if (!t)
         return;
@@ -42,7 +42,7 @@ static void plan_part(struct weights *w, const struct gguf_tensor *t, const stru
         ASSERT(t->type == QUANT_F32); /* hparams_load accepts no other */
         p->bytes = p->src_bytes = (uint64_t)rows.n * sizeof(float);
     } else {
-        p->bytes = k->weight_bytes(t->type, rows.n, (uint32_t)t->ne[0]);
+        p->bytes = bytes(t->type, rows.n, (uint32_t)t->ne[0]);
         p->src_bytes = quant_row_bytes(t->type, t->ne[0]) * rows.n;
     }
     w->planned_bytes = ROUND_UP(p->offset + p->bytes, (uint64_t)KERNELS_ALIGN);
@@ -50,7 +50,7 @@ static void plan_part(struct weights *w, const struct gguf_tensor *t, const stru
 }
 
 enum err weights_plan(const struct gguf *g, const struct hparams *hp, const struct shard_split *split, uint32_t tp_rank, uint32_t stage,
-                      const struct kernels *k, struct weights *w)
+                      weights_bytes_fn *bytes, struct weights *w)
 {
     *w = (struct weights){0};
     uint32_t first = split->layer_first[stage], end = split->layer_first[stage + 1];
@@ -60,21 +60,21 @@ enum err weights_plan(const struct gguf *g, const struct hparams *hp, const stru
     if (!w->parts || !w->layers)
         return err_set(ERR_NOMEM, "out of memory for the plan of the weights");
     /* In the order in which a step reads them. */
-    plan_part(w, gguf_tensor(g, "token_embd.weight"), hp, split, tp_rank, stage, k);
+    plan_part(w, gguf_tensor(g, "token_embd.weight"), hp, split, tp_rank, stage, bytes);
     for (uint32_t l = first; l < end; l++) {
-#define PLAN_WEIGHT(stem, field) plan_part(w, layer_tensor(g, l, stem, "weight"), hp, split, tp_rank, stage, k);
-#define PLAN_BIAS(stem, field) plan_part(w, layer_tensor(g, l, stem, "bias"), hp, split, tp_rank, stage, k);
+#define PLAN_WEIGHT(stem, field) plan_part(w, layer_tensor(g, l, stem, "weight"), hp, split, tp_rank, stage, bytes);
+#define PLAN_BIAS(stem, field) plan_part(w, layer_tensor(g, l, stem, "bias"), hp, split, tp_rank, stage, bytes);
         LAYER_NORMS(PLAN_WEIGHT)
         LAYER_BIASES(PLAN_BIAS)
         LAYER_MATRICES(PLAN_WEIGHT)
 #undef PLAN_WEIGHT
 #undef PLAN_BIAS
     }
-    plan_part(w, gguf_tensor(g, "output_norm.weight"), hp, split, tp_rank, stage, k);
+    plan_part(w, gguf_tensor(g, "output_norm.weight"), hp, split, tp_rank, stage, bytes);
     if (hp->has_cls)
-        plan_part(w, gguf_tensor(g, "cls.output.weight"), hp, split, tp_rank, stage, k);
+        plan_part(w, gguf_tensor(g, "cls.output.weight"), hp, split, tp_rank, stage, bytes);
     if (!hp->tied_embeddings)
-        plan_part(w, gguf_tensor(g, "output.weight"), hp, split, tp_rank, stage, k);
+        plan_part(w, gguf_tensor(g, "output.weight"), hp, split, tp_rank, stage, bytes);
     return ERR_OK;
 }
 

@@ -45,9 +45,11 @@ struct weights {
 /* done, total: bytes read from the file. False stops the load. Called on the caller's thread. */
 typedef bool weights_progress_fn(void *arg, uint64_t done, uint64_t total);
 
-/* Lays the parts out; allocates only the plan. ERR_NOMEM. */
+typedef size_t weights_bytes_fn(enum quant type, uint32_t rows, uint32_t cols);
+
+/* Lays the parts out; allocates only the plan. bytes: of a packed matrix. ERR_NOMEM. */
 enum err weights_plan(const struct gguf *g, const struct hparams *hp, const struct shard_split *split, uint32_t tp_rank, uint32_t stage,
-                      const struct kernels *k, struct weights *w);
+                      weights_bytes_fn *bytes, struct weights *w);
 /* Allocates and fills. ERR_NOMEM, ERR_ABORTED (progress said no). */
 enum err weights_load(struct weights *w, const struct gguf *g, const struct hparams *hp, uint32_t stage, const struct shard_split *split,
                       const struct kernels *k, struct pool *pool, weights_progress_fn *progress, void *arg);
