@@ -76,8 +76,10 @@ static enum err make_split(struct runner *r)
             return err_set(ERR_INVALID, "stage %u ends at layer %u, before it begins", s, c->layer_first[s + 1]);
         layers[s] = c->layer_first[s + 1] - c->layer_first[s];
     }
-    return shard_split_init(&r->hp, c->tp, c->pp, c->share, c->share ? c->tp : 0, c->layer_first ? layers : NULL, c->layer_first ? c->pp : 0,
-                            &r->split);
+    TRY(shard_split_init(&r->hp, c->tp, c->pp, c->share, c->share ? c->tp : 0, c->layer_first ? layers : NULL, c->layer_first ? c->pp : 0,
+                         &r->split));
+    r->split.cut = c->use_cuda ? SHARD_CUT_INPUTS : SHARD_CUT_ROWS;
+    return ERR_OK;
 }
 
 /* What the budget has for KV when weights and buffers have theirs. */
