@@ -155,7 +155,7 @@ static void send_error(struct worker *w, enum err e, uint64_t step_id, bool fata
     LOG(ERROR, WORKER, fatal ? "cannot serve" : "epoch failed", "epoch=%llu step=%llu error=%s detail=\"%s\"",
         (unsigned long long)w->epoch, (unsigned long long)step_id, err_name(e), text);
     if (fatal)
-        end_with(w, WORKER_EXIT_FAILED, text);
+        end_with(w, e == ERR_DEVICE ? WORKER_EXIT_GPU : WORKER_EXIT_FAILED, text);
     w->state = STATE_FAILED;
 }
 
@@ -335,7 +335,7 @@ static void connect_peers(struct worker *w, const struct msg_comm_peers *p)
 fail:
     free(addrs);
     if (!w->quit && w->reset_epoch == 0)
-        send_error(w, e, 0, false);
+        send_error(w, e, 0, e == ERR_DEVICE);
     w->state = STATE_FAILED;
 }
 
@@ -357,7 +357,7 @@ static void run_step(struct worker *w, const struct step *s)
     if (e == ERR_OK)
         return;
     if (!w->quit && w->reset_epoch == 0) /* a RESET is on its way: the engine knows */
-        send_error(w, e, s->step_id, false);
+        send_error(w, e, s->step_id, e == ERR_DEVICE);
     w->state = STATE_FAILED;
 }
 
