@@ -576,7 +576,7 @@ void emu_catch_faults(bool on)
 {
     runtime &r = rt();
     lock l(r.mutex);
-    r.catch_faults = on;
+    catch_faults(on);
 }
 
 void emu_get_stats(int ordinal, struct emu_stats *s)
@@ -593,8 +593,7 @@ void emu_reset(void)
 {
     runtime &r = rt();
     lock l(r.mutex);
-    for (auto &d : r.devices)
-        pause_device(r, l, *d);
+    wait_until_free(r, l);
     graphs_reset(r);
     r.streams.clear();
     r.events.clear();
@@ -604,7 +603,7 @@ void emu_reset(void)
     r.failing_allocations.clear();
     r.n_allocations = 0;
     r.slow_us = 0;
-    r.catch_faults = false;
+    catch_faults(false);
     r.no_driver = cudaSuccess;
     r.driver_version = CUDART_VERSION;
     thread_device = 0;

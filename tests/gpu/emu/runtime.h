@@ -5,9 +5,10 @@
  * runtime_stream.cc  streams, events, who runs what when
  * runtime_graph.cc   capture, graphs
  *
- * A device works when a host thread waits or asks (cudaStreamSynchronize, cudaEventQuery ...), on that thread, one operation at a time, of a stream chosen at random
- * among those whose next operation may start. So results come as late as they can, and independent streams in any order. Where nobody asks for
- * a while (emu_set_lag_ms), a thread of the runtime's own goes on with the work, for other processes may wait for it. */
+ * A device works when a host thread waits or asks (cudaStreamSynchronize, cudaEventQuery ...), on that thread, one operation of the process at a time, of a stream
+ * chosen at random among those whose next operation may start; a kernel that waits for memory lets operations of other streams run in the meantime. So
+ * results come as late as they can, and independent streams in any order. Where nobody asks for a while (emu_set_lag_ms), a thread of the runtime's own goes on
+ * with the work, for other processes may wait for it. */
 #ifndef TESTS_GPU_EMU_RUNTIME_H
 #define TESTS_GPU_EMU_RUNTIME_H
 
@@ -70,7 +71,6 @@ struct device {
     int physical; /* as the machine sees it: CUDA_VISIBLE_DEVICES picks */
     size_t memory, used = 0;
     cudaError_t sticky = cudaSuccess;
-    bool busy = false; /* a thread runs one of its operations */
     stream_ref legacy; /* the default stream */
     std::vector<stream_ref> streams;
     std::set<int> peers;
@@ -86,6 +86,7 @@ struct device {
 
 struct runtime {
     std::mutex mutex;
+    bool busy = false; /* a thread runs an operation */
     std::condition_variable changed;
     std::vector<std::unique_ptr<device>> devices;
     cudaError_t no_driver = cudaSuccess; /* cudaErrorInsufficientDriver or cudaErrorNoDevice */
@@ -100,7 +101,7 @@ struct runtime {
     std::vector<uint64_t> failing_allocations;
     unsigned slow_us = 0;
     int lag_ms = 20;
-    bool worker_started = false, catch_faults = false;
+    bool worker_started = false;
 };
 
 runtime &rt();
@@ -139,8 +140,8 @@ cudaError_t enqueue(runtime &r, const stream_ref &s, operation op, uint64_t *seq
 cudaError_t wait_for_seq(runtime &r, lock &l, const stream_ref &s, uint64_t seq);
 /* Until everything of the device is done. */
 cudaError_t wait_for_device(runtime &r, lock &l, device &d);
-/* Until no operation of the device runs: what runs on the way to its end, nothing new. */
-void pause_device(runtime &r, lock &l, device &d);
+/* Until no operation runs: what runs on the way to its end, nothing new. */
+void wait_until_free(runtime &r, lock &l);
 /* The device is lost: this error from now on. */
 void fail_device(runtime &r, device &d, cudaError_t e);
 
@@ -168,7 +169,7 @@ struct CUstream_st {
     uint64_t id;
     std::deque<emu::operation> queue = {};
     uint64_t issued = 0, done = 0;
-    bool destroyed = false, hung = false;
+    bool destroyed = false, hung = false, running = false;
     emu::clock::time_point not_before = {};
     std::shared_ptr<emu::capture> cap = {};
     std::vector<CUgraphNode_st *> cap_deps = {};

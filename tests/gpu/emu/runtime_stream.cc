@@ -21,7 +21,7 @@ bool finished(const dependency &d)
 
 bool may_start(const CUstream_st &s)
 {
-    return !s.queue.empty() && !s.hung && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
+    return !s.queue.empty() && !s.hung && !s.running && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
 }
 
 bool has_work(const device &d)
@@ -60,19 +60,19 @@ void complete(device &d, const stream_ref &s)
         d.streams.erase(std::find(d.streams.begin(), d.streams.end(), s));
 }
 
-/* Runs one operation of the device, if one may start and nobody else runs one. */
+/* Runs one operation of the device, if one may start. */
 bool step(runtime &r, lock &l, device &d)
 {
-    if (d.busy || d.sticky != cudaSuccess)
-        return false;
-    stream_ref s = choose(d);
+    stream_ref s = d.sticky == cudaSuccess ? choose(d) : nullptr;
     if (s == nullptr)
         return false;
-    d.busy = true;
+    bool outermost = !r.busy;
+    r.busy = s->running = true;
     l.unlock();
     progress p = s->queue.front().attempt(d); /* stays where it is while others append */
     l.lock();
-    d.busy = false;
+    s->running = false;
+    r.busy = !outermost;
     if (d.sticky == cudaSuccess) {
         if (p == progress::done)
             complete(d, s);
@@ -83,14 +83,25 @@ bool step(runtime &r, lock &l, device &d)
     return p != progress::later;
 }
 
+/* A kernel waits for memory that another stream's work may write: that one's turn. On the thread that runs the kernel. */
+bool run_another()
+{
+    runtime &r = rt();
+    lock l(r.mutex);
+    for (auto &d : r.devices)
+        if (step(r, l, *d))
+            return true;
+    return false;
+}
+
 /* One operation of this device, else of another: it may wait for that one. */
 bool step_any(runtime &r, lock &l, device &d)
 {
     d.touched = clock::now();
+    if (r.busy)
+        return false;
     if (step(r, l, d))
         return true;
-    if (d.busy)
-        return false;
     for (auto &other : r.devices)
         if (other.get() != &d && step(r, l, *other))
             return true;
@@ -113,7 +124,7 @@ void work_alone()
     for (;;) {
         bool ran = false, waits = false;
         for (auto &d : r.devices)
-            if (r.lag_ms > 0 && has_work(*d)) {
+            if (r.lag_ms > 0 && !r.busy && has_work(*d)) {
                 waits = true;
                 if (clock::now() - d->touched >= std::chrono::milliseconds(r.lag_ms))
                     ran |= step(r, l, *d);
@@ -149,15 +160,14 @@ progress attempt_kernel(device &d, const kernel_launch &launch)
     }
     if (slow_us > 0)
         usleep(slow_us);
+    set_idle(run_another);
     fault f = run_kernel(launch);
     lock l(r.mutex);
     if (f == fault::none) {
         check_bounds(r, &d, launch.name);
         return progress::done;
     }
-    if (!r.catch_faults)
-        abort(); /* the engine has said what and where */
-    fail_device(r, d, f == fault::out_of_bounds ? cudaErrorIllegalAddress : cudaErrorLaunchFailure);
+    fail_device(r, d, f == fault::out_of_bounds ? cudaErrorIllegalAddress : f == fault::timeout ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure);
     return progress::later;
 }
 
@@ -209,12 +219,12 @@ cudaError_t wait_for_seq(runtime &r, lock &l, const stream_ref &s, uint64_t seq)
 
 cudaError_t wait_for_device(runtime &r, lock &l, device &d)
 {
-    return wait_until(r, l, d, [&] { return !d.busy && !has_work(d); });
+    return wait_until(r, l, d, [&] { return !has_work(d); });
 }
 
-void pause_device(runtime &r, lock &l, device &d)
+void wait_until_free(runtime &r, lock &l)
 {
-    r.changed.wait(l, [&] { return !d.busy; });
+    r.changed.wait(l, [&] { return !r.busy; });
 }
 
 void fail_device(runtime &r, device &d, cudaError_t e)
