@@ -7,6 +7,7 @@
 #ifndef WORKER_SLOTS_H
 #define WORKER_SLOTS_H
 
+#include "kernels/sampling.h"
 #include "model/shard.h"
 #include "proto/msg.h"
 
@@ -63,6 +64,15 @@ struct slot {
 static inline bool slot_bit(const uint32_t *bits, uint32_t id)
 {
     return bits[id / 32] >> id % 32 & 1;
+}
+static inline struct sampling_params slot_params(const struct slot *sl)
+{
+    return (struct sampling_params){
+        .seed = sl->seed, .choice = sl->choice, .top_k = sl->top_k, .temperature = sl->temperature, .top_p = sl->top_p, .min_p = sl->min_p,
+        .repetition_penalty = sl->repetition_penalty, .presence_penalty = sl->presence_penalty, .frequency_penalty = sl->frequency_penalty,
+        .typical_p = sl->typical_p, .top_n_sigma = sl->top_n_sigma, .xtc_probability = sl->xtc_probability, .xtc_threshold = sl->xtc_threshold,
+        .dynatemp_range = sl->dynatemp_range, .dynatemp_exponent = sl->dynatemp_exponent, .mirostat_tau = sl->mirostat_tau,
+        .mirostat_eta = sl->mirostat_eta, .mirostat = sl->mirostat, .min_tokens = sl->min_tokens, .prompt_len = sl->prompt_len};
 }
 
 struct slots_config {
