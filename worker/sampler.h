@@ -29,6 +29,8 @@ struct sampler_config {
 /* One position whose next token is sampled, or whose next token is known and scored. */
 struct sampler_row {
     const struct slot *slot;
+    uint32_t slot_idx;
+    bool mirostat;         /* the slot's */
     uint32_t position;     /* of the token that these logits predict */
     bool sample;
     bool logprob;          /* of the sampled token */

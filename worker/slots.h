@@ -24,6 +24,7 @@ struct slot {
     uint32_t n_blocks;
     uint32_t *blocks;       /* [ctx / 16] */
     bool has_sampled;       /* the last run sampled the token of position pos ... */
+    uint32_t pending;       /* samples that the device has and the host does not yet */
     uint32_t sampled;       /* ... which was this (known on the last stage, and on stage 0 once it was handed over) */
     bool hidden_valid;      /* the device keeps the hidden state of position pos - 1 */
 
@@ -95,6 +96,8 @@ void slots_reset(struct slots *s);
 
 /* Every index, length and value of the step against the slots as they are; changes nothing. ERR_PROTOCOL names run, field and numbers. */
 enum err slots_check(struct slots *s, const struct step *step);
+/* Every run's slot exists, so that it may be looked at before the check. */
+bool slots_known(const struct slots *s, const struct step *step);
 /* Frees, sets up, appends blocks. The step has passed slots_check. */
 void slots_apply(struct slots *s, const struct step *step);
 /* After slots_apply, once per run in order: its input tokens, none of them STEP_TOKEN_SAMPLED any more. Advances pos, counts. */
