@@ -61,7 +61,8 @@ struct range { /* memory that the runtime knows */
     device *dev;
     char *map; /* the whole mapping, guards not included; NULL: the caller's memory */
     size_t map_bytes;
-    int fd;        /* shared with other processes: its memory; else -1 */
+    int fd;        /* of the file that holds shared memory, as the process numbers it that shared it; else -1 */
+    int owner;     /* imported: that process */
     unsigned refs; /* imported: how often it was opened */
     unsigned flags;
 };

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -68,19 +69,25 @@ int poison_file()
     return fd;
 }
 
-/* Pages between two that fault; NULL: the machine has no memory. Contents: poison. */
-char *map_pages(size_t bytes)
+/* Addresses for so many bytes, all of which fault, as do the pages before and after. */
+char *reserve_pages(size_t bytes)
 {
     char *all = (char *)mmap(nullptr, bytes + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (all == MAP_FAILED)
+    return all == MAP_FAILED ? nullptr : all + PAGE;
+}
+
+/* Poisoned pages; NULL: the machine has no memory. */
+char *map_pages(size_t bytes)
+{
+    char *map = reserve_pages(bytes);
+    if (map == nullptr)
         return nullptr;
-    char *map = all + PAGE;
     for (size_t at = 0; at < bytes; at += TILE) {
         size_t n = std::min(TILE, bytes - at);
         bool small = bytes < TILE / 4;
         if (mmap(map + at, n, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | (small ? MAP_ANONYMOUS : MAP_NORESERVE), small ? -1 : poison_file(), 0) ==
             MAP_FAILED) {
-            munmap(all, bytes + 2 * PAGE);
+            munmap(map - PAGE, bytes + 2 * PAGE);
             return nullptr;
         }
         if (small)
@@ -164,7 +171,7 @@ range *add_range(runtime &r, device &d, enum range::kind kind, size_t size, unsi
     if (map == nullptr)
         return nullptr;
     char *base = map + bytes - round_up(size, ALIGN);
-    range a = {kind, base, size, &d, map, bytes, -1, 1, flags};
+    range a = {kind, base, size, &d, map, bytes, -1, 0, 1, flags};
     make_borders(a);
     return &r.ranges.emplace((uintptr_t)base, a).first->second;
 }
@@ -176,7 +183,7 @@ void remove_range(runtime &r, range *a)
         ASAN_UNPOISON_MEMORY_REGION(a->map, a->map_bytes);
         unmap_pages(a->map, a->map_bytes);
     }
-    if (a->fd >= 0)
+    if (a->kind == range::kind::device && a->fd >= 0)
         close(a->fd);
     if (a->kind == range::kind::device)
         a->dev->used -= round_up(a->size, ALIGN);
@@ -495,7 +502,7 @@ cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags)
             return cudaErrorHostMemoryAlreadyRegistered;
         if (allocation_fails(r))
             return cudaErrorMemoryAllocation;
-        r.ranges.emplace((uintptr_t)p, range{range::kind::registered, (char *)p, size, &d, nullptr, 0, -1, 1, flags});
+        r.ranges.emplace((uintptr_t)p, range{range::kind::registered, (char *)p, size, &d, nullptr, 0, -1, 0, 1, flags});
         return cudaSuccess;
     });
 }
@@ -623,4 +630,104 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream)
 cudaError_t cudaMemset2DAsync(void *p, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream)
 {
     return api([&](runtime &r, lock &, device &d) { return set_async(r, find_stream(r, d, stream), (char *)p, pitch, value, width, height); });
+}
+
+/* ---- memory of other processes
+ *
+ * Memory that is shared moves into a file without a name, at the same addresses; the other process opens that by /proc. */
+
+namespace {
+struct ipc_handle {
+    char magic[8];
+    int pid, fd;
+    size_t map_bytes, offset, size;
+};
+static_assert(sizeof(ipc_handle) <= sizeof(cudaIpcMemHandle_t));
+constexpr char IPC_MAGIC[8] = "emu-ipc";
+
+cudaError_t move_to_file(range *a)
+{
+    int fd = memory_file("racklm-emu-shared", a->map_bytes);
+    char *p = fd < 0 ? (char *)MAP_FAILED : (char *)mmap(nullptr, a->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+        if (fd >= 0)
+            close(fd);
+        return cudaErrorMemoryAllocation;
+    }
+    ASAN_UNPOISON_MEMORY_REGION(a->map, a->map_bytes);
+    memcpy(p, a->map, a->map_bytes);
+    munmap(p, a->map_bytes);
+    mmap(a->map, a->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+    make_borders(*a);
+    a->fd = fd;
+    return cudaSuccess;
+}
+} // namespace
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p)
+{
+    return api([&](runtime &r, lock &l, device &) {
+        wait_until_free(r, l); /* nothing writes there while it moves */
+        range *a = find_range(r, p);
+        if (handle == nullptr || a == nullptr || a->base != p || a->kind != range::kind::device)
+            return cudaErrorInvalidValue;
+        if (cudaError_t e = a->fd < 0 ? move_to_file(a) : cudaSuccess; e != cudaSuccess)
+            return e;
+        ipc_handle h = {{}, (int)getpid(), a->fd, a->map_bytes, (size_t)(a->base - a->map), a->size};
+        memcpy(h.magic, IPC_MAGIC, sizeof(h.magic));
+        memset(handle, 0, sizeof(*handle));
+        memcpy(handle, &h, sizeof(h));
+        return cudaSuccess;
+    });
+}
+
+/* A second open of the same memory gives the same address. */
+cudaError_t cudaIpcOpenMemHandle(void **p, cudaIpcMemHandle_t handle, unsigned flags)
+{
+    return api([&](runtime &r, lock &, device &d) {
+        ipc_handle h;
+        memcpy(&h, &handle, sizeof(h));
+        if (p == nullptr || flags != cudaIpcMemLazyEnablePeerAccess)
+            return cudaErrorInvalidValue;
+        if (memcmp(h.magic, IPC_MAGIC, sizeof(h.magic)) != 0)
+            return cudaErrorInvalidResourceHandle;
+        if (h.pid == (int)getpid()) /* what it was exported from cannot import it */
+            return cudaErrorDeviceUninitialized;
+        for (auto &[base, a] : r.ranges)
+            if (a.kind == range::kind::imported && a.owner == h.pid && a.fd == h.fd && a.dev == &d) {
+                a.refs++;
+                *p = a.base;
+                return cudaSuccess;
+            }
+        char path[64];
+        snprintf(path, sizeof(path), "/proc/%d/fd/%d", h.pid, h.fd);
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0)
+            return cudaErrorInvalidResourceHandle;
+        char *map = reserve_pages(h.map_bytes);
+        if (map == nullptr || mmap(map, h.map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+            close(fd);
+            return cudaErrorMapBufferObjectFailed;
+        }
+        close(fd);
+        range a = {range::kind::imported, map + h.offset, h.size, &d, map, h.map_bytes, h.fd, h.pid, 1, 0};
+        *p = a.base;
+        r.ranges.emplace((uintptr_t)a.base, a);
+        return cudaSuccess;
+    });
+}
+
+cudaError_t cudaIpcCloseMemHandle(void *p)
+{
+    return api([&](runtime &r, lock &l, device &) {
+        range *a = find_range(r, p);
+        if (a == nullptr || a->base != p || a->kind != range::kind::imported)
+            return cudaErrorInvalidValue;
+        if (--a->refs > 0)
+            return cudaSuccess;
+        if (cudaError_t e = wait_for_device(r, l, *a->dev); e != cudaSuccess)
+            return e;
+        remove_range(r, a);
+        return cudaSuccess;
+    });
 }
