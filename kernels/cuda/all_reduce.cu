@@ -178,7 +178,7 @@ __device__ __forceinline__ void store(const cuda_act &out, size_t at, float4 v, 
 
 template <uint32_t HERE> struct set {
     cuda_peers p[HERE];
-    cuda_all_reduce c[HERE];
+    struct cuda_all_reduce c[HERE];
 };
 
 /* sum over ranks of part; x += sum; out = x * w / sqrt(mean(x^2) + eps).
@@ -188,7 +188,7 @@ template <uint32_t HERE> struct set {
 template <uint32_t HERE> __global__ void __launch_bounds__(THREADS) all_reduce_kernel(const __grid_constant__ set<HERE> all, uint32_t dim)
 {
     const cuda_peers &p = all.p[HERE == 1 ? 0 : blockIdx.z];
-    const cuda_all_reduce &c = all.c[HERE == 1 ? 0 : blockIdx.z];
+    const struct cuda_all_reduce &c = all.c[HERE == 1 ? 0 : blockIdx.z];
     float *shared = (float *)smem_base();
     layout l = layout_of(p.n, p.floats_max);
     uint32_t col = blockIdx.x * CHUNK + threadIdx.x * 4, step = p.state[STEP];
@@ -256,7 +256,7 @@ template <uint32_t HERE> __global__ void __launch_bounds__(THREADS) all_reduce_k
 }
 
 template <uint32_t HERE>
-cudaError_t launch(const cuda_peers *peers, const cuda_all_reduce *calls, uint32_t here, uint32_t n_tok, uint32_t dim, cudaStream_t stream)
+cudaError_t launch(const cuda_peers *peers, const struct cuda_all_reduce *calls, uint32_t here, uint32_t n_tok, uint32_t dim, cudaStream_t stream)
 {
     set<HERE> s = {};
     for (uint32_t i = 0; i < here; i++) {
@@ -302,7 +302,7 @@ cudaError_t cuda_all_reduce(const struct cuda_peers *peers, const struct cuda_al
 {
     ASSERT(here >= 1 && here <= CUDA_PEERS_MAX);
     for (uint32_t i = 0; i < here; i++) {
-        const cuda_all_reduce *c = &calls[i];
+        const struct cuda_all_reduce *c = &calls[i];
         ASSERT(peers[i].n >= 2 && peers[i].n <= CUDA_PEERS_MAX && peers[i].rank < peers[i].n && cuda_all_reduce_fits(&peers[i], n_tok, dim, c->w != NULL));
         ASSERT(aligned(c->part) && aligned(c->x) && aligned(c->w) && (!c->x || dim % 8 == 0));
         ASSERT(!c->w || (c->out.n == n_tok && c->out.k == dim && aligned(c->out.x) && (c->out.type != CUDA_F16 || c->out.scale)));

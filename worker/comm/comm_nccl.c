@@ -68,7 +68,10 @@ static enum err fail_cuda(const char *what, cudaError_t r)
 
 static enum err fail_nccl(const struct nccl *n, ncclComm_t comm, const char *what, ncclResult_t r)
 {
-    enum err e = r == ncclRemoteError || r == ncclSystemError ? ERR_PEER_LOST : r == ncclUnhandledCudaError ? ERR_IO : ERR_INTERNAL;
+    enum err e = r == ncclRemoteError || r == ncclSystemError ? ERR_PEER_LOST
+                 : r == ncclUnhandledCudaError                ? ERR_IO
+                 : r == ncclInvalidUsage                      ? ERR_CONFIG /* two ranks on one GPU, say */
+                                                              : ERR_INTERNAL;
     return err_set(e, "comm: rank %u, %s: NCCL says %s (%.300s)", n->c.rank, what, n->api->GetErrorString(r), n->api->GetLastError(comm));
 }
 
