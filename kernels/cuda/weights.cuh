@@ -80,7 +80,7 @@ struct weight_step {
     __device__ __forceinline__ void load(const source &src, uint32_t step, uint32_t, uint32_t lane)
     {
         const unsigned char *tile = src.p + (size_t)(step / STEPS) * layout_tile_bytes(T), *p = tile + step % STEPS * layout_step_bytes(T);
-        if (LOW >= 4) {
+        if constexpr (LOW >= 4) {
 #pragma unroll
             for (uint32_t i = 0; i < LOW / 4; i++)
 #pragma unroll
