@@ -18,6 +18,9 @@
 #include <string.h>
 
 #define API __attribute__((visibility("default")))
+#define FN(needed, name, args) int name args;
+NVML_FUNCTIONS(FN)
+#undef FN
 
 enum { GPUS_MAX = 64, EVENTS_MAX = 256 };
 
@@ -140,6 +143,12 @@ API int nvmlInit_v2(void)
     for (unsigned i = 0; i < n_gpus; i++)
         gpus[i] = (struct gpu){i, false, false, (unsigned)number_of("temperature", i, 41), number_of("throttle", i, 0x1)};
     return NVML_OK;
+}
+
+API int nvmlInitWithFlags(unsigned flags); /* what the Python binding begins with */
+API int nvmlInitWithFlags(unsigned flags)
+{
+    return flags == 0 ? nvmlInit_v2() : NVML_INVALID_ARGUMENT;
 }
 
 API int nvmlShutdown(void)
