@@ -3,6 +3,7 @@
 #include "base/check.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static const struct {
     const char *name, *text;
@@ -30,6 +31,17 @@ static const struct {
     {DEVICE_THROTTLE_HW_POWER_BRAKE, "hw_power_brake"},
     {DEVICE_THROTTLE_DISPLAY_CLOCKS, "display_clocks"},
 };
+
+const char *device_kind_name(enum device_kind kind)
+{
+    static const char *const names[] = {[DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_EMULATED] = "emulated"};
+    return names[kind];
+}
+
+bool device_is_gpu(const char *kind)
+{
+    return kind && *kind && strcmp(kind, device_kind_name(DEVICE_CPU)) != 0;
+}
 
 const char *device_path_name(uint32_t path)
 {

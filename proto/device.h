@@ -2,8 +2,15 @@
 #ifndef PROTO_DEVICE_H
 #define PROTO_DEVICE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* What a worker computes on. Messages carry the name: "cpu", "cuda"; "emulated": a GPU that is none, in tests. */
+enum device_kind { DEVICE_CPU, DEVICE_CUDA, DEVICE_EMULATED };
+const char *device_kind_name(enum device_kind kind);
+/* Everything but a CPU: also of a kind that this build does not know. */
+bool device_is_gpu(const char *kind);
 
 /* How two GPUs of a host reach each other without NVLink: the closest thing that both hang from. Short names as nvidia-smi prints them. Visible on the wire. */
 enum device_path {
