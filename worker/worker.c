@@ -381,7 +381,7 @@ static enum err load(struct worker *w)
 {
     static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32"};
     const struct msg_start_worker *s = w->start;
-    if (s->n_share != s->tp || s->n_layer_first != s->pp + 1 || s->kv_type > KV_Q8_0)
+    if (s->n_share != s->tp || s->n_layer_first != s->pp + 1 || s->kv_type > KV_FP8)
         return err_set(ERR_PROTOCOL, "START_WORKER with %u shares for tp %u, %u layer bounds for pp %u, KV type %u", s->n_share,
                        s->tp, s->n_layer_first, s->pp, s->kv_type);
     struct runner_config cfg = {
