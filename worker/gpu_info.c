@@ -162,7 +162,7 @@ static int read_numa(const char *root, const char *bus_id)
     return node;
 }
 
-/* False: it is no GPU for us; the log says why. */
+/* False: it cannot be read. why: what stands against using it, or "". */
 static bool read_gpu(struct nvml *l, const char *root, unsigned index, struct gpu *v)
 {
     struct nvml_pci pci = {0};
@@ -186,15 +186,10 @@ static bool read_gpu(struct nvml *l, const char *root, unsigned index, struct gp
     v->numa = read_numa(root, v->bus_id);
     if (l->nvmlDeviceGetCudaComputeCapability && l->nvmlDeviceGetCudaComputeCapability(v->handle, &major, &minor) == NVML_OK)
         v->sm = (uint32_t)(major * 10 + minor);
-    if (l->nvmlDeviceGetMigMode && l->nvmlDeviceGetMigMode(v->handle, &mig, &pending) == NVML_OK && mig) {
-        LOG(WARN, AGENT, "GPU left out", "gpu=\"%s\" bus_id=%s why=\"it is cut up (MIG), racklm uses whole GPUs: nvidia-smi -i %s -mig 0\"", v->name, v->bus_id, v->bus_id);
-        return false;
-    }
-    if (v->sm && v->sm < GPU_INFO_SM_MIN) {
-        LOG(WARN, AGENT, "GPU left out", "gpu=\"%s\" bus_id=%s why=\"its compute capability is %u.%u, racklm needs %d.%d\"", v->name, v->bus_id, v->sm / 10, v->sm % 10,
-            GPU_INFO_SM_MIN / 10, GPU_INFO_SM_MIN % 10);
-        return false;
-    }
+    if (l->nvmlDeviceGetMigMode && l->nvmlDeviceGetMigMode(v->handle, &mig, &pending) == NVML_OK && mig)
+        snprintf(v->why, sizeof(v->why), "it is cut up (MIG), racklm uses whole GPUs: nvidia-smi -i %s -mig 0", v->bus_id);
+    else if (v->sm && v->sm < GPU_INFO_SM_MIN)
+        snprintf(v->why, sizeof(v->why), "its compute capability is %u.%u, racklm needs %d.%d", v->sm / 10, v->sm % 10, GPU_INFO_SM_MIN / 10, GPU_INFO_SM_MIN % 10);
     return true;
 }
 
@@ -249,6 +244,18 @@ static void apply_visible(struct gpu_info *g, const char *visible)
         p += strspn(p, " ");
         p += *p == ',';
     }
+}
+
+static void leave_out(struct gpu_info *g)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < g->n; i++) {
+        if (g->gpus[i].why[0])
+            LOG(WARN, AGENT, "GPU left out", "gpu=\"%s\" bus_id=%s why=\"%s\"", g->gpus[i].name, g->gpus[i].bus_id, g->gpus[i].why);
+        else
+            g->gpus[n++] = g->gpus[i];
+    }
+    g->n = n;
 }
 
 /* ---- topology ---- */
@@ -422,13 +429,14 @@ static bool read_all(struct gpu_info *g, const char *root, const char *visible)
         g->n += read_gpu(g->nvml, root, i, &g->gpus[g->n]);
     if (n == 0)
         return end_open(g, GPU_INFO_NONE, "the NVIDIA driver %s has no GPU", g->driver);
-    if (g->n == 0)
-        return end_open(g, GPU_INFO_BROKEN, "none of the %u GPUs can be used: the agent's log says why of each", n);
     qsort(g->gpus, g->n, sizeof(g->gpus[0]), by_bus);
     if (visible)
-        apply_visible(g, visible);
-    if (g->n == 0)
+        apply_visible(g, visible); /* before: its numbers count them all */
+    if (visible && g->n == 0)
         return end_open(g, GPU_INFO_NONE, "CUDA_VISIBLE_DEVICES=%.100s hides all GPUs of this host", visible);
+    leave_out(g);
+    if (g->n == 0)
+        return end_open(g, GPU_INFO_BROKEN, "none of the %u GPUs can be used: the agent's log says why of each", n);
     return true;
 }
 

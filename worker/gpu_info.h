@@ -1,8 +1,8 @@
 /* The NVIDIA GPUs of this host as NVML tells them: facts, topology, state, and the errors that the driver reports (Xids).
  *
  * NVML is loaded when it is there (RACKLM_NVML names another library, which tests use); the program starts without it, without a driver and without a GPU. Nothing here creates
- * a CUDA context, so the agent holds no memory of a GPU. GPUs stand in the order of CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID, less those that
- * CUDA_VISIBLE_DEVICES hides: cuda:N is gpus[N].
+ * a CUDA context, so the agent holds no memory of a GPU. GPUs stand in the order of PCI bus ids, as CUDA counts them with
+ * CUDA_DEVICE_ORDER=PCI_BUS_ID and nvidia-smi always, less those that CUDA_VISIBLE_DEVICES hides and those that are of no use: cuda:N is gpus[N].
  *
  * One thread, nothing in the background: gpu_info_poll and gpu_info_refresh return at once. */
 #ifndef WORKER_GPU_INFO_H

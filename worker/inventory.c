@@ -381,7 +381,7 @@ static enum err add_gpus(const struct inventory_config *c, struct inventory *v, 
     }
     list_types(c, v, types, sizeof(types));
     if (!best)
-        return err_set(ERR_CONFIG, "%u GPU%s of one type needed, this host has %s: lower --tp, --pp or --replicas, or choose --backend cpu", n, n == 1 ? " is" : "s are",
+        return err_set(ERR_CONFIG, "%u GPU%s of one type %s needed, this host has %s: lower --tp, --pp or --replicas, or choose --backend cpu", n, n == 1 ? "" : "s", n == 1 ? "is" : "are",
                        types[0] ? types : "none left");
     for (uint32_t i = 0; i < c->gpus->n && n; i++)
         if (!c->gpus->gpus[i].lost && !has_gpu(v, i) && strcmp(c->gpus->gpus[i].name, best->name) == 0) {
