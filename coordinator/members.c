@@ -357,13 +357,20 @@ static uint32_t count_free(const struct view *all, uint32_t type, uint64_t *larg
     return n;
 }
 
-#define GIB(x) ((double)(x) / (1ull << 30))
+/* "20.25 GiB" */
+static const char *size_text(uint64_t bytes, char out[24])
+{
+    bool large = bytes >= 1ull << 30;
+    snprintf(out, 24, "%.2f %s", (double)bytes / (large ? 1ull << 30 : 1ull << 20), large ? "GiB" : "MiB");
+    return out;
+}
 
 /* Enough devices of a type, and they are too small. */
 static bool say_too_small(const struct view *all, const struct group *g, char *out, size_t cap)
 {
     uint64_t need = 0, sum = 0, largest, best = 0;
     const char *model = "", *best_model = "";
+    char text[3][24];
     for (uint32_t r = 0; r < g->tp * g->pp; r++) {
         need = MAX(need, g->need_bytes[r]);
         sum += g->need_bytes[r];
@@ -375,8 +382,8 @@ static bool say_too_small(const struct view *all, const struct group *g, char *o
         }
     if (best <= 1 || best >= need)
         return false;
-    snprintf(out, cap, "a worker needs %.2f GiB for its weights alone, the largest %.60s has room for %.2f GiB: %.2f GiB are missing (tp * pp from about %llu on, or a smaller file, fits)",
-             GIB(need), best_model, GIB(best), GIB(need - best), (unsigned long long)(sum / best + 1));
+    snprintf(out, cap, "a worker needs %s for its weights alone, the largest %.60s has room for %s: %s are missing (tp * pp from about %llu on, or a smaller file, would fit)",
+             size_text(need, text[0]), best_model, size_text(best, text[1]), size_text(need - best, text[2]), (unsigned long long)(sum / best + 1));
     return true;
 }
 

@@ -369,7 +369,8 @@ static void list_types(const struct inventory_config *c, const struct inventory 
     }
 }
 
-/* n GPUs of one type: of the type with the most memory that has enough. */
+/* n GPUs of one type: the type with the most memory that has enough. All of them are offered, so that workers go where most memory is free, and a lost GPU can be replaced; a GPU
+ * that no worker runs on costs nothing. */
 static enum err add_gpus(const struct inventory_config *c, struct inventory *v, uint32_t n)
 {
     char types[300];
@@ -383,11 +384,10 @@ static enum err add_gpus(const struct inventory_config *c, struct inventory *v, 
     if (!best)
         return err_set(ERR_CONFIG, "%u GPU%s of one type %s needed, this host has %s: lower --tp, --pp or --replicas, or choose --backend cpu", n, n == 1 ? "" : "s", n == 1 ? "is" : "are",
                        types[0] ? types : "none left");
-    for (uint32_t i = 0; i < c->gpus->n && n; i++)
-        if (!c->gpus->gpus[i].lost && !has_gpu(v, i) && strcmp(c->gpus->gpus[i].name, best->name) == 0) {
+    v->n_spare += count_gpus(c, v, best->name) - n;
+    for (uint32_t i = 0; i < c->gpus->n; i++)
+        if (!c->gpus->gpus[i].lost && !has_gpu(v, i) && strcmp(c->gpus->gpus[i].name, best->name) == 0)
             TRY(add_gpu(c, v, i));
-            n--;
-        }
     return ERR_OK;
 }
 
@@ -515,13 +515,13 @@ static void near_cpus(const struct cpu *cpus, uint32_t n, int node, struct inven
 static void share_out(const struct inventory_config *c, const struct cpu *cpus, uint32_t n, uint32_t n_nodes, struct inventory *v)
 {
     enum { GPU_THREADS = 2 };
-    uint32_t n_cut = 0, k_cut = 0, total = 0;
+    uint32_t n_cut = 0, k_cut = 0, total = 0, spare = v->n_spare;
     for (uint32_t k = 0; k < v->n_devices; k++)
         n_cut += v->devices[k].kind == DEVICE_CPU;
     bool room = n_cut <= n;
     for (uint32_t k = 0; k < v->n_devices; k++) {
         struct inventory_device *d = &v->devices[k];
-        uint32_t even = MAX(v->n_usable / v->n_devices, 1);
+        uint32_t even = MAX(v->n_usable / MAX(v->n_devices - v->n_spare, 1), 1);
         if (d->kind == DEVICE_CPU) {
             cut_cpus(cpus, n, n_nodes, d, k_cut++, n_cut);
             d->memory_bytes = v->memory_bytes / n_cut;
@@ -534,6 +534,10 @@ static void share_out(const struct inventory_config *c, const struct cpu *cpus, 
             d->memory_bytes = MIN(d->memory_bytes, c->device_memory);
         room = room && d->n_threads <= d->n_cpus;
         total += d->n_threads;
+        if (d->kind != DEVICE_CPU && spare) { /* of what is spare no thread runs */
+            total -= d->n_threads;
+            spare--;
+        }
     }
     for (uint32_t k = 0; k < v->n_devices; k++) {
         struct inventory_device *d = &v->devices[k];

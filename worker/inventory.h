@@ -35,6 +35,7 @@ struct inventory {
     uint32_t n_cpus;
     struct inventory_device *devices;
     uint32_t n_devices;
+    uint32_t n_spare; /* GPUs of them that nobody needs: they take the place of one that is lost */
 };
 
 /* Which devices may be chosen: of any kind (GPUs where there are some), CPUs only, GPUs only. */
@@ -43,7 +44,7 @@ struct inventory_config {
     const char *root;              /* prefix of /proc and /sys ("" for this host) */
     const int *allowed;            /* CPU numbers */
     uint32_t n_allowed;            /* > 0 */
-    const char *devices;           /* "cpu:0,cuda:1"; "any:N": N more, GPUs of one type where there are GPUs. NULL: all GPUs, else a CPU device a NUMA node */
+    const char *devices;           /* "cpu:0,cuda:1"; "any:N": N more; where there are GPUs, all of a type that has so many. NULL: all GPUs, else a CPU device a NUMA node */
     uint32_t threads;              /* of each worker, 0: shared out */
     uint64_t device_memory;        /* most memory of a worker, 0: no such bound */
     enum inventory_want want;

@@ -357,10 +357,13 @@ static void as_many_as_are_needed_are_of_one_type(void **state)
     for (uint32_t i = 0; i < 5; i++)
         if (strstr(gpus.gpus[i].name, "H200"))
             gpus.gpus[i].memory_bytes = 141ull << 30;
-    look("0-3", "any:2", 0); /* the larger type */
-    assert_int_equal(v.n_devices, 2);
+    look("0-3", "any:2", 0); /* the larger type; the third stands by, and takes no CPU from the two */
+    assert_int_equal(v.n_devices, 3);
     assert_string_equal(v.devices[0].name, "cuda:1");
     assert_string_equal(v.devices[1].name, "cuda:2");
+    assert_string_equal(v.devices[2].name, "cuda:4");
+    assert_int_equal(v.devices[2].n_threads, 2);
+    assert_true(v.devices[0].own_core);
     look("0-3", "cuda:1,cuda:4,any:2", 0); /* of which one is left */
     assert_string_equal(v.devices[2].name, "cuda:0");
     assert_string_equal(v.devices[3].name, "cuda:3");
