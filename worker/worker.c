@@ -407,8 +407,10 @@ static bool on_progress(void *arg, uint64_t done, uint64_t total)
 
 static enum err load(struct worker *w)
 {
-    static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32"};
+    static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32", "cuda"};
     const struct msg_start_worker *s = w->start;
+    if (w->spec.kind != DEVICE_CPU)
+        return err_set(ERR_UNSUPPORTED, "this worker cannot compute on %s devices", device_kind_name(w->spec.kind));
     if (s->n_share != s->tp || s->n_layer_first != s->pp + 1 || s->kv_type > KV_FP8)
         return err_set(ERR_PROTOCOL, "START_WORKER with %u shares for tp %u, %u layer bounds for pp %u, KV type %u", s->n_share,
                        s->tp, s->n_layer_first, s->pp, s->kv_type);
