@@ -1,5 +1,5 @@
 # What a user runs, with emulated GPUs: bin/racklm-worker beside copies of the other programs, which look for each other in their own folder.
-add_executable(racklm-worker-emu ${PROJECT_SOURCE_DIR}/worker/main.c)
+add_executable(racklm-worker-emu ${PROJECT_SOURCE_DIR}/worker/main.c ${CMAKE_CURRENT_LIST_DIR}/gpu_support.c)
 set_target_properties(racklm-worker-emu PROPERTIES OUTPUT_NAME racklm-worker RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/emu/bin)
 target_link_libraries(racklm-worker-emu PRIVATE racklm_device_cuda racklm_worker racklm_cuda_emu)
 foreach(program racklm racklm-coordinator)
@@ -7,7 +7,7 @@ foreach(program racklm racklm-coordinator)
                        COMMAND ln -f $<TARGET_FILE:${program}> ${CMAKE_BINARY_DIR}/emu/bin/${program})
     list(APPEND programs ${CMAKE_BINARY_DIR}/emu/bin/${program})
 endforeach()
-add_custom_target(racklm_emu_programs ALL DEPENDS racklm-worker-emu ${programs})
+add_custom_target(racklm_emu_programs ALL DEPENDS racklm-worker-emu racklm_emu_nccl racklm_emu_cublaslt fake_nvml ${programs})
 
 add_library(tests_runner_group_emu STATIC ${PROJECT_SOURCE_DIR}/tests/tools/runner_group.c)
 target_compile_definitions(tests_runner_group_emu PRIVATE RUNNER_GROUP_CUDA)
