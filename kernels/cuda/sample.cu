@@ -248,7 +248,7 @@ __device__ void segment(const struct launch &l, const struct ask &a, uint32_t g,
  * Grid: (segments / SEG_WARPS, rows); a warp a segment, 16 logits a lane in registers, exponentials in shared memory for the chains.
  * Bytes a row: 4 vocab read, with adjustments 4 vocab written (8 more vocab of counts with penalties); operations: 25 an exponential. Bound by memory for many
  * rows, by the chains' latency (64 double additions) for few; expected 50% of copy bandwidth from 16 rows on. Oracle: worker/sampler.c. */
-__global__ void __launch_bounds__(SEG_WARPS * 32) seg_kernel(const struct launch l)
+__global__ void __launch_bounds__(SEG_WARPS * 32, 8) seg_kernel(const struct launch l)
 {
     uint32_t g = blockIdx.x * SEG_WARPS + threadIdx.x / 32, row = blockIdx.y;
     if (blockIdx.x == 0 && row == 0 && threadIdx.x == 0)
@@ -649,7 +649,7 @@ __device__ void finish(const struct launch &l, const struct ask &a, uint32_t tok
  * segments that can hold a candidate (about as many as candidates, 2 KiB each) are read, what passes is sorted in shared memory, and one thread runs the filters.
  * Bound by latency: chains of double additions over segments (250 for a vocabulary of 128000) and candidates; expected 10 us unfiltered, 25 us with top_p, for
  * up to as many rows as there are SMs. Oracle: worker/sampler.c. */
-__global__ void __launch_bounds__(ROW_THREADS) row_kernel(const struct launch l)
+__global__ void __launch_bounds__(ROW_THREADS, 1) row_kernel(const struct launch l)
 {
     struct shared *sh = (struct shared *)smem_base();
     uint32_t row = blockIdx.x;
@@ -729,7 +729,7 @@ __device__ void sort_all(const struct launch &l, uint32_t row, bool adjusted, un
 /* What row_kernel left: the whole vocabulary sorted, and the filters on it.
  * Grid: SLOW_BLOCKS, each takes every SLOW_BLOCKS-th such row; ends at once when there is none. Bytes a row: about 30 times 8 vocab through L2; then up to 4 chains
  * over the candidates by one thread. Expected 1 to 15 ms for 128000 ids: flat distributions without top_k only. Oracle: worker/sampler.c. */
-__global__ void __launch_bounds__(ROW_THREADS) slow_kernel(const struct launch l)
+__global__ void __launch_bounds__(ROW_THREADS, 1) slow_kernel(const struct launch l)
 {
     struct shared *sh = (struct shared *)smem_base();
     uint32_t size = LIST, n_slow = l.s.slow[0], vocab = l.s.cfg.vocab;
