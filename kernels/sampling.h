@@ -34,6 +34,11 @@ struct sampling_params {
     float mirostat_tau, mirostat_eta;
     uint32_t mirostat, min_tokens, prompt_len;
 };
+/* What looks back at the tokens (worker/sampler_history.h) takes off a logit. */
+struct sampling_change {
+    uint32_t id;
+    float minus;         /* INFINITY: a ban */
+};
 /* Of a segment of logits. */
 struct sampling_seg {
     double sum;          /* of exponentials relative to max, times scale */

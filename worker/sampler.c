@@ -50,7 +50,7 @@ struct sampler {
     struct sampling_seg *raw, *adj; /* [rows_cap][n_seg_own] */
     struct sampling_more *more;     /* [rows_cap][n_seg_own] */
     float *adj_logits;         /* [rows_cap][own ids], rows that bias, bans or penalties change */
-    struct sampler_change *changes; /* [rows_cap][changes_each] what looks back at the tokens takes off */
+    struct sampling_change *changes; /* [rows_cap][changes_each] what looks back at the tokens takes off */
     size_t changes_each;
     uint32_t *best, *z;        /* [threads][vocab], [threads][ctx] scratch of that; best is zero between */
     bool look_back;            /* some row does */
@@ -204,7 +204,7 @@ static void adjusted_segment(struct sampler *s, uint32_t i, uint32_t g)
     struct sampling_seg *adj_stat = &s->adj[(size_t)i * s->n_seg_own + g];
     if (st->adjusted) {
         float *a = s->adj_logits + (size_t)i * own(s).n + at;
-        const struct sampler_change *changes = s->changes + i * s->changes_each;
+        const struct sampling_change *changes = s->changes + i * s->changes_each;
         sampler_adjust(s->rows[i].slot, &st->sp, s->rows[i].position, changes, st->n_changes, st->lifted, raw, own(s).first + at, n, a);
         z = a;
     }

@@ -16,7 +16,7 @@ static uint32_t first_bias(const struct slot *sl, uint32_t id)
     return lo;
 }
 
-static uint32_t first_change(const struct sampler_change *c, uint32_t n, uint32_t id)
+static uint32_t first_change(const struct sampling_change *c, uint32_t n, uint32_t id)
 {
     uint32_t lo = 0, hi = n;
     while (lo < hi) {
@@ -29,7 +29,7 @@ static uint32_t first_change(const struct sampler_change *c, uint32_t n, uint32_
     return lo;
 }
 
-void sampler_adjust(const struct slot *sl, const struct sampling_params *sp, uint32_t position, const struct sampler_change *changes, uint32_t n_changes,
+void sampler_adjust(const struct slot *sl, const struct sampling_params *sp, uint32_t position, const struct sampling_change *changes, uint32_t n_changes,
                     bool lifted, const float *raw, uint32_t first, uint32_t n, float *z)
 {
     memcpy(z, raw, n * sizeof(*z));
