@@ -22,7 +22,7 @@
 static __device__ __forceinline__ __half2 weight_h2(uint32_t u)
 {
     __half2 h;
-    memcpy(&h, &u, 4);
+    memcpy((void *)&h, &u, 4);
     return h;
 }
 static __device__ __forceinline__ uint32_t weight_u32(__half2 h)
