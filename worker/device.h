@@ -51,7 +51,9 @@ struct device_ops {
     enum err (*load)(struct device *d, const struct gguf *g, weights_progress_fn *progress, void *arg);
     enum err (*prepare)(struct device *d, const struct device_sizes *s);
     enum err (*comm_create)(struct device *d, const struct comm_config *cfg, struct comm **out, struct comm_addr *own);
+    void (*forget_comm)(struct device *d); /* NULL: nothing to do */
     void (*reset)(struct device *d);
+    enum err (*setup)(struct device *d, uint32_t slot, const struct slot *sl); /* NULL: nothing to do */
     enum err (*forward)(struct device *d, const struct batch *b);
     void (*put_row)(struct device *d, uint32_t row, uint32_t tok);
     void (*keep)(struct device *d, uint32_t slot, uint32_t tok);
@@ -106,12 +108,19 @@ static inline enum err device_comm_create(struct device *d, const struct comm_co
 }
 static inline void device_set_comm(struct device *d, struct comm *c)
 {
+    if (d->ops->forget_comm)
+        d->ops->forget_comm(d); /* what was captured with the old one */
     d->comm = c;
 }
 /* A new epoch: what was kept of slots is void. */
 static inline void device_reset(struct device *d)
 {
     d->ops->reset(d);
+}
+/* A slot was set up (last stage): a device that samples by itself keeps its own account of it. */
+static inline enum err device_setup(struct device *d, uint32_t slot, const struct slot *sl)
+{
+    return d->ops->setup ? d->ops->setup(d, slot, sl) : ERR_OK;
 }
 /* The layers of this stage over a batch, from the embedding or the stage before, to the stage after or to the state that the functions below read. Errors of
  * comm.h, ERR_DEVICE. */

@@ -617,11 +617,11 @@ static enum err run_batches(struct runner *r, const struct step *s)
 /* ---- steps in flight
  *
  * A device that samples by itself (device_info.defers) lets a step begin before the one before it is finished: its input tokens are what the device has just
- * sampled. Only steps that need nothing of the host's in between: lone stages, no new sequences, nothing that looks back at tokens. */
+ * sampled. Only steps that need nothing of the host's in between: lone stages, no new sequences, nothing for which the host looks back at tokens. */
 
-static bool looks_back(const struct slot *sl)
+static bool needs_host(const struct slot *sl)
 {
-    return sl->has_penalties || sl->has_history || sl->mirostat || sl->pooling;
+    return sl->n_bad || sl->dry_multiplier > 0 || sl->pooling;
 }
 
 /* May the device sample this step while the host goes on? */
@@ -631,7 +631,7 @@ static bool may_defer(const struct runner *r, const struct step *s)
     if (!r->device->info.defers || r->cfg.pp > 1 || r->hook || s->n_setups)
         return false;
     for (uint32_t i = 0; i < s->n_runs; i++) {
-        if ((s->want[i] & ~(uint32_t)(RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS)) || looks_back(&r->slots.slot[s->slot[i]]))
+        if ((s->want[i] & ~(uint32_t)(RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS)) || needs_host(&r->slots.slot[s->slot[i]]))
             return false;
         n += (s->want[i] & RUN_WANT_SAMPLE) != 0;
     }
@@ -662,6 +662,8 @@ enum err runner_begin(struct runner *r, const struct step *s)
     TRY(resolve_tokens(r, s));
     r->f->deferred = may_defer(r, s);
     slots_apply(&r->slots, s);
+    for (uint32_t i = 0; r->last_stage && i < s->n_setups; i++)
+        TRY(device_setup(r->device, s->setups[i].slot, &r->slots.slot[s->setups[i].slot]));
     for (uint32_t i = 0, at = 0; i < s->n_runs; at += s->n_tokens[i++])
         slots_advance(&r->slots, s, i, r->tokens + at);
     if (r->last_stage)

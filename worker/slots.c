@@ -407,7 +407,8 @@ void slots_advance(struct slots *s, const struct step *st, uint32_t run, const u
 {
     struct slot *sl = &s->slot[st->slot[run]];
     for (uint32_t i = 0; i < st->n_tokens[run] && (sl->has_penalties || sl->has_history); i++)
-        learn(sl, sl->pos + i, tokens[i]);
+        if (tokens[i] != STEP_TOKEN_SAMPLED) /* else the device alone knows, which then keeps the account */
+            learn(sl, sl->pos + i, tokens[i]);
     sl->pos += st->n_tokens[run];
     sl->has_sampled = (st->want[run] & RUN_WANT_SAMPLE) != 0;
 }

@@ -95,6 +95,17 @@ struct cuda_table_update {
 cudaError_t cuda_step_tables(uint32_t *tables, size_t table_stride, const struct cuda_table_update *u, const uint32_t *n, uint32_t n_max, uint32_t *turn,
                              cudaStream_t stream);
 
+/* What was sampled, back into the same turn's place of a pinned ring: results [n], top_id and top_lp [n][top_cap] (only the n_top of each row), as they lie at out on the
+ * device. Called after cuda_step_tables, so the turn is *turn - 1. */
+struct cuda_sample_result;
+struct cuda_step_results {
+    struct cuda_sample_result *out;
+    uint32_t *top_id;
+    float *top_lp;
+};
+cudaError_t cuda_step_store(const struct cuda_step_results *from, const struct cuda_step_results *to /* [n_blocks], by value */, uint32_t n_blocks,
+                            const uint32_t *turn, uint32_t n, uint32_t top_cap, cudaStream_t stream);
+
 /* ---- KV cache and attention (rope_kv.cu, attention_decode.cu, attention_prefill.cu)
  *
  * The pool of a layer is that of worker/kv_pool.h: [block][K or V][kv head][16 positions][head_dim] of a KV type, here f16, bf16, q8_0 (34 bytes: f16 scale, 32
