@@ -4,8 +4,8 @@
  *   S = Q K^T        m16n8k16: A is Q, B is K as it lies, [position][dim], by ldmatrix
  *   m' = max(m, max S), P = 2^(S - m'), l = l 2^(m - m') + sum P, O = O 2^(m - m') + P V     A is P, B is V by ldmatrix.trans
  *
- * Scores are in units of log2: Q carries scale * log2(e) (with a softcap: scale / softcap, and the rest is multiplied on after the tanh). Where no maximum of the
- * warp moved, O is left alone, which gives the same bits.
+ * Q is rounded as it comes: the scale, which would push small values below f16's exponents, is part of the exponential's argument, in one fma with log2(e) and
+ * the maximum. m is in units of log2. Where no maximum of the warp moved, O is left alone, which gives the same bits.
  *
  * Rows in a lane (g = lane / 4, t = lane % 4): g and g + 8; columns 8 n + 2 t and the next. Tiles have rows of D + 8 halves: an odd number of 16 bytes, so that the
  * 8 rows of an ldmatrix lie in different banks. */
@@ -44,14 +44,21 @@ template <int D> struct attn_rows {
     float m[2], l[2]; /* l: of this lane's columns until attn_finish */
 };
 
-static inline float attn_q_scale(const struct cuda_attention *a)
+/* Products q k become scores in units of log2: s * log2, or with a softcap cap_out * tanh(s * cap_in). */
+struct attn_scores {
+    float log2, cap_in, cap_out; /* cap_out = 0: no softcap */
+};
+static inline struct attn_scores attn_scores_of(const struct cuda_attention *a)
 {
-    return a->softcap > 0 ? a->scale / a->softcap : a->scale * LOG2E;
+    if (a->softcap > 0)
+        return (struct attn_scores){1, a->scale / a->softcap, a->softcap * LOG2E};
+    return (struct attn_scores){a->scale * LOG2E, 0, 0};
 }
 
-/* Rows r and up of Q [n_rows][dim] (fp32, global) into 16-bit rows of a tile by T threads, scaled, the rest zeros; row i of it is at(i), nullptr: zeros. */
+/* ROWS rows of Q (fp32, global; row i at at(i), nullptr: zeros) as 16-bit rows of a tile, columns past dim zeros, by T threads. with_rest: what rounding has lost
+ * becomes rows ROWS and up. */
 template <int D, int ROWS, int T, bool BF16, class AT>
-static __device__ __forceinline__ void attn_load_q(unsigned char *tile, const AT &at, uint32_t dim, float scale, bool with_rest, uint32_t tid)
+static __device__ __forceinline__ void attn_load_q(unsigned char *tile, const AT &at, uint32_t dim, bool with_rest, uint32_t tid)
 {
     for (uint32_t i = tid; i < ROWS * (D / 4); i += T) {
         uint32_t row = i / (D / 4), c = i % (D / 4) * 4; /* constants: no division */
@@ -59,7 +66,6 @@ static __device__ __forceinline__ void attn_load_q(unsigned char *tile, const AT
         float4 v = make_float4(0, 0, 0, 0);
         if (x && c < dim)
             v = *(const float4 *)(x + c);
-        v = make_float4(v.x * scale, v.y * scale, v.z * scale, v.w * scale);
         uint2 u = make_uint2(kv_pack2<BF16>(v.x, v.y), kv_pack2<BF16>(v.z, v.w));
         *(uint2 *)(tile + row * attn_rows<D>::STRIDE + c * 2) = u;
         if (with_rest)
@@ -104,7 +110,7 @@ template <bool BF16> static __device__ __forceinline__ void attn_mma(float (&d)[
  * good as fp32's; both halves of a lane's state are then the same row's, and O the sum of both (attn_finish). */
 template <int D, int N, bool BF16>
 static __device__ __forceinline__ void attn_tile(attn_rows<D> *w, const unsigned char *k, const unsigned char *v, bool edge, const int (&lo)[2],
-                                                 const int (&hi)[2], float softcap, bool paired, uint32_t lane)
+                                                 const int (&hi)[2], const struct attn_scores &scores, bool paired, uint32_t lane)
 {
     constexpr uint32_t STRIDE = attn_rows<D>::STRIDE;
     float s[N / 8][4];
@@ -136,12 +142,12 @@ static __device__ __forceinline__ void attn_tile(attn_rows<D> *w, const unsigned
             s[n][0] = s[n][2] = s[n][0] + s[n][2];
             s[n][1] = s[n][3] = s[n][1] + s[n][3];
         }
-    if (softcap > 0)
+    if (scores.cap_out > 0)
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                s[n][e] = softcap * LOG2E * tanhf(s[n][e]);
+                s[n][e] = scores.cap_out * tanhf(s[n][e] * scores.cap_in);
     if (edge)
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
@@ -151,12 +157,13 @@ static __device__ __forceinline__ void attn_tile(attn_rows<D> *w, const unsigned
                 if (col < lo[e / 2] || col >= hi[e / 2])
                     s[n][e] = -INFINITY;
             }
-    float m[2] = {w->m[0], w->m[1]};
+    float m[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int r = 0; r < 2; r++) {
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
             m[r] = fmaxf(m[r], fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+        m[r] = fmaxf(w->m[r], m[r] * scores.log2);
         m[r] = fmaxf(m[r], __shfl_xor_sync(FULL_WARP, m[r], 1));
         m[r] = fmaxf(m[r], __shfl_xor_sync(FULL_WARP, m[r], 2));
     }
@@ -182,7 +189,7 @@ static __device__ __forceinline__ void attn_tile(attn_rows<D> *w, const unsigned
     for (int n = 0; n < N / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            s[n][e] = ptx_exp2(s[n][e] - m[e / 2]);
+            s[n][e] = ptx_exp2(fmaf(s[n][e], scores.log2, -m[e / 2]));
             w->l[e / 2] += s[n][e];
         }
     v += (lane & 15) * STRIDE + (lane >> 4) * 16;
@@ -241,6 +248,7 @@ static __device__ __forceinline__ void attn_pages_start(struct attn_pages *p, co
     p->step = step;
     p->limit = limit;
     p->window = UINT32_MAX;
+    p->ids = 0;
 }
 static __device__ __forceinline__ uint32_t attn_page(struct attn_pages *p, uint32_t k, uint32_t lane)
 {
@@ -261,6 +269,7 @@ static inline cudaError_t attn_check(const struct cuda_attention *a)
     uint32_t whole = kv->type == KV_Q8_0 ? 32 : 8;
     ASSERT(kv->head_dim > 0 && kv->head_dim <= 256 && kv->head_dim % whole == 0);
     ASSERT(kv->head_dim_v > 0 && kv->head_dim_v <= 256 && kv->head_dim_v % whole == 0);
+    ASSERT(a->scale > 0 && a->softcap >= 0);
     ASSERT(a->group > 0 && a->n_heads > 0 && a->head0 / a->group >= a->kv_head0);
     ASSERT((a->head0 + a->n_heads - 1) / a->group - a->kv_head0 < kv->n_kv_heads);
     ASSERT((uintptr_t)kv->layer % 16 == 0 && kv->block_stride % 16 == 0 && kv->v_off % 16 == 0 && kv->k_head_stride % 16 == 0 && kv->v_head_stride % 16 == 0);

@@ -51,7 +51,7 @@ struct decode {
     struct cuda_attention a;
     struct cuda_batch b;
     const uint32_t *index;
-    float q_scale;
+    struct attn_scores scores;
     uint32_t n_splits;  /* 1: a block does all of a token */
     uint32_t range_len; /* 0: the sequence's length over n_splits */
     uint32_t n_chunks;  /* of up to 16 heads, of a group */
@@ -124,7 +124,7 @@ __device__ __forceinline__ void warp_pages(attn_rows<D> *w, const struct decode 
             __syncwarp();
         }
         int los[2] = {lo, lo}, his[2] = {hi, hi};
-        attn_tile<D, KV_PAGE, BF16>(w, at, at + S::TILE, lo > 0 || hi < KV_PAGE, los, his, p.a.softcap, paired, lane);
+        attn_tile<D, KV_PAGE, BF16>(w, at, at + S::TILE, lo > 0 || hi < KV_PAGE, los, his, p.scores, paired, lane);
         __syncwarp(); /* the page has been read: the next copy may go there */
     }
 }
@@ -220,9 +220,9 @@ template <int D, bool BF16> __global__ void __launch_bounds__(shape<D>::THREADS,
     const float *qs = a.q + k.tok * a.q_stride;
     auto q_row = [&](uint32_t r) { return r >= k.row0 && r < k.row0 + k.n_rows ? qs + (k.head0 + (int)r) * (int)a.kv.head_dim : nullptr; };
     if (paired)
-        attn_load_q<D, ROWS / 2, S::THREADS, BF16>(q, q_row, a.kv.head_dim, p.q_scale, true, tid);
+        attn_load_q<D, ROWS / 2, S::THREADS, BF16>(q, q_row, a.kv.head_dim, true, tid);
     else
-        attn_load_q<D, ROWS, S::THREADS, BF16>(q, q_row, a.kv.head_dim, p.q_scale, false, tid);
+        attn_load_q<D, ROWS, S::THREADS, BF16>(q, q_row, a.kv.head_dim, false, tid);
     __syncthreads();
 
     attn_rows<D> w;
@@ -338,7 +338,7 @@ extern "C" cudaError_t cuda_attention_decode(struct cuda_context *c, const struc
     p.a = *a;
     p.b = *b;
     p.index = index;
-    p.q_scale = attn_q_scale(a);
+    p.scores = attn_scores_of(a);
     p.n_chunks = (a->group + ROWS - 1) / ROWS;
     p.part = (float *)c->scratch;
     p.counters = c->counters;

@@ -4,8 +4,8 @@
  *
  * A block: CUDA_ATTN_TILE queries of one run and one head; grid (head, tile), heads of a KV head side by side, so that they meet in L2, and the last tiles, which
  * see the most, first. 4 warps of 16 queries each go over tiles of N positions (64; 32 beyond 128 dims) that all share: cp.async fills the second of two tiles while the
- * first is worked on; 8-bit types are copied as they are and widened by all threads, which frees the raw bytes for the next copy. Q is rounded once, scale and
- * log2(e) included, to f16 (bf16 for a bf16 cache), so is P. Masks are applied in tiles that a warp's first or last row does not see whole; a warp leaves out tiles
+ * first is worked on; 8-bit types are copied as they are and widened by all threads, which frees the raw bytes for the next copy. Q is rounded once to
+ * f16 (bf16 for a bf16 cache), so is P. Masks are applied in tiles that a warp's first or last row does not see whole; a warp leaves out tiles
  * that none of its rows sees.
  *
  * Shared memory, D = 128: 2 x (K, V) of 64 x 272 bytes = 68 KB (Q passes through the second tile into registers): two blocks an SM from sm_80 on (H100: three but for
@@ -44,7 +44,7 @@ struct prefill {
     struct cuda_attention a;
     struct cuda_batch b;
     const uint32_t *tile_tok, *tile_n;
-    float q_scale;
+    struct attn_scores scores;
 };
 
 /* Tiles of N positions of one sequence, from a page's border on. */
@@ -115,7 +115,7 @@ template <int D> __device__ __forceinline__ void store(const attn_rows<D> *w, co
         float *out = p.a.out + (tok + row + 8 * r) * p.a.out_stride + (size_t)head * dim_v + col;
 #pragma unroll
         for (int d = 0; d < D / 8; d++)
-            if (d * 8 < dim_v)
+            if ((uint32_t)d * 8 < dim_v)
                 *(float2 *)(out + d * 8) = make_float2(w->o[d][2 * r] * f, w->o[d][2 * r + 1] * f);
     }
 }
@@ -154,7 +154,7 @@ template <int D, bool BF16> __global__ void __launch_bounds__(THREADS, 2) attent
     unsigned char *q = k.smem + S::q_off(k.narrow);
     const float *qs = a.q + tok * a.q_stride + (size_t)head * a.kv.head_dim;
     attn_load_q<D, TILE, THREADS, BF16>(
-        q, [&](uint32_t r) { return r < n ? qs + r * a.q_stride : nullptr; }, a.kv.head_dim, p.q_scale, false, tid);
+        q, [&](uint32_t r) { return r < n ? qs + r * a.q_stride : nullptr; }, a.kv.head_dim, false, tid);
     __syncthreads();
     attn_rows<D> w;
     attn_start(&w, q + warp * 16 * S::STRIDE, lane);
@@ -178,7 +178,7 @@ template <int D, bool BF16> __global__ void __launch_bounds__(THREADS, 2) attent
                 lo[r] = a.window ? own + 1 - (int)a.window - (int)base : 0;
             }
             bool edge = pos + row0 + 1 < base + S::N || last_lo > base;
-            attn_tile<D, S::N, BF16>(&w, at, at + S::KEYS, edge, lo, hi, a.softcap, false, lane);
+            attn_tile<D, S::N, BF16>(&w, at, at + S::KEYS, edge, lo, hi, p.scores, false, lane);
         }
         __syncthreads(); /* the tile has been read: the next copy may go there */
     }
@@ -204,7 +204,7 @@ extern "C" cudaError_t cuda_attention_prefill(struct cuda_context *c, const stru
     if (n_tiles == 0)
         return cudaSuccess;
     ASSERT(n_tiles <= 65535);
-    struct prefill p = {*a, *b, tile_tok, tile_n, attn_q_scale(a)};
+    struct prefill p = {*a, *b, tile_tok, tile_n, attn_scores_of(a)};
     dim3 grid(a->n_heads, n_tiles);
 #define CASE(d) return launch<d>(p, grid, stream);
     ATTENTION_BY_DIM(MAX(a->kv.head_dim, a->kv.head_dim_v), CASE);
