@@ -600,6 +600,9 @@ void emu_reset(void)
     lock l(r.mutex);
     wait_until_free(r, l);
     graphs_reset(r);
+    for (auto &d : r.devices)
+        for (const stream_ref &s : d->streams)
+            s->queue.clear(); /* which may hold the stream itself */
     r.streams.clear();
     r.events.clear();
     for (auto &d : r.devices)

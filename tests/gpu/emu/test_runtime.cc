@@ -190,7 +190,7 @@ void copies_know_their_ranges_and_direction(void **)
     GIVES(cudaErrorInvalidValue, cudaMemcpy(host, d, 10, cudaMemcpyHostToDevice));
     GIVES(cudaErrorInvalidValue, cudaMemcpy(d, e, 10, cudaMemcpyDeviceToHost));
     GIVES(cudaErrorInvalidValue, cudaMemcpy(host, host + 100, 10, cudaMemcpyDeviceToDevice));
-    GIVES(cudaErrorInvalidMemcpyDirection, cudaMemcpy(d, host, 10, (enum cudaMemcpyKind)9));
+    GIVES(cudaErrorInvalidMemcpyDirection, cudaMemcpy(d, host, 10, (enum cudaMemcpyKind)7));
     OK(cudaMemcpy(d, e, 10, cudaMemcpyDefault));
     OK(cudaMemcpy(d, nullptr, 0, cudaMemcpyHostToDevice));
     OK(cudaFree(e));
