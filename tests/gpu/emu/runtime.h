@@ -110,6 +110,8 @@ runtime &rt();
 device &current_device(runtime &r);
 /* What every call begins with: the lock, whether there is a driver, whether the device is still alive; and ends with: the thread's last error. */
 cudaError_t enter(runtime &r);
+/* Faults that come after a time: the device's error by now. */
+cudaError_t check_time(runtime &r, device &d);
 cudaError_t note(cudaError_t e);
 template <typename F> cudaError_t api(F f)
 {

@@ -110,7 +110,7 @@ bool step_any(runtime &r, lock &l, device &d)
 
 template <typename P> cudaError_t wait_until(runtime &r, lock &l, device &d, P done)
 {
-    while (d.sticky == cudaSuccess && !done())
+    while (check_time(r, d) == cudaSuccess && !done())
         if (!step_any(r, l, d) && d.sticky == cudaSuccess && !done())
             r.changed.wait_for(l, PATIENCE);
     return d.sticky;
