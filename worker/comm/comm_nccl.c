@@ -134,6 +134,7 @@ static enum err wait_device(struct nccl *n, cudaStream_t s, cudaEvent_t event)
             return one_shot_status(&n->one);
         if (r != cudaErrorNotReady)
             return fail_cuda("a step", r);
+        (void)cudaGetLastError(); /* or the next launch would find it there */
         TRY(pause_poll(n, "a step on the GPU", &polls, &t0));
         uint64_t now = clock_ns();
         if (now - looked > ASYNC_NS) {
