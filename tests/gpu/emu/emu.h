@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #include <cuda_runtime_api.h>
 
@@ -22,6 +23,16 @@ struct kernel_launch {
 
 /* runtime.cc: puts it into a stream (or a graph that is being captured); checks the shape of the launch as the documentation says. */
 cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream);
+
+/* runtime.cc: the same for any work that is not a kernel: a collective, a matrix product of a library. attempt does it on whatever thread works for the
+ * device: true when it is done; false when it has to be called again (after 100 us or more; other streams go on meanwhile). It is copied for each
+ * replay of a graph, so state in its captures begins anew each time. It must not wait, nor call cuda functions. */
+cudaError_t enqueue_operation(cudaStream_t stream, std::function<bool()> attempt, const char *name = "operation");
+
+/* runtime.cc: whether a kernel may use this address: inside a live allocation of a device or pinned. */
+bool device_accessible(const void *p);
+/* runtime.cc: what an address is, for reports: "byte 104 of 100 bytes of device memory at 0x7f...". Empty when the runtime is locked. */
+std::string describe_address(const void *p);
 
 /* engine.cc: runs all blocks on the calling OS thread, to the end. timeout: nothing but waiting for memory for RACKLM_EMU_SPIN_S seconds (60). */
 enum class fault { none, divergent_barrier, out_of_bounds, trap, timeout };
