@@ -76,7 +76,7 @@ uint64_t clock_ns();
 template <class T> inline T poison()
 {
     T v;
-    memset(&v, 0xff, sizeof v);
+    memset(static_cast<void *>(&v), 0xff, sizeof v);
     return v;
 }
 
@@ -104,7 +104,7 @@ template <class T, shfl_mode mode> inline constexpr warp_op shfl_op = {
     shfl_run<T>, false};
 template <class T, shfl_mode mode> inline T shfl(uint32_t mask, T value, uint32_t by, uint32_t width, here at)
 {
-    static_assert((sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8) && std::is_trivially_copyable_v<T>);
+    static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
     uint32_t lane = self->lane_idx, seg = lane & ~(width - 1), src;
     if constexpr (mode == shfl_mode::idx)
         src = seg | (by & (width - 1));
@@ -178,7 +178,7 @@ template <class A, class B> inline A bit_cast(B b)
 {
     static_assert(sizeof(A) == sizeof(B));
     A a;
-    memcpy(&a, &b, sizeof a);
+    memcpy(static_cast<void *>(&a), &b, sizeof a);
     return a;
 }
 
