@@ -630,9 +630,11 @@ void a_launch_passes_arguments_by_value_and_type(void **)
     cudaStream_t s;
     assert_int_equal(cudaStreamCreate(&s), cudaSuccess);
     assert_int_equal(LAUNCH(launched, 4, 32, 0, s, p, 100, 3), cudaSuccess);
+    int h[100];
+    assert_int_equal(cudaMemcpyAsync(h, p, sizeof(h), cudaMemcpyDeviceToHost, s), cudaSuccess);
     assert_int_equal(cudaStreamSynchronize(s), cudaSuccess);
     for (int i = 0; i < 100; i++)
-        assert_int_equal(p[i], 3 * i);
+        assert_int_equal(h[i], 3 * i);
     cudaStreamDestroy(s);
     cudaFree(p);
 }

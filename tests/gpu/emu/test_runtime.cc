@@ -423,6 +423,8 @@ void launches_have_the_limits_of_the_device(void **)
     assert_int_equal(LAUNCH(set_one, dim3(1, 65536), 1, 0, s, d, 1.0f), cudaErrorInvalidConfiguration);
     assert_int_equal(LAUNCH(set_one, 1, 1, 227 * 1024 + 1, s, d, 1.0f), cudaErrorInvalidValue);
     OK(LAUNCH(set_one, 1, 1024, 227 * 1024, s, d, 1.0f));
+    float host;
+    assert_int_equal(LAUNCH(set_one, 1, 1, 0, s, &host, 1.0f), cudaErrorInvalidValue);
     OK(cudaSetDevice(1));
     assert_int_equal(LAUNCH(set_one, 1, 1, 0, s, d, 1.0f), cudaErrorInvalidResourceHandle);
     const void *f = (const void *)set_one;
