@@ -12,6 +12,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <source_location>
 #include <tuple>
@@ -182,10 +183,24 @@ template <class A, class B> inline A bit_cast(B b)
     return a;
 }
 
+/* Stricter than a GPU, which finds out when the kernel uses it: a pointer that a kernel is given is NULL or of memory that it may use. */
+template <class T> inline bool pointer_fits(const char *name, const T &v)
+{
+    if constexpr (std::is_pointer_v<T> && !std::is_function_v<std::remove_pointer_t<T>>) {
+        if (v != nullptr && !device_accessible(const_cast<const void *>(static_cast<const volatile void *>(v)), true)) {
+            fprintf(stderr, "emu: kernel %s is given %p, which is no memory of a device, nor pinned\n", name, (const volatile void *)v);
+            return false;
+        }
+    }
+    return true;
+}
+
 template <class... P, class... A>
 inline cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, A... args)
 {
     std::tuple<P...> bound(static_cast<P>(args)...);
+    if (!std::apply([name](const P &...p) { return (pointer_fits(name, p) && ...); }, bound))
+        return cudaErrorInvalidValue;
     return enqueue_kernel({name, grid, block, smem, [kernel, bound] { std::apply(kernel, bound); }}, stream);
 }
 

@@ -589,9 +589,11 @@ void a_launch_passes_arguments_by_value_and_type(void **)
     cudaStream_t s;
     expect_equal(cudaStreamCreate(&s), cudaSuccess);
     expect_equal(LAUNCH(launched, 4, 32, 0, s, p, 100, 3), cudaSuccess);
+    int h[100];
+    expect_equal(cudaMemcpyAsync(h, p, sizeof(h), cudaMemcpyDeviceToHost, s), cudaSuccess);
     expect_equal(cudaStreamSynchronize(s), cudaSuccess);
     for (int i = 0; i < 100; i++)
-        expect_equal(p[i], 3 * i);
+        expect_equal(h[i], 3 * i);
     cudaStreamDestroy(s);
     cudaFree(p);
 }
