@@ -28,9 +28,8 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
     size_t bits = pages(bitmap_bytes(cfg->vocab));
     size_t tokens = cfg->sampling ? pages((size_t)cfg->ctx * sizeof(uint32_t)) : 0;
     size_t counts = cfg->sampling ? pages((size_t)cfg->vocab * sizeof(struct slot_count)) : 0;
-    size_t hidden = cfg->sampling ? pages((size_t)cfg->dim * sizeof(float)) : 0;
     size_t sum = cfg->sampling ? pages((size_t)cfg->dim * sizeof(double)) : 0;
-    size_t per = blocks + lists + 3 * bits + tokens + counts + hidden + sum;
+    size_t per = blocks + lists + 3 * bits + tokens + counts + sum;
     s->counts_bytes = counts;
     s->slot = calloc(cfg->max_seqs, sizeof(*s->slot));
     s->last_run = calloc(cfg->max_seqs, sizeof(*s->last_run));
@@ -60,8 +59,7 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
         sl->tokens = tokens ? (uint32_t *)p : NULL;
         p += tokens;
         sl->counts = counts ? (struct slot_count *)p : NULL;
-        sl->hidden = hidden ? (float *)(p + counts) : NULL;
-        sl->pool_sum = sum ? (double *)(p + counts + hidden) : NULL;
+        sl->pool_sum = sum ? (double *)(p + counts) : NULL;
     }
     return ERR_OK;
 }
@@ -80,7 +78,15 @@ static void forget(struct slots *s, struct slot *sl)
     if (sl->live && sl->has_penalties && sl->counts)
         madvise(sl->counts, s->counts_bytes, MADV_DONTNEED); /* reads as zeros again */
     sl->live = sl->has_sampled = sl->hidden_valid = sl->has_penalties = sl->has_history = false;
-    sl->pos = sl->n_blocks = 0;
+    sl->pos = sl->n_blocks = sl->pending = 0;
+}
+
+bool slots_known(const struct slots *s, const struct step *step)
+{
+    for (uint32_t i = 0; i < step->n_runs; i++)
+        if (step->slot[i] >= s->cfg.max_seqs)
+            return false;
+    return true;
 }
 
 void slots_reset(struct slots *s)
@@ -401,7 +407,8 @@ void slots_advance(struct slots *s, const struct step *st, uint32_t run, const u
 {
     struct slot *sl = &s->slot[st->slot[run]];
     for (uint32_t i = 0; i < st->n_tokens[run] && (sl->has_penalties || sl->has_history); i++)
-        learn(sl, sl->pos + i, tokens[i]);
+        if (tokens[i] != STEP_TOKEN_SAMPLED) /* else the device alone knows, which then keeps the account */
+            learn(sl, sl->pos + i, tokens[i]);
     sl->pos += st->n_tokens[run];
     sl->has_sampled = (st->want[run] & RUN_WANT_SAMPLE) != 0;
 }
