@@ -8,7 +8,7 @@
  *   2  wrong usage or configuration
  *   3  refused by the coordinator: key or protocol version
  *   4  the parent process, the engine or the coordinator is gone
- *   5  the GPU or its communicator does not answer */
+ *   5  the GPU, or what it does with other GPUs, failed or does not answer: only the end of the process gives it back */
 #ifndef WORKER_WORKER_H
 #define WORKER_WORKER_H
 

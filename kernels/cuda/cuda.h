@@ -82,6 +82,30 @@ cudaError_t cuda_swiglu(const float *gate, const float *up, size_t stride, const
 /* out[i] = x[index[i]] for n rows of dim floats; an index of UINT32_MAX leaves the row alone. */
 cudaError_t cuda_gather_rows(const float *x, const uint32_t *index, uint32_t n, uint32_t dim, float *out, cudaStream_t stream);
 
+/* ---- the step's block (step.cu)
+ *
+ * The host writes what it has to say about a batch into one of n_blocks blocks of pinned memory, `stride` apart; the device takes block *turn % n_blocks and
+ * counts on. So a captured graph needs no argument that changes, and the host writes one block while the device has yet to read another. */
+/* dst = the block, `bytes` (a multiple of 16) of it. ring: pinned, as the device sees it. */
+cudaError_t cuda_step_fetch(const void *ring, size_t stride, uint32_t n_blocks, const uint32_t *turn, size_t bytes, void *dst, cudaStream_t stream);
+/* Entry i < *n: tables[u[i].slot * table_stride + u[i].at] = u[i].block; no place is named twice. n_max: bound of *n. Then ++*turn. */
+struct cuda_table_update {
+    uint32_t slot, at, block;
+};
+cudaError_t cuda_step_tables(uint32_t *tables, size_t table_stride, const struct cuda_table_update *u, const uint32_t *n, uint32_t n_max, uint32_t *turn,
+                             cudaStream_t stream);
+
+/* What was sampled, back into the same turn's place of a pinned ring: results [n], top_id and top_lp [n][top_cap] (only the n_top of each row), as they lie at out on the
+ * device. Called after cuda_step_tables, so the turn is *turn - 1. */
+struct cuda_sample_result;
+struct cuda_step_results {
+    struct cuda_sample_result *out;
+    uint32_t *top_id;
+    float *top_lp;
+};
+cudaError_t cuda_step_store(const struct cuda_step_results *from, const struct cuda_step_results *to /* [n_blocks], by value */, uint32_t n_blocks,
+                            const uint32_t *turn, uint32_t n, uint32_t top_cap, cudaStream_t stream);
+
 /* ---- KV cache and attention (rope_kv.cu, attention_decode.cu, attention_prefill.cu)
  *
  * The pool of a layer is that of worker/kv_pool.h: [block][K or V][kv head][16 positions][head_dim] of a KV type, here f16, bf16, q8_0 (34 bytes: f16 scale, 32

@@ -20,7 +20,6 @@
 #include <string>
 #include <vector>
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -126,6 +125,7 @@ struct engine {
     std::vector<block *> resident;
     std::vector<grid *> grids;
     uint64_t quiet_since; /* ns; 0: something else than polling has happened */
+    uint64_t quiet_max;   /* after that it is a fault */
     uint64_t n_launches;
     std::vector<std::unique_ptr<fiber>> fibers;
     std::vector<std::unique_ptr<block>> blocks;
@@ -536,17 +536,19 @@ void all_poll()
             g->width = g->resident + 1;
             return;
         }
+    uint64_t quiet = 0;
     if (idle_hook && idle_hook())
         eng->quiet_since = 0;
     else if (eng->quiet_since == 0)
         eng->quiet_since = clock_ns();
-    else
-        sched_yield();
-    static const uint64_t limit = [] {
-        const char *s = getenv("RACKLM_EMU_SPIN_S");
-        return uint64_t(s ? atoi(s) : 60) * 1000000000u;
-    }();
-    bool late = eng->quiet_since != 0 && clock_ns() - eng->quiet_since > limit;
+    else {
+        quiet = clock_ns() - eng->quiet_since;
+        if (quiet > 1000000) { /* another thread or process is waited for */
+            timespec t = {0, 50000};
+            nanosleep(&t, nullptr);
+        }
+    }
+    bool late = quiet > eng->quiet_max;
     for (block *b : eng->resident)
         for (uint32_t i = 0; i < b->n_warps; i++) {
             warp *w = &b->warps[i];
@@ -709,6 +711,8 @@ fault run_kernel(const kernel_launch &launch)
         if (e->rng == 0)
             e->rng = 1;
         random64();
+        const char *spin = getenv("RACKLM_EMU_SPIN_S");
+        e->quiet_max = uint64_t(spin ? atoi(spin) : 60) * 1000000000u;
         signals_take();
     }
     grid g = {};

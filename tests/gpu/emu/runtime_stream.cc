@@ -68,6 +68,7 @@ bool step(runtime &r, lock &l, device &d)
         return false;
     bool outermost = !r.busy;
     r.busy = s->running = true;
+    expose_memory(r);
     l.unlock();
     progress p = s->queue.front().attempt(d); /* stays where it is while others append */
     l.lock();
@@ -110,7 +111,7 @@ bool step_any(runtime &r, lock &l, device &d)
 
 template <typename P> cudaError_t wait_until(runtime &r, lock &l, device &d, P done)
 {
-    while (d.sticky == cudaSuccess && !done())
+    while (check_time(r, d) == cudaSuccess && !done())
         if (!step_any(r, l, d) && d.sticky == cudaSuccess && !done())
             r.changed.wait_for(l, PATIENCE);
     return d.sticky;
@@ -129,6 +130,7 @@ void work_alone()
                 if (r.lag_ms < 0 || clock::now() - d->touched >= std::chrono::milliseconds(r.lag_ms))
                     ran |= step(r, l, *d);
             }
+        hide_memory(r);
         if (ran)
             continue;
         if (waits)
