@@ -3,7 +3,7 @@
  *   RACKLM_EMU_DEVICES   how many there are (1)
  *   RACKLM_EMU_MEMORY    bytes of memory of each, K, M or G may follow (2G)
  *   RACKLM_EMU_SEED      of everything random
- *   RACKLM_EMU_LAG_MS    emu_set_lag_ms (20)
+ *   RACKLM_EMU_LAG_MS    emu_set_lag_ms (5)
  *   CUDA_VISIBLE_DEVICES as on a GPU, numbers only
  *   RACKLM_EMU_FAULT     a list, by commas, of kind[@when][:device]; when is N, the N-th kernel (N-th allocation for oom) from 1, or Tms, that
  *                        long after the device's first use, which is noticed at the next call or in a wait; device is a number of the machine, else all of them.

@@ -111,7 +111,7 @@ void begin(runtime &r)
         d->streams.push_back(d->legacy);
         r.devices.push_back(std::move(d));
     }
-    r.lag_ms = (int)number_of("RACKLM_EMU_LAG_MS", 20);
+    r.lag_ms = (int)number_of("RACKLM_EMU_LAG_MS", 5);
     if (r.devices.empty())
         r.no_driver = cudaErrorNoDevice;
     if (const char *s = getenv("RACKLM_EMU_FAULT"); s != nullptr) {
@@ -605,6 +605,7 @@ void emu_reset(void)
             s->queue.clear(); /* which may hold the stream itself */
     r.streams.clear();
     r.events.clear();
+    expose_memory(r);
     for (auto &d : r.devices)
         memory_reset(r, *d);
     r.devices.clear();

@@ -68,6 +68,7 @@ bool step(runtime &r, lock &l, device &d)
         return false;
     bool outermost = !r.busy;
     r.busy = s->running = true;
+    expose_memory(r);
     l.unlock();
     progress p = s->queue.front().attempt(d); /* stays where it is while others append */
     l.lock();
@@ -129,6 +130,7 @@ void work_alone()
                 if (r.lag_ms < 0 || clock::now() - d->touched >= std::chrono::milliseconds(r.lag_ms))
                     ran |= step(r, l, *d);
             }
+        hide_memory(r);
         if (ran)
             continue;
         if (waits)

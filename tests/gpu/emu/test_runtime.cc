@@ -130,20 +130,22 @@ void touch(const char *what)
 {
     static const struct { const char *what; ptrdiff_t at; bool free_before; } places[] = {
         {"after", 1024, false}, {"page before", -4096, false}, {"freed", 0, true}, {"slack", 1000, false}, {"gap", -1, false}, {"last", 999, false}};
-    volatile char *p = device_array<char>(1000);
+    volatile char *p = pinned_array<char>(1000);
+    if (strcmp(what, "by host") == 0)
+        device_array<volatile char>(1000)[0] = 1;
     for (const auto &i : places)
         if (strcmp(what, i.what) == 0) {
             if (i.free_before)
-                cudaFree((void *)p);
+                cudaFreeHost((void *)p);
             p[i.at] = 1;
             if (!i.free_before)
-                cudaFree((void *)p);
+                cudaFreeHost((void *)p);
         }
 }
 
 void what_is_out_of_bounds_faults(void **)
 {
-    for (const char *what : {"after", "page before", "freed", "slack", "gap"}) {
+    for (const char *what : {"after", "page before", "freed", "slack", "gap", "by host"}) {
         child_result r = run_child(std::string("touch ") + what);
         if (!r.crashed())
             print_error("%s: %s\n", what, r.text.c_str());
@@ -151,7 +153,7 @@ void what_is_out_of_bounds_faults(void **)
     }
     assert_false(run_child("touch last").crashed());
 #if !defined(__SANITIZE_ADDRESS__)
-    assert_non_null(strstr(run_child("touch slack").text.c_str(), "byte 1000 of 1000 bytes of device memory"));
+    assert_non_null(strstr(run_child("touch slack").text.c_str(), "byte 1000 of 1000 bytes of pinned memory"));
     assert_non_null(strstr(run_child("touch gap").text.c_str(), "byte -1 of 1000 bytes"));
 #endif
 }
@@ -421,6 +423,8 @@ void launches_have_the_limits_of_the_device(void **)
     assert_int_equal(LAUNCH(set_one, dim3(1, 65536), 1, 0, s, d, 1.0f), cudaErrorInvalidConfiguration);
     assert_int_equal(LAUNCH(set_one, 1, 1, 227 * 1024 + 1, s, d, 1.0f), cudaErrorInvalidValue);
     OK(LAUNCH(set_one, 1, 1024, 227 * 1024, s, d, 1.0f));
+    float host;
+    assert_int_equal(LAUNCH(set_one, 1, 1, 0, s, &host, 1.0f), cudaErrorInvalidValue);
     OK(cudaSetDevice(1));
     assert_int_equal(LAUNCH(set_one, 1, 1, 0, s, d, 1.0f), cudaErrorInvalidResourceHandle);
     const void *f = (const void *)set_one;
