@@ -39,6 +39,8 @@ enum class fault { none, divergent_barrier, out_of_bounds, trap, timeout };
 fault run_kernel(const kernel_launch &launch);
 /* On: run_kernel returns the fault after its report. Off, as at the start: the report ends the process (abort). */
 void catch_faults(bool on);
+/* Whether all blocks of a kernel are done that has not returned from run_kernel, for kernels that began after it, inside, go on. */
+bool kernel_finished(const kernel_launch &launch);
 /* Called while every thread of every running kernel waits for memory: may call run_kernel for work of other streams, whose blocks then run together with
  * those that wait (any of them, before it returns). True: it ran something. */
 void set_idle(bool (*idle)());

@@ -728,6 +728,14 @@ void set_idle(bool (*idle)())
     idle_hook = idle;
 }
 
+bool kernel_finished(const kernel_launch &launch)
+{
+    for (const grid *g : engine_here()->grids)
+        if (g->launch == &launch)
+            return g->n_done == g->n_blocks && g->failed == fault::none;
+    return false;
+}
+
 fault run_kernel(const kernel_launch &launch)
 {
     engine *e = engine_here();

@@ -21,7 +21,10 @@ bool finished(const dependency &d)
 
 bool may_start(const CUstream_st &s)
 {
-    return !s.queue.empty() && !s.hung && !s.running && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
+    if (s.queue.empty() || s.hung || (s.running && !s.queue.front()->reenters))
+        return false;
+    const std::vector<dependency> &deps = s.queue.front()->deps;
+    return std::all_of(deps.begin(), deps.end(), finished);
 }
 
 bool has_work(const device &d)
@@ -46,15 +49,19 @@ stream_ref choose(device &d)
     return d.last = ready[d.random() % ready.size()];
 }
 
-void complete(device &d, const stream_ref &s)
+void complete(runtime &r, const stream_ref &s)
 {
-    operation op = std::move(s->queue.front());
+    device &d = *s->dev;
+    std::shared_ptr<operation> op = std::move(s->queue.front());
     s->queue.pop_front();
     s->done++;
+    s->running = false;
     d.n_operations++;
-    if (op.record != nullptr) {
-        op.record->time = clock::now();
-        op.record->time_seq = s->done;
+    for (running *i : r.stack)
+        i->completed |= i->op == op;
+    if (op->record != nullptr) {
+        op->record->time = clock::now();
+        op->record->time_seq = s->done;
     }
     if (s->destroyed && s->queue.empty())
         d.streams.erase(std::find(d.streams.begin(), d.streams.end(), s));
@@ -66,17 +73,20 @@ bool step(runtime &r, lock &l, device &d)
     stream_ref s = d.sticky == cudaSuccess ? choose(d) : nullptr;
     if (s == nullptr)
         return false;
-    bool outermost = !r.busy;
+    running me = {s, s->queue.front()};
+    bool was_busy = r.busy, was_running = s->running;
     r.busy = s->running = true;
+    r.stack.push_back(&me);
     expose_memory(r);
     l.unlock();
-    progress p = s->queue.front().attempt(d); /* stays where it is while others append */
+    progress p = me.op->attempt(d);
     l.lock();
-    s->running = false;
-    r.busy = !outermost;
-    if (d.sticky == cudaSuccess) {
-        if (p == progress::done)
-            complete(d, s);
+    r.stack.pop_back();
+    r.busy = was_busy;
+    if (!me.completed) {
+        s->running = was_running;
+        if (d.sticky == cudaSuccess && p == progress::done)
+            complete(r, s);
         else if (p == progress::later)
             s->not_before = clock::now() + RETRY;
     }
@@ -84,11 +94,29 @@ bool step(runtime &r, lock &l, device &d)
     return p != progress::later;
 }
 
+/* Kernels that are done although they cannot return yet: what comes after them may start. */
+void end_finished(runtime &r)
+{
+    for (size_t i = 0; i < r.stack.size(); i++) {
+        running &k = *r.stack[i];
+        if (k.completed || k.launch == nullptr || !kernel_finished(*k.launch) || k.stream->dev->sticky != cudaSuccess)
+            continue;
+        check_bounds(r, k.stream->dev, k.launch->name);
+        k.launch = nullptr;
+        if (k.node_done != nullptr)
+            k.node_done();
+        else
+            complete(r, k.stream);
+        r.changed.notify_all();
+    }
+}
+
 /* A kernel waits for memory that another stream's work may write: that one's turn. On the thread that runs the kernel. */
 bool run_another()
 {
     runtime &r = rt();
     lock l(r.mutex);
+    end_finished(r);
     for (auto &d : r.devices)
         if (step(r, l, *d))
             return true;
@@ -163,10 +191,15 @@ progress attempt_kernel(device &d, const kernel_launch &launch)
     if (slow_us > 0)
         usleep(slow_us);
     set_idle(run_another);
+    running &me = *r.stack.back();
+    me.launch = &launch;
     fault f = run_kernel(launch);
     lock l(r.mutex);
+    bool told = me.launch == nullptr; /* end_finished saw it */
+    me.launch = nullptr;
     if (f == fault::none) {
-        check_bounds(r, &d, launch.name);
+        if (!told)
+            check_bounds(r, &d, launch.name);
         return progress::done;
     }
     fail_device(r, d, f == fault::out_of_bounds ? cudaErrorIllegalAddress : f == fault::timeout ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure);
@@ -200,7 +233,7 @@ cudaError_t enqueue(runtime &r, const stream_ref &s, operation op, uint64_t *seq
     } else if (s->flags == cudaStreamDefault && d.legacy->done < d.legacy->issued) {
         op.deps.push_back({d.legacy, d.legacy->issued});
     }
-    s->queue.push_back(std::move(op));
+    s->queue.push_back(std::make_shared<operation>(std::move(op)));
     s->issued++;
     if (seq != nullptr)
         *seq = s->issued;
