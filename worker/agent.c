@@ -630,10 +630,13 @@ int agent_main(struct options *o)
     TRY_GOTO(say_hello(a), fail);
     run(a);
 fail:
+    if (!a->quit && e != ERR_AUTH && e != ERR_FORBIDDEN && e != ERR_IO && e != ERR_NOMEM) { /* a wrong option: the line that a person looks for */
+        fprintf(stderr, "racklm-worker: %s\n", err_detail());
+        a->quit = true;
+        a->exit_code = WORKER_EXIT_USAGE;
+    }
     if (!a->quit) /* never got as far as the loop */
-        end_with(a, e == ERR_AUTH || e == ERR_FORBIDDEN ? WORKER_EXIT_REFUSED : e == ERR_IO || e == ERR_NOMEM ? WORKER_EXIT_FAILED
-                                                                                                             : WORKER_EXIT_USAGE,
-                 err_detail());
+        end_with(a, e == ERR_AUTH || e == ERR_FORBIDDEN ? WORKER_EXIT_REFUSED : WORKER_EXIT_FAILED, err_detail());
     end_children(a);
     int code = a->exit_code;
     link_client_close(&a->link);

@@ -826,7 +826,7 @@ static void gpus_that_cannot_be_used_are_said(void **state)
     assert_int_equal(buf_read_file(&b, log, 1 << 20), ERR_OK);
     buf_putc(&b, 0);
     assert_non_null(strstr(b.data, "GPUs are not used why=\"the NVIDIA driver 570.10 knows CUDA up to 12.8"));
-    assert_non_null(strstr(b.data, "status=2 why=\"--backend cuda: the NVIDIA driver 570.10"));
+    assert_non_null(strstr(b.data, "racklm-worker: --backend cuda: the NVIDIA driver 570.10"));
     buf_deinit(&b);
 }
 
