@@ -18,7 +18,7 @@ PATIENT = ["--heartbeat-timeout-ms", 20000, "--max-seqs", 8]
 
 
 def serve(*args, env=None, **kw):
-    return Server(DEMO, *PATIENT, *args, env={**GPUS, **(env or {})}, build=EMU, **kw)
+    return Server(DEMO, *PATIENT, *args, env={**GPUS, **(env or {})}, programs=EMU / "bin", **kw)
 
 
 def logprobs(s):
