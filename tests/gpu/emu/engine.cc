@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -536,11 +537,13 @@ void all_poll()
             g->width = g->resident + 1;
             return;
         }
+    /* First everybody looks once more: what they wait for may have come from another one that waits by now. Work of others that is begun too early keeps kernels
+     * that are through from coming to their end, for it runs on top of them. */
     uint64_t quiet = 0;
-    if (idle_hook && idle_hook())
-        eng->quiet_since = 0;
-    else if (eng->quiet_since == 0)
+    if (eng->quiet_since == 0)
         eng->quiet_since = clock_ns();
+    else if (idle_hook && idle_hook())
+        eng->quiet_since = 0;
     else {
         quiet = clock_ns() - eng->quiet_since;
         if (quiet > 1000000) { /* another thread or process is waited for */
@@ -583,6 +586,8 @@ void schedule()
 
 /* ---- signals: an access outside of device or shared memory meets a guard page (or nothing). */
 
+std::mutex signals_mutex;
+uint32_t signals_users; /* OS threads that run kernels */
 struct sigaction old_segv, old_bus;
 
 [[noreturn]] void landed()
@@ -609,7 +614,8 @@ void on_signal(int sig, siginfo_t *info, void *context)
         fprintf(stderr, ": access out of bounds, %td bytes from the start of %zu bytes of shared memory, at pc %p\n", addr - b->smem, b->smem_bytes,
                 (void *)uc->uc_mcontext.gregs[REG_RIP]);
     else
-        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP]);
+        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP],
+                describe_address(info->si_addr).c_str());
     grid_fail(b->g, fault::out_of_bounds);
     if (stack)
         abort();
@@ -619,8 +625,12 @@ void on_signal(int sig, siginfo_t *info, void *context)
     uc->uc_mcontext.gregs[REG_RIP] = greg_t((size_t)landed);
 }
 
+/* Only while kernels run: test frameworks and sanitizers have handlers of their own. */
 void signals_take()
 {
+    std::lock_guard<std::mutex> l(signals_mutex);
+    if (signals_users++ > 0)
+        return;
     struct sigaction a = {};
     a.sa_sigaction = on_signal;
     a.sa_flags = SA_SIGINFO | SA_ONSTACK;
@@ -629,6 +639,9 @@ void signals_take()
 }
 void signals_give_back()
 {
+    std::lock_guard<std::mutex> l(signals_mutex);
+    if (--signals_users > 0)
+        return;
     sigaction(SIGSEGV, &old_segv, nullptr);
     sigaction(SIGBUS, &old_bus, nullptr);
 }
@@ -855,6 +868,11 @@ void polled(const volatile void *addr, uint64_t value)
         yield();
     l->poll_addr = addr;
     l->poll_value = value;
+}
+
+void wrote()
+{
+    eng->quiet_since = 0;
 }
 
 uint64_t clock_ns()
