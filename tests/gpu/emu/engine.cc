@@ -538,11 +538,13 @@ void all_poll()
             g->width = g->resident + 1;
             return;
         }
+    /* First everybody looks once more: what they wait for may have come from another one that waits by now. Work of others that is begun too early keeps kernels
+     * that are through from coming to their end, for it runs on top of them. */
     uint64_t quiet = 0;
-    if (idle_hook && idle_hook())
-        eng->quiet_since = 0;
-    else if (eng->quiet_since == 0)
+    if (eng->quiet_since == 0)
         eng->quiet_since = clock_ns();
+    else if (idle_hook && idle_hook())
+        eng->quiet_since = 0;
     else {
         quiet = clock_ns() - eng->quiet_since;
         if (quiet > 1000000) { /* another thread or process is waited for */
@@ -890,6 +892,11 @@ void polled(const volatile void *addr, uint64_t value)
         yield();
     l->poll_addr = addr;
     l->poll_value = value;
+}
+
+void wrote()
+{
+    eng->quiet_since = 0;
 }
 
 uint64_t clock_ns()

@@ -54,6 +54,8 @@ uint32_t barrier(vote v, bool predicate, here at);
 
 /* After a load that may be one of a loop that waits for memory: lets others run when the value is what it was the last time. */
 void polled(const volatile void *addr, uint64_t value);
+/* After a store that another thread may wait for. */
+void wrote();
 void yield();
 
 /* Ends the kernel: reports what (printf) with kernel, block, thread. */
