@@ -379,23 +379,22 @@ static bool on_progress(void *arg, uint64_t done, uint64_t total)
 
 static enum err load(struct worker *w)
 {
-    static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32", "cuda"};
+    static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32", "cuda"}; /* kernels_by_name has none for cuda: the device knows */
     const struct msg_start_worker *s = w->start;
-    if (w->spec.kind != DEVICE_CPU)
-        return err_set(ERR_UNSUPPORTED, "this worker cannot compute on %s devices", device_kind_name(w->spec.kind));
     if (s->n_share != s->tp || s->n_layer_first != s->pp + 1 || s->kv_type > KV_FP8)
         return err_set(ERR_PROTOCOL, "START_WORKER with %u shares for tp %u, %u layer bounds for pp %u, KV type %u", s->n_share,
                        s->tp, s->n_layer_first, s->pp, s->kv_type);
     struct runner_config cfg = {
         .model_path = s->model_path, .model_bytes = s->model_bytes, .tp = s->tp, .pp = s->pp, .tp_rank = s->tp_rank,
         .stage = s->stage, .share = s->share, .layer_first = s->layer_first,
-        .kernels = kernels_by_name(backends[w->opts->backend]), .n_threads = MAX(w->spec.n_threads, 1),
+        .kernels = kernels_by_name(backends[w->opts->backend]), .use_cuda = w->spec.kind != DEVICE_CPU, .cuda_ordinal = w->spec.ordinal,
+        .deterministic = s->deterministic, .n_threads = MAX(w->spec.n_threads, 1),
         .spin_us = w->spec.own_core ? SPIN_US : 0, .ctx = s->ctx, .max_seqs = s->max_seqs,
         .max_step_tokens = s->max_step_tokens, .kv_type = (enum kv_type)s->kv_type, .memory_bytes = w->spec.memory_bytes,
         .kv_memory_bytes = s->kv_memory_bytes, .progress = on_progress, .progress_arg = w,
         .tick = tick, .tick_arg = w,
     };
-    ASSERT(cfg.kernels);
+    ASSERT(cfg.kernels || cfg.use_cuda);
     return runner_create(&cfg, &w->runner);
 }
 
