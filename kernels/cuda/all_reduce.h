@@ -58,6 +58,10 @@ bool cuda_all_reduce_fits(const struct cuda_peers *p, uint32_t n_tok, uint32_t d
 cudaError_t cuda_all_reduce(const struct cuda_peers *peers, const struct cuda_all_reduce *calls, uint32_t here, uint32_t n_tok, uint32_t dim,
                             cudaStream_t stream);
 
+/* out[i] = the sum over ranks, in their order, of parts[rank][i]: the same bits from what a library has gathered. n_ranks is anything; 16-byte alignment is not
+ * needed. out is none of parts. */
+cudaError_t cuda_sum_parts(float *out, const float *parts, uint32_t n_ranks, uint32_t n, cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

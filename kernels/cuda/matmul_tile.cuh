@@ -76,7 +76,7 @@ struct matmul_tile {
 
     __device__ __forceinline__ matmul_tile(const matmul_args &args) : a(args)
     {
-        lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); /* so that the compiler sees that it is one for all lanes */
         warps_row = a.warps_row, warps_k = MATMUL_WARPS / warps_row;
         row_warp = warp % warps_row, k_warp = warp / warps_row;
         x_bytes = matmul_x_bytes(N, a.n);
@@ -96,20 +96,21 @@ struct matmul_tile {
         }
     }
 
-    /* Chunk c of x into its buffer; what lies beyond k is zero. Tokens that are not there are not written: they reach outputs only that are not there. */
+    /* Chunk c of x into its buffer; what lies beyond k is zero. Tokens that are not there are not written: they reach outputs only that are not there. A thread has one place in a
+     * token's chunk, for every so-many-th token. */
     __device__ __forceinline__ void stage(uint32_t c) const
     {
         constexpr uint32_t PIECES = CHUNK * MATMUL_STEP_PIECES;
-        unsigned char *buf = smem_base() + c % 2 * x_bytes;
-        uint32_t first = s0 + c * CHUNK, pieces = (min(first + CHUNK, s1) - first) * MATMUL_STEP_PIECES;
-        for (uint32_t i = threadIdx.x; i < n_tok * PIECES; i += MATMUL_THREADS) {
-            uint32_t token = i / PIECES, p = i % PIECES, k = first * LAYOUT_STEP + p * 8;
-            if (p >= pieces)
-                continue;
-            unsigned char *to = buf + token * PITCH + (p / MATMUL_STEP_PIECES * MATMUL_STEP_PIECES + x_piece<step_t::RUN>(p % MATMUL_STEP_PIECES)) * 16;
-            const unsigned char *from = (const unsigned char *)a.x + ((size_t)(token0 + token) * a.k + (k < a.k ? k : 0)) * 2;
-            ptx_cp_async_16(to, from, k < a.k ? 16 : 0);
-        }
+        uint32_t p = threadIdx.x % PIECES, token = threadIdx.x / PIECES, step = s0 + c * CHUNK + p / MATMUL_STEP_PIECES, in = p % MATMUL_STEP_PIECES;
+        if (step >= s1)
+            return;
+        uint32_t k = step * LAYOUT_STEP + in * 8, bytes = k < a.k ? 16 : 0;
+        unsigned char *to = smem_base() + c % 2 * x_bytes + token * PITCH + (p - in + x_piece<step_t::RUN>(in)) * 16;
+        const unsigned char *from = (const unsigned char *)a.x + ((size_t)(token0 + token) * a.k + (bytes ? k : 0)) * 2;
+        size_t next = (size_t)(MATMUL_THREADS / PIECES) * a.k * 2;
+#pragma unroll 1
+        for (; token < n_tok; token += MATMUL_THREADS / PIECES, to += MATMUL_THREADS / PIECES * PITCH, from += next)
+            ptx_cp_async_16(to, from, bytes);
     }
 
     static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&x)[4], uint32_t b0, uint32_t b1)
@@ -148,45 +149,44 @@ struct matmul_tile {
         piece<3>(w, q, x);
     }
 
-    /* Round i: step s0 + i * warps_k + k_warp, where there is one. */
-    __device__ __forceinline__ void load(step_t (&w)[M], uint32_t i) const
+    __device__ __forceinline__ void load(step_t (&w)[M], uint32_t step) const
     {
-        uint32_t s = s0 + i * warps_k + k_warp;
-        if (s < s1) {
+        if (step < s1) {
 #pragma unroll
             for (uint32_t m = 0; m < M; m++)
-                w[m].load(src[m], s, a.k, lane);
+                w[m].load(src[m], step, lane);
         }
     }
+    /* Rounds: in each, every warp over k has a step, but for the last ones. */
     __device__ __forceinline__ void run()
     {
-        uint32_t rounds = (s1 - s0 + warps_k - 1) / warps_k, per_chunk = CHUNK / warps_k, chunks = (rounds + per_chunk - 1) / per_chunk;
+        uint32_t rounds = (s1 - s0 + warps_k - 1) / warps_k, step = s0 + k_warp;
         /* A lane's token of tile 0; of one tile only, buffers hold just the tokens that are there. */
-        uint32_t token = N == 1 ? min(lane / 4, n_tok - 1) : lane / 4;
-        const unsigned char *x = smem_base() + token * PITCH + lane % 4 * 16;
+        uint32_t token = N == 1 ? min(lane / 4, n_tok - 1) : lane / 4, chunk = 0, in_chunk = CHUNK;
+        const unsigned char *x0 = smem_base() + token * PITCH + lane % 4 * 16 + k_warp * (LAYOUT_STEP * 2), *x = x0;
         step_t w[AHEAD + 1][M];
 #pragma unroll
         for (uint32_t u = 0; u < AHEAD; u++)
-            load(w[u], u);
+            load(w[u], step + u * warps_k);
         stage(0);
         ptx_cp_async_commit();
-        for (uint32_t i0 = 0; i0 < rounds; i0 += AHEAD + 1) {
+        for (uint32_t i = 0; i < rounds;) {
 #pragma unroll
             for (uint32_t u = 0; u <= AHEAD; u++) {
-                uint32_t i = i0 + u;
                 if (i >= rounds)
                     break;
-                if (i % per_chunk == 0) {
-                    uint32_t c = i / per_chunk;
+                if (in_chunk == CHUNK) {
                     ptx_cp_async_wait<0>();
-                    __syncthreads(); /* chunk c is there for all, and none still reads c - 1, whose buffer is filled next */
-                    if (c + 1 < chunks)
-                        stage(c + 1);
+                    __syncthreads(); /* this chunk is there for all, and none still reads the last, whose buffer is filled next */
+                    in_chunk = 0;
+                    x = x0 + chunk % 2 * x_bytes;
+                    stage(++chunk);
                     ptx_cp_async_commit();
                 }
-                load(w[(u + AHEAD) % (AHEAD + 1)], i + AHEAD);
-                if (s0 + i * warps_k + k_warp < s1)
-                    compute(w[u], x + i / per_chunk % 2 * x_bytes + (i % per_chunk * warps_k + k_warp) * LAYOUT_STEP * 2);
+                load(w[(u + AHEAD) % (AHEAD + 1)], step + AHEAD * warps_k);
+                if (step < s1)
+                    compute(w[u], x);
+                step += warps_k, in_chunk += warps_k, x += warps_k * (LAYOUT_STEP * 2), i++;
             }
         }
     }
@@ -212,18 +212,42 @@ struct matmul_tile {
     {
         return a.partial + (tile_idx() * a.splits + split) * (warps_row * WARP_ELEMS);
     }
-    __device__ __forceinline__ void put(uint32_t f, float v) const
+    /* The sums of a warp that had all of k, straight from registers. */
+    __device__ __forceinline__ void store_warp() const
     {
-        if (a.splits > 1)
-            partial(blockIdx.y)[f] = v;
-        else
-            store(f, v);
+#pragma unroll
+        for (uint32_t m = 0; m < M; m++) {
+            uint32_t group = group_of(row_warp, m);
+            const matmul_job &j = job_of(a, group);
+            uint32_t row = (group - j.group0) * LAYOUT_ROWS + lane / 4;
+            bool has[2] = {group < a.groups && row < j.rows, group < a.groups && row + 8 < j.rows};
+            float bias[2] = {j.bias && has[0] ? j.bias[row] : 0.0f, j.bias && has[1] ? j.bias[row + 8] : 0.0f};
+#pragma unroll
+            for (uint32_t n = 0; n < N; n++)
+#pragma unroll
+                for (uint32_t e = 0; e < 2; e++) {
+                    uint32_t token = token0 + n * 8 + lane % 4 * 2 + e;
+                    if (token >= a.n)
+                        continue;
+                    float scale = a.scale ? a.scale[token] : 1.0f, *y = j.y + token * j.y_stride + row;
+                    if (has[0])
+                        y[0] = fmaf(acc[m][n][e], scale, bias[0]);
+                    if (has[1])
+                        y[8] = fmaf(acc[m][n][e + 2], scale, bias[1]);
+                }
+        }
     }
 
     __device__ __forceinline__ void finish()
     {
-        float *part = (float *)smem_base(); /* [k warp][element] */
-        uint32_t elems = warps_row * WARP_ELEMS, mine = row_warp * WARP_ELEMS + lane;
+        uint32_t elems = warps_row * WARP_ELEMS;
+        if (warps_k == 1 && a.splits == 1) {
+            store_warp();
+            return;
+        }
+        /* [k warp][element]: in shared memory, or, of one k warp, as this block's part right away. */
+        float *part = warps_k > 1 ? (float *)smem_base() + k_warp * elems : partial(blockIdx.y);
+        part += row_warp * WARP_ELEMS + lane;
         if (warps_k > 1)
             __syncthreads(); /* x is read */
 #pragma unroll
@@ -231,20 +255,20 @@ struct matmul_tile {
 #pragma unroll
             for (uint32_t n = 0; n < N; n++)
 #pragma unroll
-                for (uint32_t e = 0; e < 4; e++) {
-                    uint32_t f = mine + ((m * N + n) * 4 + e) * 32;
-                    if (warps_k > 1)
-                        part[k_warp * elems + f] = acc[m][n][e];
-                    else
-                        put(f, acc[m][n][e]);
-                }
+                for (uint32_t e = 0; e < 4; e++)
+                    part[((m * N + n) * 4 + e) * 32] = acc[m][n][e];
         if (warps_k > 1) {
             __syncthreads();
+            const float *sums = (const float *)smem_base();
+#pragma unroll 1
             for (uint32_t f = threadIdx.x; f < elems; f += MATMUL_THREADS) {
-                float v = part[f];
+                float v = sums[f];
                 for (uint32_t k = 1; k < warps_k; k++)
-                    v += part[k * elems + f];
-                put(f, v);
+                    v += sums[k * elems + f];
+                if (a.splits > 1)
+                    partial(blockIdx.y)[f] = v;
+                else
+                    store(f, v);
             }
         }
         if (a.splits == 1)
@@ -261,6 +285,7 @@ struct matmul_tile {
             return;
         if (threadIdx.x == 0)
             a.counters[tile_idx()] = 0;
+#pragma unroll 1
         for (uint32_t f = threadIdx.x; f < elems; f += MATMUL_THREADS) {
             float v = __ldcg(partial(0) + f);
             for (uint32_t s = 1; s < a.splits; s++)

@@ -155,6 +155,26 @@ static void sums_are_those_of_the_ranks_in_order(void **state)
     }
 }
 
+static void gathered_parts_have_the_same_sum(void **state)
+{
+    (void)state;
+    static const uint32_t counts[] = {1, 255, 256, 257, 1000};
+    struct world w;
+    world_init(&w, 3, 1);
+    float *parts = device_memory(3 * 1000 * sizeof(float));
+    for (unsigned k = 0; k < ARRAY_LEN(counts); k++) {
+        fill_parts(&w, counts[k]);
+        for (uint32_t r = 0; r < 3; r++)
+            OK(cudaMemcpy(parts + (size_t)r * counts[k], w.host[r], counts[k] * sizeof(float), cudaMemcpyHostToDevice));
+        for (uint32_t r = 0; r < 3; r++)
+            OK(cuda_sum_parts(w.calls[r].part, parts, 3, counts[k], w.stream));
+        OK(cudaStreamSynchronize(w.stream));
+        check_sums(&w, counts[k]);
+    }
+    OK(cudaFree(parts));
+    world_deinit(&w);
+}
+
 static void numbers_of_calls_may_wrap(void **state)
 {
     (void)state;
@@ -514,6 +534,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shapes_that_fit),
         cmocka_unit_test(sums_are_those_of_the_ranks_in_order),
+        cmocka_unit_test(gathered_parts_have_the_same_sum),
         cmocka_unit_test(numbers_of_calls_may_wrap),
         cmocka_unit_test(residual_and_norm_follow),
         cmocka_unit_test(tokens_do_not_know_of_each_other),

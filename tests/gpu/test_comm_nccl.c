@@ -27,7 +27,7 @@
 
 #include <cmocka.h>
 
-enum { RANKS_MAX = 4, ROUNDS = 4, PATIENCE_MS = 60000, FLOATS = 70000 };
+enum { RANKS_MAX = 4, ROUNDS = 4, PATIENCE_MS = 60000, FLOATS = 300000 };
 enum kind { PROCESSES, THREADS };
 
 struct world {
@@ -35,7 +35,7 @@ struct world {
     uint32_t tp, pp, n;
     size_t one_shot_bytes;
     uint32_t variant; /* of a case */
-    bool own_core, same_device;
+    bool own_core, same_device, deterministic;
     struct comm_hub *hubs[ROUNDS];
     struct comm_addr addrs[ROUNDS][RANKS_MAX];
     atomic_uint arrived[16];
@@ -88,7 +88,7 @@ static enum err offer(struct rank *r, unsigned round)
     cudaGetDeviceCount(&n_devices);
     struct comm_nccl_config cfg = {.comm = {.rank = r->rank, .tp = w->tp, .pp = w->pp, .epoch = 7 + round, .own_core = w->own_core},
                                    .device = w->same_device ? 0 : (int)r->rank % MAX(n_devices, 1),
-                                   .one_shot_bytes = w->one_shot_bytes};
+                                   .one_shot_bytes = w->one_shot_bytes, .deterministic = w->deterministic};
     if (w->kind == THREADS)
         TRY(comm_local_create(w->hubs[round], r->rank, &cfg.inner));
     else if (n_devices < (int)w->n && !w->same_device) {
@@ -225,7 +225,7 @@ static float whole(uint32_t rank, uint32_t op, size_t i)
 
 static int sums(struct rank *r)
 {
-    static const size_t counts[] = {1, 3, 1000, 16384, FLOATS, 7, 0};
+    static const size_t counts[] = {1, 3, 1000, 16384, FLOATS, 7, 0}; /* FLOATS: none for our own kernel */
     struct world *w = r->w;
     CHECK(join_world(r, 0) == ERR_OK);
     uint32_t first = r->rank / w->tp * w->tp;
@@ -254,9 +254,14 @@ static int sums(struct rank *r)
     uint64_t h = 14695981039346656037ull; /* FNV-1a */
     for (size_t i = 0; i < 3000; i++) {
         double want = 0;
-        for (uint32_t k = 0; k < w->tp; k++)
-            want += sinf((float)(i + 1) * (float)(k + 1));
+        float in_order = 0;
+        for (uint32_t k = 0; k < w->tp; k++) {
+            float v = sinf((float)(i + 1) * (float)(k + 1));
+            want += v;
+            in_order = k == 0 ? v : in_order + v;
+        }
         CHECK(fabs(host[i] - want) < 1e-6);
+        CHECK((!w->deterministic && w->one_shot_bytes == 0) || host[i] == in_order);
         uint32_t bits;
         memcpy(&bits, &host[i], sizeof(bits));
         h = (h ^ bits) * 1099511628211ull;
@@ -278,6 +283,16 @@ static void sums_over_the_group(void **state)
     run_case(PROCESSES, 2, 2, 0, sums);
     if (threads_have_devices())
         run_case(THREADS, 3, 1, 0, sums);
+}
+
+static void sums_in_the_order_of_ranks(void **state)
+{
+    (void)state;
+    for (uint32_t tp = 1; tp <= 4; tp++) {
+        struct world *w = world_create(PROCESSES, tp, 1);
+        w->deterministic = true;
+        run_world(w, sums, NULL);
+    }
 }
 
 static void sums_by_our_own_kernel(void **state)
@@ -964,6 +979,8 @@ static int library(struct rank *r)
         setenv("RACKLM_EMU_NCCL_VERSION", "21703", 1);
     }
     enum err e = comm_nccl_create(&cfg, &r->c, &a);
+    if (r->w->variant == 0) /* it would have listened on the loopback only */
+        CHECK(strcmp(getenv("NCCL_SOCKET_IFNAME"), "=lo") == 0 && strcmp(getenv("NCCL_RAS_ENABLE"), "0") == 0);
     if (r->w->variant == 2) { /* one rank needs none */
         CHECK(e == ERR_OK && comm_connect(r->c, &a, in_ms(PATIENCE_MS)) == ERR_OK);
         CHECK(comm_nccl_all_reduce(r->c, NULL, 5, NULL) == ERR_OK);
@@ -990,12 +1007,12 @@ int main(void)
     setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
     setenv("UCX_MEM_EVENTS", "n", 0);
     setenv("RACKLM_EMU_DEVICES", "4", 0);
-    static const char *const one_gpu[][2] = {{"NCCL_NET", "Socket"}, {"NCCL_IB_DISABLE", "1"}, {"NCCL_SOCKET_IFNAME", "lo"}, {"NCCL_MNNVL_ENABLE", "0"},
-                                             {"NCCL_MAX_CTAS", "2"}, {"NCCL_RAS_ENABLE", "0"}};
+    static const char *const one_gpu[][2] = {{"NCCL_NET", "Socket"}, {"NCCL_IB_DISABLE", "1"}, {"NCCL_MNNVL_ENABLE", "0"}, {"NCCL_MAX_CTAS", "2"}};
     for (unsigned i = 0; i < ARRAY_LEN(one_gpu); i++)
         setenv(one_gpu[i][0], one_gpu[i][1], 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_over_the_group),
+        cmocka_unit_test(sums_in_the_order_of_ranks),
         cmocka_unit_test(sums_by_our_own_kernel),
         cmocka_unit_test(residual_and_norm_after_the_sum),
         cmocka_unit_test(all_gather_brings_every_part_to_every_rank),
@@ -1014,5 +1031,5 @@ int main(void)
         cmocka_unit_test(a_graph_that_outlives_its_communicator_ends_the_process),
         cmocka_unit_test(nccl_is_looked_for_where_it_is_needed),
     };
-    return emulated() ? cmocka_run_group_tests_name("comm_nccl", tests, NULL, NULL) : _cmocka_run_group_tests("comm_nccl", tests, 12, NULL, NULL);
+    return emulated() ? cmocka_run_group_tests_name("comm_nccl", tests, NULL, NULL) : _cmocka_run_group_tests("comm_nccl", tests, 13, NULL, NULL);
 }

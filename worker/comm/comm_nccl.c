@@ -18,8 +18,10 @@
 #include "worker/comm/one_shot.h"
 #include "worker/worker.h"
 
+#include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,10 +30,12 @@ enum {
     ADDRESS_VERSION = 1,
     NAME_MAX_BYTES = 64,
     DESTROY_NS = 2000000000, /* a GPU that has not stopped by then does not listen */
-    SPIN_NS = 20000000,      /* own_core: longer than most steps */
+    SPIN_NS = 20000000,      /* polls before it sleeps between them; own_core: longer than most steps */
+    SPIN_SHARED_NS = 100000, /* a core that others want, too: as long as NCCL takes for a call */
     SPIN_CHECK = 32,         /* polls between two looks at the clock */
-    NAP_NS = 50000,          /* between polls once it sleeps */
+    NAP_NS = 50000,          /* of a sleep */
     ASYNC_NS = 1000000,      /* between two looks at NCCL's errors */
+    PIECE = 1 << 18,         /* floats that are summed in order at a time */
 };
 enum { GROUP, WORLD, N_COMMS };
 static const char *const comm_names[N_COMMS] = {"the tensor-parallel group", "the pipeline"};
@@ -46,11 +50,12 @@ struct offer {
 
 struct nccl {
     struct comm c;
-    struct comm *inner;
+    struct comm *inner;         /* NULL where there is one rank */
     const struct nccl_api *api; /* NULL where there is one rank */
     int device;
     char gpu[NAME_MAX_BYTES];
     ncclComm_t comms[N_COMMS]; /* NULL where there is nobody to talk to */
+    float *parts;              /* [tp][PIECE] where sums are to have an order, else NULL */
     struct one_shot one;
 };
 
@@ -77,18 +82,26 @@ static enum err fail_nccl(const struct nccl *n, ncclComm_t comm, const char *wha
 
 /* ---- waiting ---- */
 
-/* Between two polls; t0: when the wait began, 0 before the first call. */
-static enum err pause_poll(struct nccl *n, const char *what, unsigned *polls, uint64_t *t0)
+/* One wait. It polls without a pause for a while, then sleeps between polls. */
+struct poll {
+    const char *what;
+    uint64_t begun;
+    unsigned n;
+    bool sleeps;
+};
+
+static enum err pause_poll(struct nccl *n, struct poll *p)
 {
-    if (n->c.own_core && ++*polls % SPIN_CHECK != 0) {
+    if (!p->sleeps && ++p->n % SPIN_CHECK != 0) {
         sched_yield();
         return ERR_OK;
     }
     uint64_t now = clock_ns();
-    TRY(comm_check(&n->c, what, now));
-    if (*t0 == 0)
-        *t0 = now;
-    if (!n->c.own_core || now - *t0 > SPIN_NS)
+    TRY(comm_check(&n->c, p->what, now));
+    if (p->begun == 0)
+        p->begun = now;
+    p->sleeps = now - p->begun > (n->c.own_core ? SPIN_NS : SPIN_SHARED_NS);
+    if (p->sleeps)
         nanosleep(&(struct timespec){0, NAP_NS}, NULL);
     return ERR_OK;
 }
@@ -96,8 +109,7 @@ static enum err pause_poll(struct nccl *n, const char *what, unsigned *polls, ui
 /* The result of a call on comm: waits while NCCL is at it. */
 static enum err settle(struct nccl *n, ncclComm_t comm, const char *what, ncclResult_t r)
 {
-    unsigned polls = 0;
-    uint64_t t0 = 0;
+    struct poll p = {.what = what};
     while (r == ncclSuccess || r == ncclInProgress) {
         ncclResult_t state = ncclSuccess;
         r = n->api->CommGetAsyncError(comm, &state);
@@ -106,7 +118,7 @@ static enum err settle(struct nccl *n, ncclComm_t comm, const char *what, ncclRe
         if (r == ncclSuccess)
             r = state;
         if (r == ncclInProgress)
-            TRY(pause_poll(n, what, &polls, &t0));
+            TRY(pause_poll(n, &p));
     }
     return fail_nccl(n, comm, what, r);
 }
@@ -126,8 +138,8 @@ static enum err look_at_errors(struct nccl *n)
 
 static enum err wait_device(struct nccl *n, cudaStream_t s, cudaEvent_t event)
 {
-    unsigned polls = 0;
-    uint64_t t0 = 0, looked = 0;
+    struct poll p = {.what = "a step on the GPU"};
+    uint64_t looked = 0;
     for (;;) {
         cudaError_t r = event ? cudaEventQuery(event) : cudaStreamQuery(s);
         if (r == cudaSuccess)
@@ -135,7 +147,7 @@ static enum err wait_device(struct nccl *n, cudaStream_t s, cudaEvent_t event)
         if (r != cudaErrorNotReady)
             return fail_cuda("a step", r);
         (void)cudaGetLastError(); /* or the next launch would find it there */
-        TRY(pause_poll(n, "a step on the GPU", &polls, &t0));
+        TRY(pause_poll(n, &p));
         uint64_t now = clock_ns();
         if (now - looked > ASYNC_NS) {
             looked = now;
@@ -165,6 +177,20 @@ static enum err leave(struct nccl *n, enum err e, size_t bytes)
     return e;
 }
 
+/* Every rank gets everybody's values and adds them in the order of ranks, as the one-shot kernel does. */
+static enum err sum_in_order(struct nccl *n, float *buf, size_t count, cudaStream_t s)
+{
+    uint32_t me = n->c.rank - n->c.group_first;
+    for (size_t at = 0; at < count; at += PIECE) {
+        size_t k = MIN(count - at, PIECE);
+        float *own = n->parts + me * k;
+        TRY_CUDA("all-reduce", cudaMemcpyAsync(own, buf + at, k * sizeof(float), cudaMemcpyDeviceToDevice, s));
+        TRY(settle(n, n->comms[GROUP], "all-reduce", n->api->AllGather(own, n->parts, k, ncclFloat32, n->comms[GROUP], s)));
+        TRY_CUDA("all-reduce", cuda_sum_parts(buf + at, n->parts, n->c.tp, (uint32_t)k, s));
+    }
+    return ERR_OK;
+}
+
 enum err comm_nccl_all_reduce(struct comm *c, float *buf, size_t count, cudaStream_t s)
 {
     struct nccl *n = (struct nccl *)c;
@@ -175,6 +201,8 @@ enum err comm_nccl_all_reduce(struct comm *c, float *buf, size_t count, cudaStre
         cudaError_t r = one_shot_call(&n->one, &(struct cuda_all_reduce){.part = buf}, 1, (uint32_t)count, s);
         return leave(n, r == cudaSuccess ? ERR_OK : fail_cuda("all-reduce", r), count * sizeof(float));
     }
+    if (n->parts)
+        return leave(n, sum_in_order(n, buf, count, s), count * (c->tp - 1) * sizeof(float));
     ncclComm_t comm = n->comms[GROUP];
     return leave(n, settle(n, comm, "all-reduce", n->api->AllReduce(buf, buf, count, ncclFloat32, ncclSum, comm, s)), count * sizeof(float));
 }
@@ -353,7 +381,8 @@ static enum err nccl_connect(struct comm *c, const struct comm_addr *addrs)
         if (r == 0)
             ids[WORLD] = o.ids[WORLD];
     }
-    TRY_GOTO(back(n, comm_connect(lend(n), inner, c->deadline_ns)), fail);
+    if (n->inner)
+        TRY_GOTO(back(n, comm_connect(lend(n), inner, c->deadline_ns)), fail);
     if (cudaSetDevice(n->device) != cudaSuccess) {
         e = err_set(ERR_IO, "comm: GPU %d cannot be used", n->device);
         goto fail;
@@ -378,7 +407,8 @@ static void nccl_wake(struct comm *c)
 {
     struct nccl *n = (struct nccl *)c;
     one_shot_abort(&n->one);
-    comm_abort(n->inner);
+    if (n->inner)
+        comm_abort(n->inner);
 }
 
 /* Ends the process when the GPU does not let go in time. */
@@ -432,7 +462,7 @@ static void deadman_stop(struct deadman *d)
 static void nccl_destroy(struct comm *c)
 {
     struct nccl *n = (struct nccl *)c;
-    if (n->comms[GROUP] || n->comms[WORLD]) {
+    if (n->api) {
         struct deadman d;
         deadman_start(&d, c->rank);
         one_shot_abort(&n->one);
@@ -441,6 +471,7 @@ static void nccl_destroy(struct comm *c)
             if (n->comms[i])
                 n->api->CommAbort(n->comms[i]);
         one_shot_close(&n->one);
+        cudaFree(n->parts);
         deadman_stop(&d);
     }
     comm_destroy(&n->inner);
@@ -477,6 +508,20 @@ static enum err name_gpu(struct nccl *n)
     return ERR_OK;
 }
 
+/* NCCL listens where UCX does: on the one interface for other hosts, else on the loopback only, and not at all for its status service. It reads its
+ * environment once; what the operator has set stays. */
+static void limit_nccl(const char *net_device)
+{
+    char exactly[64];
+    if (!net_device || if_nametoindex(net_device) > 0) {
+        snprintf(exactly, sizeof(exactly), "=%s", net_device ? net_device : "lo");
+        setenv("NCCL_SOCKET_IFNAME", exactly, 0);
+    } else {
+        setenv("NCCL_IB_HCA", net_device, 0); /* an RDMA device, with its port after a colon: pick_net of comm_ucx.c */
+    }
+    setenv("NCCL_RAS_ENABLE", "0", 0);
+}
+
 enum err comm_nccl_create(const struct comm_nccl_config *cfg, struct comm **out, struct comm_addr *own)
 {
     struct comm_addr inner = {.len = 0};
@@ -492,9 +537,18 @@ enum err comm_nccl_create(const struct comm_nccl_config *cfg, struct comm **out,
     n->inner = taken;
     TRY_GOTO(comm_init(&n->c, &nccl_ops, &cfg->comm), fail);
     TRY_GOTO(name_gpu(n), fail);
-    if (n->c.n > 1)
+    if (n->c.n > 1) {
+        limit_nccl(cfg->comm.net_device);
         TRY_GOTO(nccl_api_load(&n->api), fail);
-    if (!n->inner)
+    }
+    if (n->c.tp > 2 && cfg->deterministic) { /* of two, any order is the same */
+        cudaError_t r = cudaMalloc((void **)&n->parts, (size_t)n->c.tp * PIECE * sizeof(float));
+        if (r != cudaSuccess) {
+            e = fail_cuda("room for sums in order", r);
+            goto fail;
+        }
+    }
+    if (!n->inner && n->c.n > 1)
         TRY_GOTO(comm_ucx_create(&cfg->comm, &n->inner, &inner), fail);
     if (n->c.tp > 1)
         TRY_GOTO(one_shot_open(&n->one, cfg->one_shot_bytes, n->c.rank - n->c.group_first, n->c.tp), fail);
@@ -503,6 +557,7 @@ enum err comm_nccl_create(const struct comm_nccl_config *cfg, struct comm **out,
     return ERR_OK;
 fail:
     one_shot_close(&n->one);
+    cudaFree(n->parts);
     comm_destroy(&n->inner);
     free(n);
     return e;

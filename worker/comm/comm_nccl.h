@@ -23,13 +23,16 @@
 struct comm_nccl_config {
     struct comm_config comm; /* the inner comm_ucx's, too */
     int device;
-    struct comm *inner;      /* taken, also when creating fails; connects without addresses (comm_local). NULL: a comm_ucx */
+    struct comm *inner;      /* taken, also when creating fails; connects without addresses (comm_local). NULL: a comm_ucx, if needed */
     /* All-reduces up to so many bytes go through our own kernel (kernels/cuda/all_reduce.h) instead of NCCL's, where all ranks of a stage can
      * reach each other's memory; the smallest value of the stage's ranks counts. 0, the default: never, until a GPU has shown it right. */
     size_t one_shot_bytes;
+    /* All-reduces add in the order of ranks wherever a value lies in a message, as the one-shot form always does; NCCL's do not. Moves tp - 1 times as much. */
+    bool deterministic;
 };
 
-/* Loads NCCL when there is more than one rank. ERR_UNSUPPORTED: it is missing or too old. */
+/* Loads NCCL when there is more than one rank, and sets what it reads of the environment: so before other threads look there. ERR_UNSUPPORTED: it is missing
+ * or too old. */
 enum err comm_nccl_create(const struct comm_nccl_config *cfg, struct comm **out, struct comm_addr *own);
 
 /* buf[n] = sum over the tensor-parallel group, in place; every rank gets the same bits. */

@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -424,6 +425,7 @@ void grid_fail(grid *g, fault f)
 {
     report_seed();
     if (!catching) {
+        self = nullptr;
         fflush(nullptr);
         abort();
     }
@@ -583,7 +585,10 @@ void schedule()
 
 /* ---- signals: an access outside of device or shared memory meets a guard page (or nothing). */
 
-struct sigaction old_segv, old_bus;
+std::mutex signals_mutex;
+uint32_t signals_users; /* OS threads that run kernels */
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGABRT};
+struct sigaction old_actions[3];
 
 [[noreturn]] void landed()
 {
@@ -595,11 +600,20 @@ void on_signal(int sig, siginfo_t *info, void *context)
 {
     const lane *l = eng ? self_lane() : nullptr;
     if (!l) { /* the host's own: as if we were not there */
-        sigaction(sig, sig == SIGSEGV ? &old_segv : &old_bus, nullptr);
-        return;
+        for (size_t i = 0; i < std::size(SIGNALS); i++)
+            if (SIGNALS[i] == sig)
+                sigaction(sig, &old_actions[i], nullptr);
+        return; /* to where it happens again; abort() raises it again by itself */
     }
     auto *uc = static_cast<ucontext_t *>(context);
     block *b = l->w->b;
+    if (sig == SIGABRT) {
+        report_place(b, l);
+        fprintf(stderr, ": abort(), an assertion it may be\n");
+        report_seed();
+        signal(SIGABRT, SIG_DFL);
+        return;
+    }
     const auto *addr = static_cast<const unsigned char *>(info->si_addr);
     bool stack = l->f && addr >= l->f->stack - PAGE && addr < l->f->stack;
     report_place(b, l);
@@ -609,7 +623,8 @@ void on_signal(int sig, siginfo_t *info, void *context)
         fprintf(stderr, ": access out of bounds, %td bytes from the start of %zu bytes of shared memory, at pc %p\n", addr - b->smem, b->smem_bytes,
                 (void *)uc->uc_mcontext.gregs[REG_RIP]);
     else
-        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP]);
+        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP],
+                describe_address(info->si_addr).c_str());
     grid_fail(b->g, fault::out_of_bounds);
     if (stack)
         abort();
@@ -619,18 +634,25 @@ void on_signal(int sig, siginfo_t *info, void *context)
     uc->uc_mcontext.gregs[REG_RIP] = greg_t((size_t)landed);
 }
 
+/* Only while kernels run: test frameworks and sanitizers have handlers of their own. */
 void signals_take()
 {
+    std::lock_guard<std::mutex> l(signals_mutex);
+    if (signals_users++ > 0)
+        return;
     struct sigaction a = {};
     a.sa_sigaction = on_signal;
     a.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &a, &old_segv);
-    sigaction(SIGBUS, &a, &old_bus);
+    for (size_t i = 0; i < std::size(SIGNALS); i++)
+        sigaction(SIGNALS[i], &a, &old_actions[i]);
 }
 void signals_give_back()
 {
-    sigaction(SIGSEGV, &old_segv, nullptr);
-    sigaction(SIGBUS, &old_bus, nullptr);
+    std::lock_guard<std::mutex> l(signals_mutex);
+    if (--signals_users > 0)
+        return;
+    for (size_t i = 0; i < std::size(SIGNALS); i++)
+        sigaction(SIGNALS[i], &old_actions[i], nullptr);
 }
 
 engine::~engine()
@@ -649,16 +671,14 @@ engine::~engine()
     eng = nullptr;
 }
 
-#if EMU_ASAN
-void on_death()
+void on_sanitizer()
 {
     if (eng && self) {
         report_place(self_lane()->w->b, self_lane());
-        fprintf(stderr, ": ended by the sanitizer's report above\n");
+        fprintf(stderr, ": the sanitizer's report here\n");
         report_seed();
     }
 }
-#endif
 
 engine *engine_here()
 {
@@ -676,12 +696,19 @@ engine *engine_here()
         sigaltstack(&ss, nullptr);
     }
 #if EMU_ASAN
-    __sanitizer_set_death_callback(on_death);
+    __sanitizer_set_death_callback(on_sanitizer);
 #endif
     return eng;
 }
 
 } // namespace
+
+/* UndefinedBehaviorSanitizer's hook. */
+extern "C" void __ubsan_on_report();
+extern "C" void __ubsan_on_report()
+{
+    on_sanitizer();
+}
 
 uint64_t seed()
 {
@@ -909,7 +936,8 @@ void land(lane *l, uint32_t end)
     size_t n = 0;
     for (; n < l->copies.size() && l->copies[n].group < end; n++) {
         const copy &c = l->copies[n];
-        memcpy(c.dst, c.src, c.src_bytes);
+        if (c.src_bytes > 0)
+            memcpy(c.dst, c.src, c.src_bytes);
         memset(static_cast<unsigned char *>(c.dst) + c.src_bytes, 0, c.bytes - c.src_bytes);
     }
     l->copies.erase(l->copies.begin(), l->copies.begin() + ptrdiff_t(n));

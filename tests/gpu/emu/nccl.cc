@@ -48,7 +48,7 @@ namespace
 {
 
 constexpr unsigned RANKS = 16;
-constexpr size_t RING = 1 << 16;
+constexpr size_t RING = 1 << 18;
 
 struct ring {
     alignas(64) std::atomic<uint64_t> written;

@@ -1,75 +1,22 @@
 /* The engine by itself. Expectations are the CUDA C++ Programming Guide's definitions (13.0, chapter C++ language extensions), written as plain loops here; the
  * conversions are held against the machine's F16C instructions and the formats' definitions. What the emulator is for, showing mistakes, is tested by making
  * them: a barrier left out gives wrong numbers over a few orders, and each fault is made in a child process whose message is read. */
-#include "tests/gpu/emu/kernel.h"
+#include "tests/gpu/emu/test_emu.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <string>
 #include <vector>
 
-#include <immintrin.h>
 #include <fcntl.h>
-#include <signal.h>
+#include <immintrin.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-extern "C" {
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-}
 
 using emu::fault;
 
 namespace {
 
-fault run(dim3 grid, dim3 block, size_t smem, std::function<void()> thread, const char *name = "test_kernel")
-{
-    return emu::run_kernel({name, grid, block, smem, std::move(thread)});
-}
 uint32_t tid()
 {
     return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-}
-
-/* What a child wrote to standard error before it died, by abort or the sanitizer's exit. */
-std::string message_of(const std::function<void()> &what)
-{
-    int fd[2];
-    assert_int_equal(pipe(fd), 0);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        dup2(fd[1], 2);
-        for (int s : {SIGABRT, SIGSEGV, SIGBUS}) /* not cmocka's, nor a core */
-            signal(s, SIG_DFL);
-        setenv("RACKLM_EMU_SPIN_S", "1", 1);
-        what();
-        _exit(0);
-    }
-    close(fd[1]);
-    std::string text;
-    char buf[4096];
-    for (ssize_t n; (n = read(fd[0], buf, sizeof buf)) > 0;)
-        text.append(buf, size_t(n));
-    close(fd[0]);
-    int status;
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    assert_int_not_equal(status, 0);
-    return text;
-}
-void assert_says(const std::string &text, std::initializer_list<const char *> parts)
-{
-    for (const char *p : parts)
-        if (text.find(p) == std::string::npos) {
-            print_error("not said: \"%s\"\nbut: %s\n", p, text.c_str());
-            assert_true(false);
-        }
 }
 
 /* ---- order */
@@ -79,14 +26,14 @@ void every_thread_of_every_block_runs_once_with_its_indices(void **)
     dim3 grid(3, 2, 4), block(5, 3, 7);
     std::vector<int> seen(grid.x * grid.y * grid.z * block.x * block.y * block.z);
     run(grid, block, 0, [&] {
-        assert_true(gridDim.x == 3 && gridDim.y == 2 && gridDim.z == 4 && blockDim.x == 5 && blockDim.y == 3 && blockDim.z == 7);
+        expect(gridDim.x == 3 && gridDim.y == 2 && gridDim.z == 4 && blockDim.x == 5 && blockDim.y == 3 && blockDim.z == 7);
         uint32_t b = blockIdx.x + 3 * (blockIdx.y + 2 * blockIdx.z);
         seen[b * 105 + tid()]++;
         __syncthreads();
         seen[b * 105 + tid()]++;
     });
     for (int n : seen)
-        assert_int_equal(n, 2);
+        expect_equal(n, 2);
 }
 
 void order_of_blocks_warps_and_lanes_changes(void **)
@@ -105,7 +52,7 @@ void order_of_blocks_warps_and_lanes_changes(void **)
     }
     for (auto *v : {&first_block, &first_warp, &first_lane}) {
         std::sort(v->begin(), v->end());
-        assert_true(std::unique(v->begin(), v->end()) - v->begin() >= 4);
+        expect(std::unique(v->begin(), v->end()) - v->begin() >= 4);
     }
 }
 
@@ -130,9 +77,9 @@ template <bool first, bool second> int exchange_errors()
 }
 void a_barrier_orders_and_a_missing_one_shows(void **)
 {
-    assert_int_equal((exchange_errors<true, true>()), 0);
-    assert_true((exchange_errors<false, true>()) > 0);
-    assert_true((exchange_errors<true, false>()) > 0);
+    expect_equal((exchange_errors<true, true>()), 0);
+    expect((exchange_errors<false, true>()) > 0);
+    expect((exchange_errors<true, false>()) > 0);
 }
 /* The same between the lanes of a warp. */
 void a_missing_syncwarp_shows(void **)
@@ -147,7 +94,7 @@ void a_missing_syncwarp_shows(void **)
                     __syncwarp();
                 errors += s[threadIdx.x ^ 1] != (threadIdx.x ^ 1);
             });
-        assert_true(sync ? errors == 0 : errors > 0);
+        expect(sync ? errors == 0 : errors > 0);
     }
 }
 
@@ -155,11 +102,11 @@ void barriers_count_votes(void **)
 {
     run(1, 100, 0, [] {
         int t = int(threadIdx.x);
-        assert_int_equal(__syncthreads_count(t % 3 == 0), 34);
-        assert_int_equal(__syncthreads_and(t >= 0), 1);
-        assert_int_equal(__syncthreads_and(t != 77), 0);
-        assert_int_equal(__syncthreads_or(t == 77), 1);
-        assert_int_equal(__syncthreads_or(t > 100), 0);
+        expect_equal(__syncthreads_count(t % 3 == 0), 34);
+        expect_equal(__syncthreads_and(t >= 0), 1);
+        expect_equal(__syncthreads_and(t != 77), 0);
+        expect_equal(__syncthreads_or(t == 77), 1);
+        expect_equal(__syncthreads_or(t > 100), 0);
     });
 }
 
@@ -199,10 +146,10 @@ template <class T> void shuffles()
         for (uint32_t width = 1; width <= 32; width *= 2)
             for (uint32_t by = 0; by < 32; by++) {
                 int w = int(width);
-                assert_true(same(__shfl_sync(~0u, v, int(by), w), value_of<T>(i / width * width + by % width)));
-                assert_true(same(__shfl_up_sync(~0u, v, by, w), value_of<T>(up_source(i, by, width))));
-                assert_true(same(__shfl_down_sync(~0u, v, by, w), value_of<T>(down_source(i, by, width))));
-                assert_true(same(__shfl_xor_sync(~0u, v, int(by), w), value_of<T>(xor_source(i, by, width))));
+                expect(same(__shfl_sync(~0u, v, int(by), w), value_of<T>(i / width * width + by % width)));
+                expect(same(__shfl_up_sync(~0u, v, by, w), value_of<T>(up_source(i, by, width))));
+                expect(same(__shfl_down_sync(~0u, v, by, w), value_of<T>(down_source(i, by, width))));
+                expect(same(__shfl_xor_sync(~0u, v, int(by), w), value_of<T>(xor_source(i, by, width))));
             }
     });
 }
@@ -221,21 +168,21 @@ void votes_and_reductions_are_over_the_mask(void **)
     run(1, 32, 0, [] {
         uint32_t i = threadIdx.x;
         int x = int(i) - 20;
-        assert_int_equal(__ballot_sync(~0u, i % 5 == 0), 0x42108421);
-        assert_true(__any_sync(~0u, i == 9) && !__any_sync(~0u, i == 32) && __all_sync(~0u, i < 32) && !__all_sync(~0u, i < 31));
-        assert_int_equal(__reduce_add_sync(~0u, x), 31 * 32 / 2 - 20 * 32);
-        assert_int_equal(__reduce_min_sync(~0u, x), -20);
-        assert_int_equal(__reduce_max_sync(~0u, x), 11);
-        assert_int_equal(__reduce_min_sync(~0u, unsigned(x)), 0);
-        assert_true(__reduce_max_sync(~0u, unsigned(x)) == UINT32_MAX);
+        expect_equal(__ballot_sync(~0u, i % 5 == 0), 0x42108421);
+        expect(__any_sync(~0u, i == 9) && !__any_sync(~0u, i == 32) && __all_sync(~0u, i < 32) && !__all_sync(~0u, i < 31));
+        expect_equal(__reduce_add_sync(~0u, x), 31 * 32 / 2 - 20 * 32);
+        expect_equal(__reduce_min_sync(~0u, x), -20);
+        expect_equal(__reduce_max_sync(~0u, x), 11);
+        expect_equal(__reduce_min_sync(~0u, unsigned(x)), 0);
+        expect(__reduce_max_sync(~0u, unsigned(x)) == UINT32_MAX);
         /* Thirds of the warp, each with its own mask, in different branches and loops of different length. */
         uint32_t third = i % 3, mask = third == 0 ? 0x49249249 : third == 1 ? 0x92492492 : 0x24924924;
         uint32_t n = third == 2 ? 10 : 11;
         for (uint32_t k = 0; k <= third; k++) {
-            assert_int_equal(__popc(__ballot_sync(mask, 1)), n);
+            expect_equal(__popc(__ballot_sync(mask, 1)), n);
             if (third == 1)
                 __syncwarp(mask);
-            assert_int_equal(__shfl_sync(mask, i, int(third + 3)), third + 3);
+            expect_equal(__shfl_sync(mask, i, int(third + 3)), third + 3);
         }
         __syncwarp();
     });
@@ -245,7 +192,7 @@ void a_lane_that_a_shuffle_does_not_name_gives_poison(void **)
 {
     run(1, 32, 0, [] {
         if (threadIdx.x < 16)
-            assert_true(__shfl_sync(0xffff, 1.0f, 20) != __shfl_sync(0xffff, 1.0f, 20)); /* NaN */
+            expect(__shfl_sync(0xffff, 1.0f, 20) != __shfl_sync(0xffff, 1.0f, 20)); /* NaN */
     });
 }
 
@@ -255,10 +202,10 @@ void shared_memory_is_poison_in_every_block_and_aligned(void **)
 {
     run(20, 64, 3 * 64 * 4, [] {
         auto *s = reinterpret_cast<float *>(smem_base());
-        assert_int_equal(size_t(s) % 1024, 0);
+        expect_equal(size_t(s) % 1024, 0);
         for (int i = 0; i < 3; i++)
-            assert_true(std::isnan(s[64 * i + int(threadIdx.x)]));
-        assert_true(__hisnan(reinterpret_cast<__half *>(s)[threadIdx.x]));
+            expect(std::isnan(s[64 * i + int(threadIdx.x)]));
+        expect(__hisnan(reinterpret_cast<__half *>(s)[threadIdx.x]));
         __syncthreads();
         s[threadIdx.x] = s[64 + threadIdx.x] = s[128 + threadIdx.x] = 0;
     });
@@ -283,21 +230,21 @@ void atomics_lose_nothing(void **)
         seen[size_t(atomicAdd(&tickets, 1))]++;
     });
     int n = 32 * 96;
-    assert_int_equal(sum, n * (n - 1) / 2);
-    assert_int_equal(largest, n - 1);
-    assert_int_equal(smallest, 0);
-    assert_true(wide == uint64_t(n) << 33);
-    assert_true(f == float(n) / 2);
-    assert_int_equal(wrap, n % 7);
-    assert_true(bits == UINT32_MAX);
-    assert_int_equal(std::count(seen.begin(), seen.end(), 1), n);
+    expect_equal(sum, n * (n - 1) / 2);
+    expect_equal(largest, n - 1);
+    expect_equal(smallest, 0);
+    expect(wide == uint64_t(n) << 33);
+    expect(f == float(n) / 2);
+    expect_equal(wrap, n % 7);
+    expect(bits == UINT32_MAX);
+    expect_equal(std::count(seen.begin(), seen.end(), 1), n);
     run(1, 32, 0, [&] { /* a lock: one after the other, by compare and swap */
         while (atomicCAS(&tickets, n, -1) != n)
             ;
         sum++;
-        assert_int_equal(atomicExch(&tickets, n), -1);
+        expect_equal(atomicExch(&tickets, n), -1);
     });
-    assert_int_equal(sum, n * (n - 1) / 2 + 32);
+    expect_equal(sum, n * (n - 1) / 2 + 32);
 }
 
 /* ---- waiting for memory */
@@ -326,8 +273,8 @@ void blocks_that_wait_for_each_other_go_on(void **)
             __syncthreads();
         }
     });
-    assert_int_equal(errors, 0);
-    assert_int_equal(count, 64 * 3);
+    expect_equal(errors, 0);
+    expect_equal(count, 64 * 3);
 }
 
 uint32_t ping, pong;
@@ -362,7 +309,7 @@ void kernels_of_two_streams_that_wait_for_each_other_go_on(void **)
         }
     });
     emu::set_idle(nullptr);
-    assert_int_equal(pong, 3);
+    expect_equal(pong, 3);
 }
 
 /* ---- faults */
@@ -454,6 +401,11 @@ void address_sanitizer_reports_get_the_place(void **)
         run(1, 128, 0, [&] { v.data()[threadIdx.x == 99 ? 100 : 0] = 1; });
     });
     assert_says(text, {"heap-buffer-overflow", "block (0,0,0), thread (99,0,0)"});
+    text = message_of([] { /* its companion UndefinedBehaviorSanitizer's */
+        int x = INT32_MAX - 31;
+        run(1, 64, 0, [&] { x += threadIdx.x == 50 ? 32 : 0; }, "ubsan_kernel");
+    });
+    assert_says(text, {"signed integer overflow", "kernel ubsan_kernel, block (0,0,0), thread (50,0,0)"});
 }
 #endif
 
@@ -472,6 +424,13 @@ void other_faults_are_reported(void **)
                     });
                 }),
                 {"thread (5,0,0): __trap()"});
+    assert_says(message_of([] {
+                    run(1, 32, 0, [] {
+                        if (threadIdx.x == 5)
+                            abort();
+                    });
+                }),
+                {"thread (5,0,0): abort()"});
     assert_says(message_of([] { run(1, 1, 0, [] { deep(100000); }); }), {"stack overflow of an emulated thread"});
     assert_says(message_of([] {
                     uint32_t never = 0;
@@ -518,14 +477,14 @@ void a_caught_fault_is_returned_and_the_next_kernel_runs(void **)
             n += __shfl_xor_sync(~0u, 1, 1);
             __syncthreads();
         });
-        assert_int_equal(n, 4 * 96);
+        expect_equal(n, 4 * 96);
     }
     emu::catch_faults(false);
     dup2(keep, 2);
     munmap(page, 4096);
-    assert_true(f[0] == fault::divergent_barrier && f[1] == fault::out_of_bounds && f[2] == fault::trap);
+    expect(f[0] == fault::divergent_barrier && f[1] == fault::out_of_bounds && f[2] == fault::trap);
     for (fault g : good)
-        assert_true(g == fault::none);
+        expect(g == fault::none);
 }
 
 /* ---- functions: integers, conversions */
@@ -542,18 +501,18 @@ void integer_functions(void **)
             dot += int64_t(int8_t(x[i])) * int8_t(y[i]);
             udot += int64_t(x[i]) * y[i];
         }
-        assert_true(__dp4a(int(a), int(b), -5) == dot && int64_t(__dp4a(a, b, 5u)) == udot);
+        expect(__dp4a(int(a), int(b), -5) == dot && int64_t(__dp4a(a, b, 5u)) == udot);
         uint32_t sh = b % 32;
-        assert_true(__funnelshift_l(a, b, sh) == (sh ? b << sh | a >> (32 - sh) : b) && __funnelshift_r(a, b, sh) == (sh ? a >> sh | b << (32 - sh) : a));
-        assert_true(__byte_perm(a, b, 0x7160) == (uint32_t(y[3]) << 24 | uint32_t(x[1]) << 16 | uint32_t(y[2]) << 8 | x[0]));
-        assert_true(__umulhi(a, b) == uint32_t(uint64_t(a) * b >> 32) && __popc(a) == __builtin_popcount(a));
-        assert_true(min(a, b) == (a < b ? a : b) && max(int(a), int(b)) == (int(a) > int(b) ? int(a) : int(b)));
+        expect(__funnelshift_l(a, b, sh) == (sh ? b << sh | a >> (32 - sh) : b) && __funnelshift_r(a, b, sh) == (sh ? a >> sh | b << (32 - sh) : a));
+        expect(__byte_perm(a, b, 0x7160) == (uint32_t(y[3]) << 24 | uint32_t(x[1]) << 16 | uint32_t(y[2]) << 8 | x[0]));
+        expect(__umulhi(a, b) == uint32_t(uint64_t(a) * b >> 32) && __popc(a) == __builtin_popcount(a));
+        expect(min(a, b) == (a < b ? a : b) && max(int(a), int(b)) == (int(a) > int(b) ? int(a) : int(b)));
     }
-    assert_true(__dp4a(int(0x80808080), int(0x80808080), INT32_MAX) == INT32_MIN + 65535); /* wraps: 4 * 16384 more */
-    assert_true(__clz(0) == 32 && __clz(1) == 31 && __ffs(0) == 0 && __ffs(8) == 4 && __brev(1) == 0x80000000u);
-    assert_true(__float2int_rn(2.5f) == 2 && __float2int_rn(3.5f) == 4 && __float2int_rn(-2.5f) == -2 && __float2int_rn(1e20f) == INT32_MAX &&
+    expect(__dp4a(int(0x80808080), int(0x80808080), INT32_MAX) == INT32_MIN + 65535); /* wraps: 4 * 16384 more */
+    expect(__clz(0) == 32 && __clz(1) == 31 && __ffs(0) == 0 && __ffs(8) == 4 && __brev(1) == 0x80000000u);
+    expect(__float2int_rn(2.5f) == 2 && __float2int_rn(3.5f) == 4 && __float2int_rn(-2.5f) == -2 && __float2int_rn(1e20f) == INT32_MAX &&
                 __float2int_rn(NAN) == 0 && __float2int_rz(-2.9f) == -2 && __float2uint_rn(-1.0f) == 0 && __float2uint_rn(4294967040.0f) == 4294967040u);
-    assert_true(fmaxf(NAN, 1.0f) == 1.0f && max(NAN, 1.0f) == 1.0f && __saturatef(NAN) == 0.0f); /* as the guide has max, fmax and __saturatef */
+    expect(fmaxf(NAN, 1.0f) == 1.0f && max(NAN, 1.0f) == 1.0f && __saturatef(NAN) == 0.0f); /* as the guide has max, fmax and __saturatef */
 }
 
 uint32_t bits(float x)
@@ -564,24 +523,24 @@ void f16_conversions_are_those_of_the_machine(void **)
 {
     for (uint32_t h = 0; h < 65536; h++) {
         float want = _cvtsh_ss(uint16_t(h)), got = __half2float(__ushort_as_half(uint16_t(h)));
-        assert_true(std::isnan(want) ? std::isnan(got) : bits(want) == bits(got));
+        expect(std::isnan(want) ? std::isnan(got) : bits(want) == bits(got));
         float2 pair = __half22float2(emu::bit_cast<__half2>(h | h << 16));
-        assert_true(std::isnan(want) ? std::isnan(pair.x) && std::isnan(pair.y) : bits(pair.x) == bits(want) && bits(pair.y) == bits(want));
+        expect(std::isnan(want) ? std::isnan(pair.x) && std::isnan(pair.y) : bits(pair.x) == bits(want) && bits(pair.y) == bits(want));
     }
     for (uint64_t u = 0; u < 1ull << 32; u += 65521) { /* a prime step, and each f16 tie and its neighbours */
         auto x = emu::bit_cast<float>(uint32_t(u));
         if (!std::isnan(x))
-            assert_int_equal(__half_as_ushort(__float2half_rn(x)), _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+            expect_equal(__half_as_ushort(__float2half_rn(x)), _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
     }
     for (uint32_t h = 0; h < 0x7bff; h++) {
         float a = _cvtsh_ss(uint16_t(h)), b = _cvtsh_ss(uint16_t(h + 1)), tie = (a + b) / 2;
         for (float x : {tie, std::nextafter(tie, 0.0f), std::nextafter(tie, 1e9f)})
-            assert_int_equal(__half_as_ushort(__float2half_rn(x)), _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+            expect_equal(__half_as_ushort(__float2half_rn(x)), _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
     }
     /* One rounding: 1 + 2^-10 squared, less 1, is 2^-9 + 2^-20; two roundings would lose the last term. */
     __half x = __float2half_rn(1.0009765625f), fma = __hfma(x, x, __float2half_rn(-1.0f));
-    assert_true(__half2float(fma) == _cvtsh_ss(_cvtss_sh(0.001953125f + 9.5367431640625e-07f, 0)));
-    assert_true(same(__hfma2(__half2half2(x), __half2half2(x), __float2half2_rn(-1.0f)), __half2half2(fma)));
+    expect(__half2float(fma) == _cvtsh_ss(_cvtss_sh(0.001953125f + 9.5367431640625e-07f, 0)));
+    expect(same(__hfma2(__half2half2(x), __half2half2(x), __float2half2_rn(-1.0f)), __half2half2(fma)));
 }
 
 void bf16_conversions_round_to_nearest_even(void **)
@@ -590,8 +549,8 @@ void bf16_conversions_round_to_nearest_even(void **)
         auto x = emu::bit_cast<float>(uint32_t(u));
         uint32_t want = uint32_t((u + 0x7fff + (u >> 16 & 1)) >> 16); /* carries into the exponent as it must; infinity for what is too large */
         if (!std::isnan(x)) {
-            assert_int_equal(__bfloat16_as_ushort(__float2bfloat16_rn(x)), want & 0xffff);
-            assert_true(bits(__bfloat162float(__ushort_as_bfloat16(uint16_t(want)))) == want << 16);
+            expect_equal(__bfloat16_as_ushort(__float2bfloat16_rn(x)), want & 0xffff);
+            expect(bits(__bfloat162float(__ushort_as_bfloat16(uint16_t(want)))) == want << 16);
         }
     }
 }
@@ -603,18 +562,18 @@ void fp8_conversions_follow_the_format(void **)
     for (uint32_t i = 0; i < 127; i++) {
         value[i] = i < 8 ? std::ldexp(float(i), -9) : std::ldexp(1.0f + float(i % 8) / 8, int(i / 8) - 7);
         __half_raw h = __nv_cvt_fp8_to_halfraw(uint8_t(i), __NV_E4M3), m = __nv_cvt_fp8_to_halfraw(uint8_t(i | 128), __NV_E4M3);
-        assert_true(_cvtsh_ss(h.x) == value[i] && _cvtsh_ss(m.x) == -value[i]);
+        expect(_cvtsh_ss(h.x) == value[i] && _cvtsh_ss(m.x) == -value[i]);
     }
-    assert_true(std::isnan(_cvtsh_ss(__nv_cvt_fp8_to_halfraw(0x7f, __NV_E4M3).x)));
+    expect(std::isnan(_cvtsh_ss(__nv_cvt_fp8_to_halfraw(0x7f, __NV_E4M3).x)));
     for (uint32_t i = 0; i + 1 < 127; i++) {
         float tie = (value[i] + value[i + 1]) / 2;
         uint32_t even = i % 2 ? i + 1 : i;
-        assert_int_equal(__nv_cvt_float_to_fp8(tie, __NV_SATFINITE, __NV_E4M3), even);
-        assert_int_equal(__nv_cvt_float_to_fp8(std::nextafter(tie, 0.0f), __NV_SATFINITE, __NV_E4M3), i);
-        assert_int_equal(__nv_cvt_float_to_fp8(-std::nextafter(tie, 1e9f), __NV_SATFINITE, __NV_E4M3), (i + 1) | 128);
+        expect_equal(__nv_cvt_float_to_fp8(tie, __NV_SATFINITE, __NV_E4M3), even);
+        expect_equal(__nv_cvt_float_to_fp8(std::nextafter(tie, 0.0f), __NV_SATFINITE, __NV_E4M3), i);
+        expect_equal(__nv_cvt_float_to_fp8(-std::nextafter(tie, 1e9f), __NV_SATFINITE, __NV_E4M3), (i + 1) | 128);
     }
-    assert_int_equal(__nv_cvt_float_to_fp8(1e9f, __NV_SATFINITE, __NV_E4M3), 126);
-    assert_int_equal(__nv_cvt_float_to_fp8(NAN, __NV_SATFINITE, __NV_E4M3) & 127, 127);
+    expect_equal(__nv_cvt_float_to_fp8(1e9f, __NV_SATFINITE, __NV_E4M3), 126);
+    expect_equal(__nv_cvt_float_to_fp8(NAN, __NV_SATFINITE, __NV_E4M3) & 127, 127);
 }
 
 __global__ void launched(int *out, int n, double scale)
@@ -626,15 +585,15 @@ __global__ void launched(int *out, int n, double scale)
 void a_launch_passes_arguments_by_value_and_type(void **)
 {
     int *p;
-    assert_int_equal(cudaMalloc(reinterpret_cast<void **>(&p), 100 * 4), cudaSuccess);
+    expect_equal(cudaMalloc(reinterpret_cast<void **>(&p), 100 * 4), cudaSuccess);
     cudaStream_t s;
-    assert_int_equal(cudaStreamCreate(&s), cudaSuccess);
-    assert_int_equal(LAUNCH(launched, 4, 32, 0, s, p, 100, 3), cudaSuccess);
+    expect_equal(cudaStreamCreate(&s), cudaSuccess);
+    expect_equal(LAUNCH(launched, 4, 32, 0, s, p, 100, 3), cudaSuccess);
     int h[100];
-    assert_int_equal(cudaMemcpyAsync(h, p, sizeof(h), cudaMemcpyDeviceToHost, s), cudaSuccess);
-    assert_int_equal(cudaStreamSynchronize(s), cudaSuccess);
+    expect_equal(cudaMemcpyAsync(h, p, sizeof(h), cudaMemcpyDeviceToHost, s), cudaSuccess);
+    expect_equal(cudaStreamSynchronize(s), cudaSuccess);
     for (int i = 0; i < 100; i++)
-        assert_int_equal(h[i], 3 * i);
+        expect_equal(h[i], 3 * i);
     cudaStreamDestroy(s);
     cudaFree(p);
 }
