@@ -386,6 +386,8 @@ static enum err no_device(cudaError_t e, int32_t ordinal)
     if (e == cudaErrorInsufficientDriver)
         return err_set(ERR_DEVICE, "cuda:%d: the NVIDIA driver is for CUDA %d.%d, this racklm needs one for %d.%d or newer", ordinal, driver / 1000,
                        driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (e == cudaErrorNoDevice)
+        return err_set(ERR_DEVICE, "cuda:%d: this host has no GPU that CUDA may use (CUDA_VISIBLE_DEVICES, nvidia-smi)", ordinal);
     return err_set(ERR_DEVICE, "cuda:%d: %s (%s)", ordinal, cudaGetErrorString(e), cudaGetErrorName(e));
 }
 
