@@ -66,14 +66,13 @@ bool step(runtime &r, lock &l, device &d)
     stream_ref s = d.sticky == cudaSuccess ? choose(d) : nullptr;
     if (s == nullptr)
         return false;
-    bool outermost = !r.busy;
     r.busy = s->running = true;
     expose_memory(r);
     l.unlock();
     progress p = s->queue.front().attempt(d); /* stays where it is while others append */
     l.lock();
     s->running = false;
-    r.busy = !outermost;
+    r.busy = false;
     if (d.sticky == cudaSuccess) {
         if (p == progress::done)
             complete(d, s);
@@ -82,17 +81,6 @@ bool step(runtime &r, lock &l, device &d)
     }
     r.changed.notify_all();
     return p != progress::later;
-}
-
-/* A kernel waits for memory that another stream's work may write: that one's turn. On the thread that runs the kernel. */
-bool run_another()
-{
-    runtime &r = rt();
-    lock l(r.mutex);
-    for (auto &d : r.devices)
-        if (step(r, l, *d))
-            return true;
-    return false;
 }
 
 /* One operation of this device, else of another: it may wait for that one. */
@@ -140,8 +128,8 @@ void work_alone()
     }
 }
 
-/* A kernel, or the fault that was set for it. */
-progress attempt_kernel(device &d, const kernel_launch &launch)
+/* The fault that was set for a kernel, if any: true when there was one. */
+bool fault_instead(device &d)
 {
     runtime &r = rt();
     unsigned slow_us;
@@ -155,15 +143,29 @@ progress attempt_kernel(device &d, const kernel_launch &launch)
                 fail_device(r, d, found.error);
             else
                 d.last->hung = true;
-            return progress::later;
+            return true;
         }
         d.n_kernels++;
         slow_us = r.slow_us;
     }
     if (slow_us > 0)
         usleep(slow_us);
-    set_idle(run_another);
-    fault f = run_kernel(launch);
+    return false;
+}
+
+/* A kernel that waits for memory lets the work of other streams have its turn, and goes on after that, on whatever thread. */
+progress attempt_kernel(device &d, const kernel_launch &launch, std::shared_ptr<kernel_run> &run)
+{
+    if (run == nullptr) {
+        if (fault_instead(d))
+            return progress::later;
+        run = kernel_begin(launch);
+    }
+    fault f;
+    if (advance a = kernel_advance(*run, &f); a != advance::ended)
+        return a == advance::some ? progress::more : progress::later;
+    run.reset();
+    runtime &r = rt();
     lock l(r.mutex);
     if (f == fault::none) {
         check_bounds(r, &d, launch.name);
@@ -246,7 +248,7 @@ cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream)
             return e;
         const char *name = launch.name;
         auto k = std::make_shared<kernel_launch>(std::move(launch));
-        return enqueue(r, s, {name, [k](device &on) { return attempt_kernel(on, *k); }});
+        return enqueue(r, s, {name, [k, run = std::shared_ptr<kernel_run>()](device &on) mutable { return attempt_kernel(on, *k, run); }});
     });
     return cudaGetLastError(); /* an earlier error that nobody fetched comes out here, as after <<<>>> */
 }
