@@ -187,7 +187,7 @@ static bool read_gpu(struct nvml *l, const char *root, unsigned index, struct gp
     if (l->nvmlDeviceGetCudaComputeCapability && l->nvmlDeviceGetCudaComputeCapability(v->handle, &major, &minor) == NVML_OK)
         v->sm = (uint32_t)(major * 10 + minor);
     if (l->nvmlDeviceGetMigMode && l->nvmlDeviceGetMigMode(v->handle, &mig, &pending) == NVML_OK && mig)
-        snprintf(v->why, sizeof(v->why), "it is cut up (MIG), racklm uses whole GPUs: nvidia-smi -i %s -mig 0", v->bus_id);
+        snprintf(v->why, sizeof(v->why), "it is cut up (MIG), racklm uses whole GPUs (nvidia-smi -i BUS_ID -mig 0)");
     else if (v->sm && v->sm < GPU_INFO_SM_MIN)
         snprintf(v->why, sizeof(v->why), "its compute capability is %u.%u, racklm needs %d.%d", v->sm / 10, v->sm % 10, GPU_INFO_SM_MIN / 10, GPU_INFO_SM_MIN % 10);
     return true;

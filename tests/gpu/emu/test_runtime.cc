@@ -576,6 +576,58 @@ void kernels_of_other_streams_run_beside_one_that_waits(void **)
     OK(cudaStreamSynchronize(c));
 }
 
+/* Says how far it is, and waits until the other is so far. */
+__global__ void tell_and_wait(unsigned *own, unsigned told, unsigned *other, unsigned wanted)
+{
+    atomicExch(own, told);
+    while (atomicAdd(other, 0u) < wanted)
+        __nanosleep(100);
+}
+
+/* a1 ends when b1 has begun, b1 when a2 has begun: a GPU does that in whatever order the streams begin. */
+void a_kernel_that_is_done_lets_the_next_begin(void **)
+{
+    for (uint64_t seed = 0; seed < 16; seed++)
+        for (int graphs = 0; graphs < 3; graphs++) {
+            emu_set_order_seed(seed);
+            unsigned *at = device_array<unsigned>(2);
+            cudaStream_t a = new_stream(), b = new_stream();
+            cudaEvent_t e = new_event();
+            cudaGraph_t g;
+            cudaGraphExec_t x = nullptr;
+            OK(cudaMemset(at, 0, 8));
+            OK(cudaDeviceSynchronize());
+            if (graphs > 0)
+                OK(cudaStreamBeginCapture(a, cudaStreamCaptureModeThreadLocal));
+            if (graphs == 2) { /* b's as a branch of a's */
+                OK(cudaEventRecord(e, a));
+                OK(cudaStreamWaitEvent(b, e, 0));
+            }
+            OK(LAUNCH(tell_and_wait, 1, 1, 0, a, at, 1u, at + 1, 1u));
+            OK(LAUNCH(tell_and_wait, 1, 1, 0, a, at, 2u, at + 1, 2u));
+            if (graphs == 2) {
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 1u, at, 2u));
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 2u, at, 2u));
+                OK(cudaEventRecord(e, b));
+                OK(cudaStreamWaitEvent(a, e, 0));
+            }
+            if (graphs > 0) {
+                OK(cudaStreamEndCapture(a, &g));
+                OK(cudaGraphInstantiate(&x, g, 0));
+                OK(cudaGraphLaunch(x, a));
+            }
+            if (graphs < 2) {
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 1u, at, 2u));
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 2u, at, 2u));
+            }
+            OK(LAUNCH(tell_and_wait, 1, 1, 0, a, at, 3u, at + 1, 2u));
+            OK(cudaDeviceSynchronize());
+            assert_int_equal(read_one(at), 3);
+            OK(cudaStreamDestroy(a));
+            OK(cudaStreamDestroy(b));
+        }
+}
+
 void many_threads_use_it_at_once(void **)
 {
     constexpr int THREADS = 4, ROUNDS = 50;
@@ -666,6 +718,7 @@ int main(int argc, char **argv)
         TEST(waiting_takes_no_core),
         TEST(work_goes_on_when_nobody_asks),
         TEST(kernels_of_other_streams_run_beside_one_that_waits),
+        TEST(a_kernel_that_is_done_lets_the_next_begin),
         TEST(many_threads_use_it_at_once),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
