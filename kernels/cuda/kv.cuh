@@ -107,15 +107,14 @@ static __device__ __forceinline__ uint2 kv_widen_q8x4(uint32_t w, __half2 d)
 }
 
 /* Rows [0, ROWS) of a tile by T threads, 8 a row. cp.async, so that nothing is there before the wait; rows outside [lo, hi) become zeros.
- * src(page) gives a page's address and is asked only for pages that hold a wanted row; `none` is any address. */
+ * src(page) gives a page's address, of which only wanted rows are read; `none` is any address. */
 template <int ROWS, int T, class SRC>
 static __device__ __forceinline__ void kv_copy16(unsigned char *tile, uint32_t tile_stride, const SRC &src, const void *none, uint32_t n, int lo, int hi,
                                                  uint32_t t)
 {
     static_assert(T % 8 == 0 && (T / 8 <= 16 ? 16 % (T / 8) == 0 : false), "");
     for (int page = 0; page < ROWS / KV_PAGE; page++) {
-        bool wanted = page * KV_PAGE < hi && page * KV_PAGE + KV_PAGE > lo;
-        const uint8_t *from = wanted ? src(page) : nullptr;
+        const uint8_t *from = src(page);
 #pragma unroll
         for (uint32_t r = t / 8; r < KV_PAGE; r += T / 8) {
             int row = page * KV_PAGE + (int)r;
