@@ -635,7 +635,7 @@ __device__ void finish(const struct launch &l, const struct ask &a, uint32_t tok
 }
 
 /* Token and log-probabilities of a row.
- * Grid: rows; a block of 512, 97 KiB of shared memory. Greedy and unfiltered draws read the segments' statistics and one segment; with filters the
+ * Grid: rows; a block of 512, 96 KiB of shared memory. Greedy and unfiltered draws read the segments' statistics and one segment; with filters the
  * segments that can hold a candidate (about as many as candidates, 2 KiB each) are read, what passes is sorted in shared memory, and one thread runs the filters.
  * Bound by latency: chains of double additions over segments (250 for a vocabulary of 128000) and candidates; expected 10 us unfiltered, 25 us with top_p, for
  * up to as many rows as there are SMs. Oracle: worker/sampler.c. */
