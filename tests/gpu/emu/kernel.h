@@ -39,7 +39,7 @@ struct thread_view {
     const block_view *block;
 };
 /* The thread that runs; nullptr outside of kernels. */
-extern constinit thread_local thread_view *self __attribute__((tls_model("initial-exec")));
+extern thread_view *self;
 
 /* A warp-wide function. aligned: as PTX's .aligned, all 32 lanes at one place. */
 struct warp_op {

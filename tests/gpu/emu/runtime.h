@@ -52,7 +52,6 @@ struct operation {
     std::function<progress(device &)> attempt;
     std::vector<dependency> deps = {};
     event_ref record = {};
-    bool reenters = false; /* attempt may be called while it runs: other nodes of a graph */
 };
 
 struct range { /* memory that the runtime knows */
@@ -86,19 +85,9 @@ struct device {
     bool in_use = false;
 };
 
-/* An operation that runs. They stand on each other: a kernel that waits for memory lets others run inside (run_another). */
-struct running {
-    stream_ref stream;
-    std::shared_ptr<operation> op;
-    const kernel_launch *launch = nullptr; /* the kernel that runs now; NULL: none, or it has been seen to be finished */
-    std::function<void()> node_done = {};  /* of a graph: what that kernel's end means there */
-    bool completed = false;                /* the operation has left its stream */
-};
-
 struct runtime {
     std::mutex mutex;
     bool busy = false; /* a thread runs an operation */
-    std::vector<running *> stack; /* that operation and those inside it; of the thread that runs them */
     std::condition_variable changed;
     std::vector<std::unique_ptr<device>> devices;
     cudaError_t no_driver = cudaSuccess; /* cudaErrorInsufficientDriver or cudaErrorNoDevice */
@@ -186,7 +175,7 @@ struct CUstream_st {
     unsigned flags;
     int priority;
     uint64_t id;
-    std::deque<std::shared_ptr<emu::operation>> queue = {};
+    std::deque<emu::operation> queue = {};
     uint64_t issued = 0, done = 0;
     bool destroyed = false, hung = false, running = false;
     emu::clock::time_point not_before = {};
