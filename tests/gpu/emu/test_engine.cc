@@ -405,6 +405,11 @@ void address_sanitizer_reports_get_the_place(void **)
         run(1, 128, 0, [&] { v.data()[threadIdx.x == 99 ? 100 : 0] = 1; });
     });
     assert_says(text, {"heap-buffer-overflow", "block (0,0,0), thread (99,0,0)"});
+    text = message_of([] { /* its companion UndefinedBehaviorSanitizer's */
+        int x = INT32_MAX - 31;
+        run(1, 64, 0, [&] { x += threadIdx.x == 50 ? 32 : 0; }, "ubsan_kernel");
+    });
+    assert_says(text, {"signed integer overflow", "kernel ubsan_kernel, block (0,0,0), thread (50,0,0)"});
 }
 #endif
 
@@ -423,6 +428,13 @@ void other_faults_are_reported(void **)
                     });
                 }),
                 {"thread (5,0,0): __trap()"});
+    assert_says(message_of([] {
+                    run(1, 32, 0, [] {
+                        if (threadIdx.x == 5)
+                            abort();
+                    });
+                }),
+                {"thread (5,0,0): abort()"});
     assert_says(message_of([] { run(1, 1, 0, [] { deep(100000); }); }), {"stack overflow of an emulated thread"});
     assert_says(message_of([] {
                     uint32_t never = 0;
@@ -581,9 +593,11 @@ void a_launch_passes_arguments_by_value_and_type(void **)
     cudaStream_t s;
     expect_equal(cudaStreamCreate(&s), cudaSuccess);
     expect_equal(LAUNCH(launched, 4, 32, 0, s, p, 100, 3), cudaSuccess);
+    int h[100];
+    expect_equal(cudaMemcpyAsync(h, p, sizeof(h), cudaMemcpyDeviceToHost, s), cudaSuccess);
     expect_equal(cudaStreamSynchronize(s), cudaSuccess);
     for (int i = 0; i < 100; i++)
-        expect_equal(p[i], 3 * i);
+        expect_equal(h[i], 3 * i);
     cudaStreamDestroy(s);
     cudaFree(p);
 }
