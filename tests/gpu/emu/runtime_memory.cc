@@ -702,7 +702,7 @@ cudaError_t move_to_file(runtime &r, range *a)
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p)
 {
     return api([&](runtime &r, lock &l, device &) {
-        wait_until_free(r, l); /* nothing writes there while it moves */
+        r.changed.wait(l, [&] { return !r.busy || r.stuck; }); /* nothing writes there while it moves */
         range *a = find_range(r, p);
         if (handle == nullptr || a == nullptr || a->base != p || a->kind != range::kind::device)
             return cudaErrorInvalidValue;
