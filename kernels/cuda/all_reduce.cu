@@ -100,18 +100,19 @@ __device__ __forceinline__ bool gather(const cuda_peers &p, layout l, uint32_t s
     word w[CUDA_PEERS_MAX][2];
     patience q = {0, 0};
     const void *mail = p.mail[p.rank];
-    for (bool all = false; !all;) {
-        all = true;
 #pragma unroll
-        for (uint32_t r = 0; r < CUDA_PEERS_MAX; r++) {
-            if (r >= p.n || r == p.rank)
-                continue;
-            w[r][0] = receive(mail, word_at(l, step & 1, r, 0, group));
-            w[r][1] = receive(mail, word_at(l, step & 1, r, 1, group));
-            all = all && has_come(w[r][0], step) && has_come(w[r][1], step);
+    for (uint32_t k = 0; k < 2 * CUDA_PEERS_MAX; k++) /* all on their way before the first is looked at */
+        if (k / 2 < p.n && k / 2 != p.rank)
+            w[k / 2][k % 2] = receive(mail, word_at(l, step & 1, k / 2, k % 2, group));
+#pragma unroll
+    for (uint32_t k = 0; k < 2 * CUDA_PEERS_MAX; k++) {
+        if (k / 2 >= p.n || k / 2 == p.rank)
+            continue;
+        while (!has_come(w[k / 2][k % 2], step)) {
+            if (gives_up(p, &q))
+                return false;
+            w[k / 2][k % 2] = receive(mail, word_at(l, step & 1, k / 2, k % 2, group));
         }
-        if (!all && gives_up(p, &q))
-            return false;
     }
     float4 s = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll

@@ -77,6 +77,7 @@ static void place(const struct cuda_context *c, struct matmul_args *a, const str
 {
     a->warps_row = s->warps_row;
     a->splits = s->splits;
+    a->n_sms = c->cfg.n_sms;
     a->partial = s->splits > 1 ? c->scratch : NULL;
     a->counters = c->counters;
 }

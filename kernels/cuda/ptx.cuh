@@ -355,11 +355,13 @@ PTX uint32_t ptx_emu_load(const uint32_t *p, int order)
     PTX void name(uint32_t *p, uint32_t v)                                                                                                                     \
     {                                                                                                                                                          \
         __atomic_store_n(p, v, order);                                                                                                                         \
+        emu::wrote();                                                                                                                                          \
     }
 #define PTX_ADD(name, sem)                                                                                                                                     \
     PTX void name(uint32_t *p, uint32_t v)                                                                                                                     \
     {                                                                                                                                                          \
         __atomic_fetch_add(p, v, __ATOMIC_RELEASE);                                                                                                            \
+        emu::wrote();                                                                                                                                          \
     }
 #define PTX_FENCE(name, scope)                                                                                                                                 \
     PTX void name()                                                                                                                                            \
@@ -408,15 +410,17 @@ PTX void ptx_ld_relaxed_sys_v2(const void *p, uint64_t &lo, uint64_t &hi)
 {
     const uint64_t *q = (const uint64_t *)p;
     hi = __atomic_load_n(q + 1, __ATOMIC_RELAXED);
-    emu::yield(); /* also lets those run whom a loop over several of these waits for */
     lo = __atomic_load_n(q, __ATOMIC_RELAXED);
+    emu::polled(p, lo ^ (hi << 1 | hi >> 63));
 }
 PTX void ptx_st_relaxed_sys_v2(void *p, uint64_t lo, uint64_t hi)
 {
     uint64_t *q = (uint64_t *)p;
     __atomic_store_n(q + 1, hi, __ATOMIC_RELAXED);
-    emu::yield();
+    emu::wrote();
+    emu::yield(); /* somebody may look in between */
     __atomic_store_n(q, lo, __ATOMIC_RELAXED);
+    emu::wrote();
 }
 #else
 PTX void ptx_ld_relaxed_sys_v2(const void *p, uint64_t &lo, uint64_t &hi)

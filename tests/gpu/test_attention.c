@@ -366,6 +366,29 @@ static void decode_equals_the_oracle(void **state)
     print_message("the worst is %.2f of what is allowed\n", worst);
 }
 
+/* Every dimension that has a kernel of its own, type and size of a group. */
+static void decode_equals_the_oracle_for_all_shapes(void **state)
+{
+    (void)state;
+    static const uint32_t dims[] = {64, 80, 96, 128, 256}, groups[] = {1, 2, 3, 4, 7, 8, 16};
+    worst = 0;
+    for (unsigned i = 0; i < ARRAY_LEN(dims) * ARRAY_LEN(groups) * 4; i++) {
+        uint32_t dim = dims[i / 4 % ARRAY_LEN(dims)], group = groups[i / 4 / ARRAY_LEN(dims)];
+        struct kase k = {(enum kv_type)(KV_F16 + i % 4), dim, dim, group + group / 2, group, group / 3, 0, 0, false, {{16, 1}, {i % 256, 1}, {256 + i, 1}}};
+        if (k.type == KV_Q8_0 && dim % 32)
+            continue;
+        struct problem p;
+        struct cuda_context c;
+        problem_init(&p, &k, 1000 + i, true);
+        context_init(&c, false, 64, 4 << 20);
+        assert_int_equal(cuda_attention_decode(&c, &p.a, &p.b, NULL, p.n_tok, ctx_of(&p), NULL), cudaSuccess);
+        check(&p, true);
+        context_deinit(&c);
+        problem_deinit(&p);
+    }
+    print_message("the worst is %.2f of what is allowed\n", worst);
+}
+
 /* Tiles of every run, with empty ones among them, as a step that is captured in a graph has them. */
 static void run_prefill(struct problem *p)
 {
@@ -386,6 +409,25 @@ static void run_prefill(struct problem *p)
     cudaFree(dev_tok);
     cudaFree(dev_n);
     context_deinit(&c);
+}
+
+static void prefill_equals_the_oracle_for_all_shapes(void **state)
+{
+    (void)state;
+    static const uint32_t dims[] = {64, 80, 96, 128, 256};
+    worst = 0;
+    for (unsigned i = 0; i < ARRAY_LEN(dims) * 4; i++) {
+        uint32_t dim = dims[i / 4];
+        struct kase k = {(enum kv_type)(KV_F16 + i % 4), dim, dim, 2, 2, i % 2, 0, 0, false, {{i, 20 + i}, {250 + i, 70 - i}}};
+        if (k.type == KV_Q8_0 && dim % 32)
+            continue;
+        struct problem p;
+        problem_init(&p, &k, 2000 + i, true);
+        run_prefill(&p);
+        check(&p, false);
+        problem_deinit(&p);
+    }
+    print_message("the worst is %.2f of what is allowed\n", worst);
 }
 
 static void prefill_equals_the_oracle(void **state)
@@ -698,7 +740,9 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rope_norm_and_cache_equal_the_reference),
         cmocka_unit_test(decode_equals_the_oracle),
+        cmocka_unit_test(decode_equals_the_oracle_for_all_shapes),
         cmocka_unit_test(prefill_equals_the_oracle),
+        cmocka_unit_test(prefill_equals_the_oracle_for_all_shapes),
         cmocka_unit_test(decode_of_a_token_has_the_same_bits_in_any_batch),
         cmocka_unit_test(a_head_has_the_same_bits_on_any_rank),
         cmocka_unit_test(a_captured_launch_follows_what_lies_in_memory),

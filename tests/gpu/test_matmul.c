@@ -221,13 +221,14 @@ static void products_are_those_of_the_reference(void **state)
 static void without_workspace_or_with_little_too(void **state)
 {
     (void)state;
-    every_case(false, SMS, 0, 7);
+    every_case(false, 1, 0, 5); /* and so few blocks that each has many tiles */
     every_case(false, 132, 4096 * 4 + 20000, 7);
 }
 static void the_deterministic_form_too(void **state)
 {
     (void)state;
-    every_case(true, SMS, workspace_for(4097, 130), 5);
+    every_case(true, SMS, workspace_for(4097, 130), 7);
+    every_case(true, 2, workspace_for(4097, 130), 9);
 }
 
 /* Jobs of different types and rows, one without rows, each into its part of a common y, as q, k, v are. */

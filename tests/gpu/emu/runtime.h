@@ -7,7 +7,7 @@
  *
  * All work is done by one thread of the runtime's own, one operation of the process at a time, when a host thread waits (cudaStreamSynchronize ...) or asks
  * (cudaEventQuery ...): results come as late as they can. Which stream is next is chosen at random among those whose next operation may start: independent
- * streams come in any order. A kernel that waits for memory lets operations of other streams run in the meantime. Where nobody waits or asks for a while
+ * streams come in any order. A kernel that waits for memory stops, and operations of other streams have their turn. Where nobody waits or asks for a while
  * (emu_set_lag_ms) the thread goes on by itself, for other processes may need what it does. */
 #ifndef TESTS_GPU_EMU_RUNTIME_H
 #define TESTS_GPU_EMU_RUNTIME_H
@@ -52,7 +52,6 @@ struct operation {
     std::function<progress(device &)> attempt;
     std::vector<dependency> deps = {};
     event_ref record = {};
-    bool reenters = false; /* attempt may be called while it runs: other nodes of a graph */
 };
 
 struct range { /* memory that the runtime knows */
@@ -87,15 +86,6 @@ struct device {
     bool in_use = false;
 };
 
-/* An operation that runs. They stand on each other: a kernel that waits for memory lets others run inside (run_another). */
-struct running {
-    stream_ref stream;
-    std::shared_ptr<operation> op;
-    const kernel_launch *launch = nullptr; /* the kernel that runs now; NULL: none, or it has been seen to be finished */
-    std::function<void()> node_done = {};  /* of a graph: what that kernel's end means there */
-    bool completed = false;                /* the operation has left its stream */
-};
-
 /* A host thread that waits for `done`, or asks whether it is so by now. */
 struct waiter {
     device *dev;
@@ -107,12 +97,11 @@ struct waiter {
 struct runtime {
     std::mutex mutex;
     std::condition_variable work;    /* for the thread that works: there may be some */
-    std::condition_variable changed; /* busy or stuck */
+    std::condition_variable changed; /* busy */
     std::vector<waiter *> waiters;
     unsigned grants = 0;          /* operations that may run because somebody asks */
     bool busy = false;            /* an operation runs */
-    bool stuck = false;           /* none may start, and the one that runs, if any, is a kernel that waits for memory */
-    std::vector<running *> stack; /* what runs, and what runs inside it; of the thread that works */
+    bool stuck = false;           /* nothing that is wanted can go on now */
     std::mt19937_64 random;       /* whose turn it is among devices */
     std::vector<std::unique_ptr<device>> devices;
     cudaError_t no_driver = cudaSuccess; /* cudaErrorInsufficientDriver or cudaErrorNoDevice */
@@ -200,9 +189,9 @@ struct CUstream_st {
     unsigned flags;
     int priority;
     uint64_t id;
-    std::deque<std::shared_ptr<emu::operation>> queue = {};
+    std::deque<emu::operation> queue = {};
     uint64_t issued = 0, done = 0;
-    bool destroyed = false, hung = false, running = false;
+    bool destroyed = false, hung = false;
     emu::clock::time_point not_before = {};
     std::shared_ptr<emu::capture> cap = {};
     std::vector<CUgraphNode_st *> cap_deps = {};

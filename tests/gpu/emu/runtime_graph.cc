@@ -107,40 +107,23 @@ struct replay {
         }
     }
 
-    void finish(size_t node)
-    {
-        left--;
-        for (size_t n : (*nodes)[node].next)
-            if (--missing[n] == 0)
-                ready.push_back(n);
-    }
-
-    /* One node. A kernel that waits calls this again from inside, for another node. */
     progress attempt(device &d)
     {
         if (left == 0)
             return progress::done;
-        std::vector<size_t> order = ready;
-        std::shuffle(order.begin(), order.end(), d.random);
-        for (size_t node : order) {
-            auto at = std::find(ready.begin(), ready.end(), node);
-            if (at == ready.end())
-                continue;
-            ready.erase(at);
-            running &me = *rt().stack.back();
-            bool early = false;
-            me.node_done = [&] {
-                early = true;
-                finish(node);
-            };
+        size_t first = d.random() % ready.size();
+        for (size_t i = 0; i < ready.size(); i++) {
+            size_t at = (first + i) % ready.size(), node = ready[at];
             progress p = ops[node].attempt(d);
-            me.node_done = nullptr;
-            if (p == progress::later) {
-                ready.push_back(node);
+            if (p == progress::later)
                 continue;
+            if (p == progress::done) {
+                ready.erase(ready.begin() + (ptrdiff_t)at);
+                left--;
+                for (size_t n : (*nodes)[node].next)
+                    if (--missing[n] == 0)
+                        ready.push_back(n);
             }
-            if (!early)
-                finish(node);
             return left == 0 ? progress::done : progress::more;
         }
         return progress::later;
@@ -408,7 +391,6 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
             return capture_forbids(s->cap, refuse(cudaErrorNotSupported, "graphs in graphs are not emulated"));
         auto run = std::make_shared<replay>(exec->nodes);
         operation op = {"cudaGraphLaunch", [run](device &on) { return run->attempt(on); }};
-        op.reenters = true;
         if (exec->last.stream != nullptr)
             op.deps.push_back(exec->last);
         uint64_t seq;

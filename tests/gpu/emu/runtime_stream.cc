@@ -22,10 +22,7 @@ bool finished(const dependency &d)
 
 bool may_start(const CUstream_st &s)
 {
-    if (s.queue.empty() || s.hung || (s.running && !s.queue.front()->reenters))
-        return false;
-    const std::vector<dependency> &deps = s.queue.front()->deps;
-    return std::all_of(deps.begin(), deps.end(), finished);
+    return !s.queue.empty() && !s.hung && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
 }
 
 bool has_work(const device &d)
@@ -50,66 +47,38 @@ stream_ref choose(device &d)
     return d.last = ready[d.random() % ready.size()];
 }
 
-void complete(runtime &r, const stream_ref &s)
+void complete(device &d, const stream_ref &s)
 {
-    device &d = *s->dev;
-    std::shared_ptr<operation> op = std::move(s->queue.front());
+    operation op = std::move(s->queue.front());
     s->queue.pop_front();
     s->done++;
-    s->running = false;
     d.n_operations++;
-    for (running *i : r.stack)
-        i->completed |= i->op == op;
-    if (op->record != nullptr) {
-        op->record->time = clock::now();
-        op->record->time_seq = s->done;
+    if (op.record != nullptr) {
+        op.record->time = clock::now();
+        op.record->time_seq = s->done;
     }
     if (s->destroyed && s->queue.empty())
         d.streams.erase(std::find(d.streams.begin(), d.streams.end(), s));
 }
 
-/* Runs one operation of the device, if one may start. */
+/* Runs one operation of the device, or as much of it as can be, if one may start. */
 bool step(runtime &r, lock &l, device &d)
 {
     stream_ref s = d.sticky == cudaSuccess ? choose(d) : nullptr;
     if (s == nullptr)
         return false;
-    running me = {s, s->queue.front()};
-    bool was_busy = r.busy, was_running = s->running;
-    r.busy = s->running = true;
+    r.busy = true;
     r.stuck = false;
-    r.stack.push_back(&me);
     expose_memory(r);
     l.unlock();
-    progress p = me.op->attempt(d);
+    progress p = s->queue.front().attempt(d); /* stays where it is while others append */
     l.lock();
-    r.stack.pop_back();
-    r.busy = was_busy;
-    if (!me.completed) {
-        s->running = was_running;
-        if (d.sticky == cudaSuccess && p == progress::done)
-            complete(r, s);
-        else if (p == progress::later)
-            s->not_before = clock::now() + RETRY;
-    }
+    r.busy = false;
+    if (d.sticky == cudaSuccess && p == progress::done)
+        complete(d, s);
+    else if (p == progress::later)
+        s->not_before = clock::now() + RETRY;
     return p != progress::later;
-}
-
-/* Kernels that are done although they cannot return yet: what comes after them may start. */
-void end_finished(runtime &r)
-{
-    for (size_t i = 0; i < r.stack.size(); i++) {
-        running &k = *r.stack[i];
-        if (k.completed || k.launch == nullptr || !kernel_finished(*k.launch) || k.stream->dev->sticky != cudaSuccess)
-            continue;
-        check_bounds(r, k.stream->dev, k.launch->name);
-        k.launch = nullptr;
-        if (k.node_done != nullptr)
-            k.node_done();
-        else
-            complete(r, k.stream);
-        wake(r);
-    }
 }
 
 /* Whoever asked is told that nothing goes on. */
@@ -118,21 +87,6 @@ void get_stuck(runtime &r)
     r.stuck = true;
     r.grants = 0;
     wake(r);
-}
-
-/* A kernel waits for memory that another stream's work may write: that one's turn. */
-bool run_another()
-{
-    runtime &r = rt();
-    lock l(r.mutex);
-    end_finished(r);
-    for (size_t i = 0, first = r.random() % r.devices.size(); i < r.devices.size(); i++)
-        if (step(r, l, *r.devices[(first + i) % r.devices.size()])) {
-            wake(r);
-            return true;
-        }
-    get_stuck(r);
-    return false;
 }
 
 bool wanted(const runtime &r, const device *d)
@@ -222,8 +176,8 @@ template <typename P> cudaError_t ask(runtime &r, lock &l, device &d, P done)
     return cudaSuccess;
 }
 
-/* A kernel, or the fault that was set for it. */
-progress attempt_kernel(device &d, const kernel_launch &launch)
+/* The fault that was set for a kernel, if any: true when there was one. */
+bool fault_instead(device &d)
 {
     runtime &r = rt();
     unsigned slow_us;
@@ -237,23 +191,32 @@ progress attempt_kernel(device &d, const kernel_launch &launch)
                 fail_device(r, d, found.error);
             else
                 d.last->hung = true;
-            return progress::later;
+            return true;
         }
         d.n_kernels++;
         slow_us = r.slow_us;
     }
     if (slow_us > 0)
         usleep(slow_us);
-    set_idle(run_another);
-    running &me = *r.stack.back();
-    me.launch = &launch;
-    fault f = run_kernel(launch);
+    return false;
+}
+
+/* A kernel that waits for memory lets the work of other streams have its turn, and goes on after that. */
+progress attempt_kernel(device &d, const kernel_launch &launch, std::shared_ptr<kernel_run> &run)
+{
+    if (run == nullptr) {
+        if (fault_instead(d))
+            return progress::later;
+        run = kernel_begin(launch);
+    }
+    fault f;
+    if (advance a = kernel_advance(*run, &f); a != advance::ended)
+        return a == advance::some ? progress::more : progress::later;
+    run.reset();
+    runtime &r = rt();
     lock l(r.mutex);
-    bool told = me.launch == nullptr; /* end_finished saw it */
-    me.launch = nullptr;
     if (f == fault::none) {
-        if (!told)
-            check_bounds(r, &d, launch.name);
+        check_bounds(r, &d, launch.name);
         return progress::done;
     }
     fail_device(r, d, f == fault::out_of_bounds ? cudaErrorIllegalAddress : f == fault::timeout ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure);
@@ -287,7 +250,7 @@ cudaError_t enqueue(runtime &r, const stream_ref &s, operation op, uint64_t *seq
     } else if (s->flags == cudaStreamDefault && d.legacy->done < d.legacy->issued) {
         op.deps.push_back({d.legacy, d.legacy->issued});
     }
-    s->queue.push_back(std::make_shared<operation>(std::move(op)));
+    s->queue.push_back(std::move(op));
     s->issued++;
     if (seq != nullptr)
         *seq = s->issued;
@@ -335,7 +298,7 @@ cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream)
             return e;
         const char *name = launch.name;
         auto k = std::make_shared<kernel_launch>(std::move(launch));
-        return enqueue(r, s, {name, [k](device &on) { return attempt_kernel(on, *k); }});
+        return enqueue(r, s, {name, [k, run = std::shared_ptr<kernel_run>()](device &on) mutable { return attempt_kernel(on, *k, run); }});
     });
     return cudaGetLastError(); /* an earlier error that nobody fetched comes out here, as after <<<>>> */
 }
