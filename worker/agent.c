@@ -139,6 +139,15 @@ static void gpu_text(const struct agent *a, uint32_t gpu, const char *what, char
     snprintf(out, cap, "GPU cuda:%u (%s, %s) %s", gpu, g->name, g->uuid, what);
 }
 
+/* Children whose end is still to come; one that hangs in the driver of a lost GPU may never go and is not waited for. */
+static bool children_live(const struct agent *a)
+{
+    for (uint32_t i = 0; i < a->n_children; i++)
+        if (!a->children[i].reported)
+            return true;
+    return false;
+}
+
 static bool gpu_works(const struct agent *a)
 {
     for (uint32_t i = 0; i < a->n_children; i++)
@@ -444,7 +453,7 @@ static void drain(struct agent *a, uint64_t now)
 /* Heartbeats, the end of patience, and a new link when the old one's workers are gone. */
 static void keep_link(struct agent *a, uint64_t now)
 {
-    if (a->rejoin && a->n_children == 0 && now >= a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS && say_hello(a) != ERR_OK)
+    if (a->rejoin && !children_live(a) && now >= a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS && say_hello(a) != ERR_OK)
         end_with(a, WORKER_EXIT_FAILED, err_detail());
     if (a->welcome && now >= a->next_heartbeat_ns) {
         a->next_heartbeat_ns = now + a->heartbeat_ms * NS_PER_MS;
@@ -468,7 +477,7 @@ static int poll_timeout_ms(const struct agent *a, uint64_t now)
     uint64_t until = now + 1000 * NS_PER_MS;
     if (a->welcome)
         until = a->next_heartbeat_ns;
-    else if (a->rejoin && a->n_children == 0)
+    else if (a->rejoin && !children_live(a))
         until = MIN(until, a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS);
     for (uint32_t i = 0; i < a->n_children; i++)
         if (a->children[i].kill_at_ns)
@@ -515,7 +524,7 @@ static void end_children(struct agent *a)
     stop_all(a, clock_ns());
     for (uint32_t i = 0; a->exit_code == WORKER_EXIT_ORPHAN && i < a->n_children; i++)
         child_kill(&a->children[i]);
-    while (a->n_children > 0) {
+    while (children_live(a)) {
         for (uint32_t i = 0; i < a->n_children; i++)
             a->fds[i] = (struct pollfd){a->children[i].pidfd, POLLIN, 0};
         poll(a->fds, a->n_children, 50);

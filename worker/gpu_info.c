@@ -113,8 +113,8 @@ static bool load_library(struct gpu_info *g, const char *root, const char *libra
     NVML_FUNCTIONS(FN)
 #undef FN
     if (missing)
-        return end_open(g, GPU_INFO_BROKEN, "%.100s has no %s: the NVIDIA driver is too old, racklm needs one for CUDA %d.%d (driver 580 or later)", library, missing,
-                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10);
+        return end_open(g, GPU_INFO_BROKEN, "%.100s has no %s: the NVIDIA driver is too old, racklm needs one for CUDA %d.%d (driver %d or later)", library, missing,
+                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10, GPU_INFO_DRIVER_NEEDED);
     return true;
 }
 
@@ -142,8 +142,8 @@ static bool start_library(struct gpu_info *g, const char *root)
         cuda = 0;
     g->cuda_version = (uint32_t)MAX(cuda, 0);
     if (cuda < GPU_INFO_CUDA_NEEDED)
-        return end_open(g, GPU_INFO_BROKEN, "the NVIDIA driver %s knows CUDA up to %d.%d, racklm needs %d.%d: install driver 580 or later", g->driver, cuda / 1000, cuda % 1000 / 10,
-                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10);
+        return end_open(g, GPU_INFO_BROKEN, "the NVIDIA driver %s knows CUDA up to %d.%d, racklm needs %d.%d: install driver %d or later", g->driver, cuda / 1000, cuda % 1000 / 10,
+                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10, GPU_INFO_DRIVER_NEEDED);
     return true;
 }
 

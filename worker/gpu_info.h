@@ -20,6 +20,8 @@ enum { GPU_INFO_MAX = 64 };
 #ifndef GPU_INFO_CUDA_NEEDED
 #define GPU_INFO_CUDA_NEEDED 13000
 #endif
+/* The first drivers of CUDA 12 and 13. */
+#define GPU_INFO_DRIVER_NEEDED (GPU_INFO_CUDA_NEEDED >= 13000 ? 580 : 525)
 /* The oldest compute capability that the kernels are compiled for (RACKLM_CUDA_ARCHS). */
 enum { GPU_INFO_SM_MIN = 80 };
 

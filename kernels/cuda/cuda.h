@@ -67,7 +67,7 @@ struct cuda_matmul {
 };
 struct cuda_context; /* below */
 /* Up to 4 matrices with one input (q, k, v; gate, up): as few launches as their types allow. All of x's type. x->n tokens; x->k is their columns rounded up to 8, what is
- * beyond them being zeros (or anything finite). y must not be read or written by others in between. */
+ * beyond them being anything finite. Needs nothing of the workspace, but is faster with it. */
 cudaError_t cuda_matmul(struct cuda_context *c, const struct cuda_matmul *m, uint32_t n_m, const struct cuda_act *x, cudaStream_t stream);
 
 /* ---- fused elementwise (fused.cu). n tokens each. */

@@ -74,8 +74,7 @@ struct matmul_tile {
     uint32_t lane, warps_row, warps_k, row_warp, k_warp;
     uint32_t token0, n_tok, s0, s1, row_tiles; /* of the block */
     float acc[M][N][4];
-    /* The next load: a round of a row tile, the warp's step in it. */
-    uint32_t load_tile, load_step, load_round, rounds_all;
+    uint32_t load_step; /* of the next load, in a row tile that begins at src */
     typename step_t::source src[M];
 
     static __device__ __forceinline__ const matmul_job &job_of(const matmul_args &a, uint32_t group)
@@ -168,7 +167,7 @@ struct matmul_tile {
 
     __device__ __forceinline__ void open(uint32_t tile)
     {
-        load_tile = tile, load_round = 0, load_step = s0 + k_warp;
+        load_step = tile < row_tiles ? s0 + k_warp : s1;
         if (tile < row_tiles) {
 #pragma unroll
             for (uint32_t m = 0; m < M; m++) {
@@ -180,21 +179,19 @@ struct matmul_tile {
     }
     __device__ __forceinline__ void load_next(step_t (&w)[M])
     {
-        if (load_step < s1 && load_tile < row_tiles) {
+        if (load_step < s1) {
 #pragma unroll
             for (uint32_t m = 0; m < M; m++)
                 w[m].load(src[m], load_step, lane);
         }
         load_step += warps_k;
-        if (++load_round == rounds_all)
-            open(load_tile + gridDim.x);
     }
     /* Rounds of a row tile: in each, every warp over k has a step, but for the last ones; rounded up, so that a tile begins with the first of the AHEAD + 1 places for
      * what was loaded. */
     __device__ __forceinline__ void run()
     {
-        uint32_t rounds = (s1 - s0 + warps_k - 1) / warps_k;
-        rounds_all = (rounds + AHEAD) / (AHEAD + 1) * (AHEAD + 1);
+        static_assert(AHEAD > 0);
+        uint32_t rounds = (s1 - s0 + warps_k - 1) / warps_k, rounds_all = (rounds + AHEAD) / (AHEAD + 1) * (AHEAD + 1);
         /* A lane's token of tile 0; of one tile only, buffers hold just the tokens that are there. */
         uint32_t token = N == 1 ? min(lane / 4, n_tok - 1) : lane / 4, buffer = 0;
         const unsigned char *x0 = smem_base() + token * smem.pitch + lane % 4 * 16 + k_warp * (LAYOUT_STEP * 2);
@@ -219,11 +216,12 @@ struct matmul_tile {
                         __syncthreads(); /* this chunk is there for all, and none still reads the last, whose buffer is filled next */
                         x = x0 + buffer * smem.buffer;
                         left = smem.chunk;
-                        if (++chunk < smem.chunks)
-                            stage(chunk, buffer ^= 1);
-                        else if (BESIDE && smem.chunks > 1 && tile + gridDim.x < row_tiles)
-                            stage(0, buffer ^= 1);
+                        bool again = BESIDE && smem.chunks > 1 && tile + gridDim.x < row_tiles; /* chunk 0, for the next tile */
+                        if (++chunk < smem.chunks || again)
+                            stage(chunk < smem.chunks ? chunk : 0, buffer ^= 1);
                     }
+                    if (u == 1 && i0 + AHEAD + 1 == rounds_all) /* AHEAD rounds before the end */
+                        open(tile + gridDim.x);
                     load_next(w[(u + AHEAD) % (AHEAD + 1)]);
                     if (step < s1)
                         compute(w[u], x);

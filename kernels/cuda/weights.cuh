@@ -1,13 +1,15 @@
-/* Packed weights (layout.h) in registers: what a lane reads of a step, and how it becomes operand A of mma.m16n8k16. One struct a kind of type:
+/* Packed weights (layout.h) in registers: what a lane reads of 16 rows x 128 columns, and how it becomes operand A of mma.m16n8k16. weight_step<T>, of each type:
  *
- *   weight_source<T>   where a lane reads a group of 16 rows
- *   weight_step<T>     what it holds of 16 rows x 128 columns; load()
- *   .operand(i, a)     a[j]: operand A of the mma's 2i + j, for i = 0 .. 3
- *   RUN                columns that a lane owns in a row: k index of x that belongs to mma operand (i, t): see x_piece()
+ *   source, open()     where a lane reads a group of 16 rows
+ *   load()             a step of it into registers
+ *   prepare()          its scales, once a step
+ *   operand<i>(q, a)   a[j]: operand A of mma 2i + j, i = 0 .. 3
+ *   RUN                columns of a row that a lane owns side by side (x_piece() in matmul_tile.cuh)
  *
- * Dequantised in f16: c = code - offset is exact, w = c * s or fma(c, s, t), with s = d * sc and t = -dmin * mn rounded to f16 once, w once. Instructions
- * a weight (lane-instructions; counted): 4 bits 1.6, 5 bits 2.4, 6 bits 2.4, 8 bits 1.5, 2 bits 1.6, 3 bits 2.2; scales 0.06 to 0.4 more. The H200 has 4.8 TB/s and 132 SMs
- * of 4 x 32 lanes: at 1.7 GHz that is 4.7 for each 4.5-bit weight, in proportion for others. */
+ * Dequantised in f16: c = code - offset is exact, w = c * s or fma(c, s, t), with s = d * sc and t = m * mn each rounded to f16 once, and w once. (Exact codes with scales on
+ * the sums instead would save an instruction a pair and cost 4 a tile of tokens and block of 16 or 32; as would f16 denormals without the 1024, whose scales
+ * overflow from 0.25 on.) A pair takes an and-or, a subtraction or fma that takes 1024 away, the fma with its scales: with shifts 1.6 instructions a weight of 2 or 4
+ * bits, 1.5 of 8, 2.1 to 2.4 of 3, 5 or 6, and 0.1 to 0.4 for scales. */
 #ifndef KERNELS_CUDA_WEIGHTS_CUH
 #define KERNELS_CUDA_WEIGHTS_CUH
 

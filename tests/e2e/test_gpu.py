@@ -156,7 +156,7 @@ def test_cpus_serve_where_gpus_are_not_wanted_or_not_usable(no_kernels):
         assert [w["device"] for w in s.workers()] == ["cpu:0"] and s.complete(max_tokens=4)
         note = "the NVIDIA driver 535.183.01 knows CUDA up to 12.2, racklm needs 13.0: install driver 580 or later"
         assert f'GPUs are not used why="{note}"' in s.logs() and json.loads(s.cli("nodes", "-o", "json").stdout)[0]["gpu_note"] == note
-        assert f"are not used: {note}" in s.cli("nodes").stdout
+        assert f"are not used: {note}" in s.cli("nodes").stdout and s.proc.stdout.readline() == f"GPUs of this host are not used: {note}\n"
     with Server(DEMO, env={"RACKLM_NVML": "/nowhere/libnvidia-ml.so.1"}, programs=no_kernels) as s:
         assert [w["device"] for w in s.workers()] == ["cpu:0"] and "GPUs are not used" not in s.logs()
 

@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
 
 #include <cuda_runtime_api.h>
 
@@ -32,8 +31,9 @@ cudaError_t enqueue_operation(cudaStream_t stream, std::function<bool()> attempt
 
 /* runtime.cc: whether a kernel may use this address: inside a live allocation of a device or pinned (or_end: or just behind one). */
 bool device_accessible(const void *p, bool or_end = false);
-/* runtime.cc: what an address is, for reports: "byte 104 of 100 bytes of device memory at 0x7f...". Empty when the runtime is locked. */
-std::string describe_address(const void *p);
+/* runtime.cc: what an address is, for reports: "byte 104 of 100 bytes of device memory at 0x7f...". Empty when the runtime is locked. Allocates
+ * nothing: a signal handler may ask. */
+void describe_address(const void *p, char *text, size_t size);
 
 /* engine.cc: a kernel that has begun; what it runs, `launch`, stays until then. Let go of before its end it is abandoned. */
 enum class fault { none, divergent_barrier, out_of_bounds, trap, timeout };

@@ -600,9 +600,11 @@ void on_signal(int sig, siginfo_t *info, void *context)
     else if (addr >= b->smem_map && addr < b->smem_end + PAGE)
         fprintf(stderr, ": access out of bounds, %td bytes from the start of %zu bytes of shared memory, at pc %p\n", addr - b->smem, b->smem_bytes,
                 (void *)uc->uc_mcontext.gregs[REG_RIP]);
-    else
-        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP],
-                describe_address(info->si_addr).c_str());
+    else {
+        char near[160];
+        describe_address(info->si_addr, near, sizeof(near));
+        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP], near);
+    }
     kernel_fail(b->k, fault::out_of_bounds);
     if (stack)
         abort();
@@ -854,11 +856,6 @@ void polled(const volatile void *addr, uint64_t value)
         yield();
     l->poll_addr = addr;
     l->poll_value = value;
-}
-
-void wrote()
-{
-    eng.active = true;
 }
 
 uint64_t clock_ns()

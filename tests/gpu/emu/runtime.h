@@ -7,7 +7,7 @@
  *
  * All work is done by one thread of the runtime's own, one operation of the process at a time, when a host thread waits (cudaStreamSynchronize ...) or asks
  * (cudaEventQuery ...): results come as late as they can. Which stream is next is chosen at random among those whose next operation may start: independent
- * streams come in any order. A kernel that waits for memory lets operations of other streams run in the meantime. Where nobody waits or asks for a while
+ * streams come in any order. A kernel that waits for memory stops, and operations of other streams have their turn. Where nobody waits or asks for a while
  * (emu_set_lag_ms) the thread goes on by itself, for other processes may need what it does. */
 #ifndef TESTS_GPU_EMU_RUNTIME_H
 #define TESTS_GPU_EMU_RUNTIME_H
@@ -97,12 +97,12 @@ struct waiter {
 struct runtime {
     std::mutex mutex;
     std::condition_variable work;    /* for the thread that works: there may be some */
-    std::condition_variable changed; /* busy or stuck */
+    std::condition_variable changed; /* busy */
     std::vector<waiter *> waiters;
-    unsigned grants = 0;       /* operations that may run because somebody asks */
-    bool busy = false;         /* an operation runs */
-    bool stuck = false;        /* none may start but kernels that wait for memory */
-    std::mt19937_64 random;    /* whose turn it is among devices */
+    unsigned grants = 0;          /* operations that may run because somebody asks */
+    bool busy = false;            /* an operation runs */
+    bool stuck = false;           /* nothing that is wanted can go on now */
+    std::mt19937_64 random;       /* whose turn it is among devices */
     std::vector<std::unique_ptr<device>> devices;
     cudaError_t no_driver = cudaSuccess; /* cudaErrorInsufficientDriver or cudaErrorNoDevice */
     int driver_version = 13000;
@@ -191,7 +191,7 @@ struct CUstream_st {
     uint64_t id;
     std::deque<emu::operation> queue = {};
     uint64_t issued = 0, done = 0;
-    bool destroyed = false, hung = false, running = false;
+    bool destroyed = false, hung = false;
     emu::clock::time_point not_before = {};
     std::shared_ptr<emu::capture> cap = {};
     std::vector<CUgraphNode_st *> cap_deps = {};

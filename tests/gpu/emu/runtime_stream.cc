@@ -22,7 +22,7 @@ bool finished(const dependency &d)
 
 bool may_start(const CUstream_st &s)
 {
-    return !s.queue.empty() && !s.hung && !s.running && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
+    return !s.queue.empty() && !s.hung && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
 }
 
 bool has_work(const device &d)
@@ -61,29 +61,24 @@ void complete(device &d, const stream_ref &s)
         d.streams.erase(std::find(d.streams.begin(), d.streams.end(), s));
 }
 
-/* Runs one operation of the device, if one may start that gets anywhere: a kernel that waits for memory leaves its turn to another stream. */
+/* Runs one operation of the device, or as much of it as can be, if one may start. */
 bool step(runtime &r, lock &l, device &d)
 {
-    for (size_t n = d.streams.size(); n > 0; n--) {
-        stream_ref s = d.sticky == cudaSuccess ? choose(d) : nullptr;
-        if (s == nullptr)
-            return false;
-        r.busy = s->running = true;
-        r.stuck = false;
-        expose_memory(r);
-        l.unlock();
-        progress p = s->queue.front().attempt(d); /* stays where it is while others append */
-        l.lock();
-        s->running = false;
-        r.busy = false;
-        if (p == progress::later)
-            s->not_before = clock::now() + RETRY;
-        else if (p == progress::done && d.sticky == cudaSuccess)
-            complete(d, s);
-        if (p != progress::later)
-            return true;
-    }
-    return false;
+    stream_ref s = d.sticky == cudaSuccess ? choose(d) : nullptr;
+    if (s == nullptr)
+        return false;
+    r.busy = true;
+    r.stuck = false;
+    expose_memory(r);
+    l.unlock();
+    progress p = s->queue.front().attempt(d); /* stays where it is while others append */
+    l.lock();
+    r.busy = false;
+    if (d.sticky == cudaSuccess && p == progress::done)
+        complete(d, s);
+    else if (p == progress::later)
+        s->not_before = clock::now() + RETRY;
+    return p != progress::later;
 }
 
 /* Whoever asked is told that nothing goes on. */
@@ -206,7 +201,7 @@ bool fault_instead(device &d)
     return false;
 }
 
-/* A kernel that waits for memory lets the work of other streams have its turn, and goes on after that, on whatever thread. */
+/* A kernel that waits for memory lets the work of other streams have its turn, and goes on after that. */
 progress attempt_kernel(device &d, const kernel_launch &launch, std::shared_ptr<kernel_run> &run)
 {
     if (run == nullptr) {
