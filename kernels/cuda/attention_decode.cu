@@ -104,8 +104,8 @@ template <int D> __device__ __forceinline__ void stream_issue(struct stream *s, 
             kv_copy8<KV_PAGE, 32>(raw + S::RAW / 2, [=](int) { return vs; }, kv_bytes(kv.type, kv.head_dim_v), lo, hi, lane);
         } else {
             unsigned char *at = s->ring + (i & 1) * S::STAGE;
-            kv_copy16<KV_PAGE, 32>(at, attn_rows<D>::STRIDE, [=](int) { return ks; }, ks, kv.head_dim, lo, hi, lane);
-            kv_copy16<KV_PAGE, 32>(at + S::TILE, attn_rows<D>::STRIDE, [=](int) { return vs; }, vs, kv.head_dim_v, lo, hi, lane);
+            kv_copy16<D, KV_PAGE, 32>(at, [=](int) { return ks; }, ks, kv.head_dim, lo, hi, lane);
+            kv_copy16<D, KV_PAGE, 32>(at + S::TILE, [=](int) { return vs; }, vs, kv.head_dim_v, lo, hi, lane);
         }
     }
     ptx_cp_async_commit();
@@ -115,7 +115,6 @@ template <int D, bool BF16>
 __device__ __forceinline__ void stream_run(struct stream *s, attn_rows<D> *w, const struct decode &p, bool paired, uint32_t lane)
 {
     using S = shape<D>;
-    constexpr uint32_t STRIDE = attn_rows<D>::STRIDE;
     const struct cuda_kv &kv = p.a.kv;
     for (uint32_t i = 0; i < s->n; i++) {
         int base = (int)((s->first + i * S::WARPS) * KV_PAGE), lo = (int)s->from - base, hi = (int)s->to - base;
@@ -123,8 +122,8 @@ __device__ __forceinline__ void stream_run(struct stream *s, attn_rows<D> *w, co
         if (s->narrow) {
             ptx_cp_async_wait<0>();
             __syncwarp();
-            kv_widen<KV_PAGE, 32>(kv.type, at, STRIDE, at + S::STAGE, kv.head_dim, lo, hi, lane);
-            kv_widen<KV_PAGE, 32>(kv.type, at + S::TILE, STRIDE, at + S::STAGE + S::RAW / 2, kv.head_dim_v, lo, hi, lane);
+            kv_widen<D, KV_PAGE, 32>(kv.type, at, at + S::STAGE, kv.head_dim, lo, hi, lane);
+            kv_widen<D, KV_PAGE, 32>(kv.type, at + S::TILE, at + S::STAGE + S::RAW / 2, kv.head_dim_v, lo, hi, lane);
             __syncwarp();
             stream_issue<D>(s, kv, i + 1, lane);
         } else {

@@ -500,13 +500,11 @@ __device__ uint32_t collect(const struct launch &l, uint32_t row, bool adjusted,
         if (st[g].max < lo)
             continue;
         float v[16];
-        uint32_t n = seg_len(l, g), hits = 0;
-        load16(z_seg(l, row, adjusted, g), n, v);
+        uint32_t hits = 0;
+        load16(z_seg(l, row, adjusted, g), seg_len(l, g), v); /* -inf beyond the end, with the highest ids: the last of all */
 #pragma unroll
-        for (uint32_t i = 0; i < 16; i++) {
-            uint32_t at = 4 * (threadIdx.x % 32 + 32 * (i / 4)) + i % 4;
-            hits |= (at < n && v[i] >= lo ? 1u : 0u) << i;
-        }
+        for (uint32_t i = 0; i < 16; i++)
+            hits |= (v[i] >= lo ? 1u : 0u) << i;
         uint32_t to = hits ? atomicAdd(&sh->count, (uint32_t)__popc(hits)) : 0;
 #pragma unroll
         for (uint32_t i = 0; i < 16; i++)

@@ -439,8 +439,9 @@ ncclResult_t check_buffer(const state &s, const char *name, const void *p, size_
     cudaPointerAttributes a;
     if (bytes == 0)
         return ncclSuccess;
-    if (!p || cudaPointerGetAttributes(&a, p) != cudaSuccess || a.type != cudaMemoryTypeDevice || a.device != s.device)
-        return refuse(ncclInvalidArgument, "%s of rank %u is no memory of its device %d", name, s.rank, s.device);
+    if (!p || cudaPointerGetAttributes(&a, p) != cudaSuccess || a.type != cudaMemoryTypeDevice || a.device != s.device ||
+        !emu::device_accessible((const char *)p + bytes - 1))
+        return refuse(ncclInvalidArgument, "%s of rank %u is not %zu bytes of memory of its device %d", name, s.rank, bytes, s.device);
     return ncclSuccess;
 }
 
