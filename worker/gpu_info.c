@@ -25,7 +25,8 @@ struct nvml {
 
 /* ---- Xids ---- */
 
-/* NVIDIA's words, shortened. fatal: the catalogue's immediate action is a reset of the GPU or of the machine. */
+/* NVIDIA's words, shortened. fatal: answered by a reset of the GPU or a restart of the host. Where that depends on generation or driver it is not: a worker that fails
+ * again and again is given up anyway, while a GPU that is called lost in error is missed until the agent starts again. */
 static const struct {
     uint32_t xid;
     bool fatal;
@@ -39,7 +40,7 @@ static const struct {
     {45, false, "preemptive cleanup, due to previous errors"},
     {46, true, "GPU stopped processing"},
     {48, true, "double bit ECC error"},
-    {61, true, "internal micro-controller breakpoint or warning"},
+    {61, false, "internal micro-controller breakpoint or warning"},
     {62, true, "internal micro-controller halt"},
     {63, false, "ECC row remapping recorded"},
     {64, true, "ECC row remapping failed"},
@@ -50,8 +51,8 @@ static const struct {
     {92, false, "high rate of single bit ECC errors"},
     {94, false, "contained ECC error"},
     {95, true, "uncontained ECC error"},
-    {109, true, "context switch timeout"},
-    {110, true, "security fault"},
+    {109, false, "context switch timeout"},
+    {110, false, "security fault"},
     {119, true, "GSP RPC timeout"},
     {120, true, "GSP error"},
     {121, false, "C2C link error"},
