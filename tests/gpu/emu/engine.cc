@@ -858,6 +858,11 @@ void polled(const volatile void *addr, uint64_t value)
     l->poll_value = value;
 }
 
+void wrote()
+{
+    eng.active = true;
+}
+
 uint64_t clock_ns()
 {
     timespec t;
