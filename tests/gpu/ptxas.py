@@ -64,15 +64,27 @@ def parse(text):
     return list(kernels.values())
 
 
+def enumerators():
+    """{enum: its names, in order} of the enums that kernels are instantiated with."""
+    quants = re.findall(r"^QUANT\((\w+),", (TOP / "model/quants.def").read_text(), re.M)
+    names = {"quant": quants}
+    for header, enum in (("kernels/cuda/cuda.h", "cuda_type"), ("model/shard.h", "kv_type")):
+        m = re.search(rf"enum {enum}\b[^{{;]*{{([^}}]*)}}", (TOP / header).read_text())
+        names[enum] = re.findall(r"\b[A-Z]+_(\w+)", m[1]) if m else []
+    return names
+
+
 def demangle(names):
-    """As short as they can be told apart by: no return type, namespace, parameters."""
+    """As short as they can be told apart by: no return type, namespace, parameters; enumerators by name."""
+    enums = enumerators()
     if not names:
         return []
     out = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
     short = []
     for name in out:
         name = re.sub(r"\(anonymous namespace\)::|^void ", "", name)
-        name = re.sub(r"\((?:unsigned )?(?:int|char|bool|long)\)|\(enum \w+\)|\((?:quant|cuda_type|kv_type|layout_kind)\)", "", name)
+        name = re.sub(r"\((?:unsigned )?(?:int|char|bool|long)\)|(?<=\d)u\b", "", name)
+        name = re.sub(r"\((?:enum )?(\w+)\)(\d+)", lambda m: enums[m[1]][int(m[2])] if int(m[2]) < len(enums.get(m[1], [])) else m[2], name)
         depth, at = 0, len(name)
         for i, c in enumerate(name):
             depth += (c == "<") - (c == ">")
@@ -83,22 +95,29 @@ def demangle(names):
     return short
 
 
+def plain(comment):
+    return re.sub(r"\s*\n\s*\*\s?", " ", comment)
+
+
 def comment_above(text, at):
     """The comment that ends right above position `at` (a template line may stand between)."""
     head = re.sub(r"(?:^template\s*<[^\n]*>\s*\n)?[^\n]*\Z", "", text[:at], flags=re.M).rstrip()
-    if not head.endswith("*/"):
-        return ""
-    return re.sub(r"\s*\n\s*\*\s?", " ", head[head.rfind("/*") + 2:-2])
+    return plain(head[head.rfind("/*") + 2:-2]) if head.endswith("*/") else ""
+
+
+def head_comments(text):
+    """The comment at the top of a file, and those of the headers of ours that it includes."""
+    heads = [text] + [(CUDA / name).read_text() for name in re.findall(r'#include "kernels/cuda/(\w+\.cuh)"', text)]
+    return [plain(h[2:h.index("*/")]) for h in heads if h.startswith("/*")]
 
 
 def expected_of(source):
-    """[(kernel, what its comment expects or None)] in the order of the file."""
+    """[(kernel, what its comment, or else its file's, expects, or None)] in the order of the file."""
     text = source.read_text()
     found = []
     for m in re.finditer(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\s*\(", text):
-        comment = comment_above(text, m.start())
-        e = re.search(r"\bexpected:?\s+(.+?)(?:\.(?=\s|$)|;|$)", comment, re.I)
-        found.append((m[1], e[1].strip() if e else None))
+        said = [re.search(r"\bexpected:?\s+(.+?)(?:\.(?=\s|$)|;| \(|\)|$)", c, re.I) for c in [comment_above(text, m.start()), *head_comments(text)]]
+        found.append((m[1], next((e[1].strip() for e in said if e), None)))
     return found
 
 
@@ -128,8 +147,9 @@ def main():
     sources = sorted(s for s in CUDA.glob("*.cu") if not a.only or s.name in a.only)
     if not sources:
         sys.exit("ptxas: no such source")
+    described = sorted(sources + [h for h in CUDA.glob("*.cuh") if not a.only]) # a header may have a kernel, too
     if a.expected:
-        sys.exit(1 if expected_table(sources) else 0)
+        sys.exit(1 if expected_table(described) else 0)
 
     failed, n_jobs, n_kernels, start = {}, 0, 0, time.monotonic()
 
@@ -151,7 +171,7 @@ def main():
             print(f"{source.name:24} {arch:8} {seconds:.1f} s", flush=True)
             for c in complaints:
                 fail((source.name, arch), c)
-    for s in sources:
+    for s in described:
         for kernel, text in expected_of(s):
             if text is None:
                 fail((s.name, archs[0]), f"{kernel}: its comment does not say what is expected of it")
