@@ -42,6 +42,7 @@ class Checks:
     def __init__(self, a):
         self.a, self.begin, self.lock, self.counts = a, time.monotonic(), threading.Lock(), {"PASS": 0, "FAIL": 0, "SKIP": 0}
         self.failures, self.table = [], []
+        self.until = a.minutes * 60 # seconds after the beginning; less while correctness is checked, so that speed has its time
         self.bin, self.tests = a.bin, a.tests
         self.env = dict(os.environ, UCX_MEM_EVENTS="n", UCX_MEM_MALLOC_HOOKS="n", UCX_MEM_MMAP_HOOK_MODE="none")
         if a.libs:
@@ -51,7 +52,7 @@ class Checks:
         self.tmp = Path(tempfile.mkdtemp(prefix="racklm-gpu-", dir=a.scratch))
 
     def left(self):
-        return self.a.minutes * 60 - (time.monotonic() - self.begin)
+        return self.until - (time.monotonic() - self.begin)
 
     def run(self, command, limit, check=True, **env):
         """Output of the command; on failure the last lines as the reason. What it started dies with it."""
@@ -524,11 +525,13 @@ def main():
         speed = not (a.emulated or a.no_speed)
         maker = threading.Thread(target=make_big, args=(c, made))
         if speed:
+            c.until *= 0.6
             maker.start()
         with ThreadPoolExecutor(a.jobs) as pool:
             correctness(c, pool)
         if speed:
             maker.join()
+            c.until = a.minutes * 60
             Speed(c, made).run()
         elif a.emulated:
             for name, _ in Speed.ROWS.values():
