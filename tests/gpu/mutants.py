@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows that the emulated tests can fail: weakens one barrier, wait, bound, predicate or zero fill of the kernels at a time and runs the tests that come by it.
 
-  mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--verbose]
+  mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--no-build] [--verbose]
 
 A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with AddressSanitizer, holds all mutants. First each cmocka test runs alone, to
 know its time and which places it comes by; then each mutant meets those tests, the quickest first, until one fails, does not end, or none is left. A mutant that
@@ -10,6 +10,7 @@ survives must be listed in mutants.txt with the reason; an entry whose mutants a
 The emulator keeps the order of one thread for memory, so what orders memory between blocks (__threadfence, release and acquire) cannot show: those places are counted
 as survivors unless something else fails."""
 import argparse
+import json
 import os
 import random
 import re
@@ -193,6 +194,7 @@ def copy_tree():
     for path in (WORK / "src").rglob("*"):
         if path.is_file() and path not in here:
             path.unlink()
+    (WORK / "list.json").write_text(json.dumps([vars(m) for m in mutants]))
     return mutants
 
 
@@ -307,10 +309,11 @@ def main():
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--list", action="store_true")
     p.add_argument("--tests", help="names of test programs; default: all with the label gpu")
+    p.add_argument("--no-build", action="store_true", help="the programs as they are in build/mutants")
     p.add_argument("--verbose", action="store_true")
     a = p.parse_args()
 
-    all_mutants = copy_tree()
+    all_mutants = [Mutant(**m) for m in json.loads((WORK / "list.json").read_text())] if a.no_build else copy_tree()
     mutants = [m for m in all_mutants if (not a.only or m.file in a.only) and (not a.kind or m.kind in a.kind)]
     if a.list:
         for m in mutants:
@@ -320,7 +323,7 @@ def main():
         return
     targets = a.tests.split(",") if a.tests else ["tests_gpu"]
     start = time.monotonic()
-    out = build(a.jobs, targets)
+    out = WORK / "out" if a.no_build else build(a.jobs, targets)
     programs = sorted(out / "tests" / t for t in targets) if a.tests else sorted((out / "tests").glob("test_*_emu"))
     print(f"built in {time.monotonic() - start:.0f} s")
     start = time.monotonic()
