@@ -6,10 +6,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Prints file, line, the condition, the thread's check_context, a backtrace, and aborts. */
-_Noreturn void check_failed(const char *file, int line, const char *cond);
+__attribute__((noreturn)) void check_failed(const char *file, int line, const char *cond);
 /* A short line of state (step, epoch, rank) printed by a failed ASSERT of this thread. Copied, 128 bytes. */
 void check_context(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+#ifdef __cplusplus
+}
+#endif
 
 #define ASSERT(cond) ((cond) ? (void)0 : check_failed(__FILE__, __LINE__, #cond))
 

@@ -1,5 +1,5 @@
-/* 16-bit floats as stored in files and in the KV cache: IEEE binary16 and bfloat16, by integer arithmetic, so that
- * every compiler and machine gives the same bits. Both narrowings round to nearest, ties to even. */
+/* Narrow floats as stored in files and in the KV cache: IEEE binary16, bfloat16 and e4m3 (OCP 8-bit Floating Point Specification,
+ * revision 1.0), by integer arithmetic, so that every compiler and machine gives the same bits. All narrowings round to nearest, ties to even. */
 #ifndef KERNELS_HALF_H
 #define KERNELS_HALF_H
 
@@ -51,6 +51,26 @@ static inline uint16_t half_to_bf16(float f)
     if ((u & 0x7fffffff) > 0x7f800000)
         return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* e4m3: bias 7, no infinities, the largest is 448, all ones is NaN. */
+static inline float half_from_e4m3(uint8_t b)
+{
+    if ((b & 0x7f) == 0x7f)
+        return half_bits_f32(0x7fc00000u);
+    return half_bits_f32((uint32_t)(b & 0x80) << 24 | half_f32_bits(half_bits_f32((uint32_t)(b & 0x7f) << 20) * 0x1p120f));
+}
+/* Saturating: what is larger, infinity too, becomes 448 of its sign. A NaN is 0x7f, as in PTX's cvt.rn.satfinite.e4m3x2.f32. */
+static inline uint8_t half_to_e4m3(float f)
+{
+    uint32_t u = half_f32_bits(f), sign = u >> 24 & 0x80, a = u & 0x7fffffff;
+    if (a > 0x7f800000)
+        return 0x7f;
+    if (a >= 0x43e00000) /* 448 */
+        return (uint8_t)(sign | 0x7e);
+    if (a < 0x3c800000) /* a denormal result: adding 2^14 puts its last bit at 2^-9, the rounding is the adder's */
+        return (uint8_t)(sign | (half_f32_bits(half_bits_f32(a) + 0x1p14f) - 0x46800000u));
+    return (uint8_t)(sign | ((a - 0x3c000000u + 0x7ffff + (a >> 20 & 1)) >> 20));
 }
 
 static inline uint16_t half_load16(const void *p)

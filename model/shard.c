@@ -252,6 +252,8 @@ static uint64_t kv_row_bytes(enum kv_type type, uint64_t n)
         return n * 2;
     case KV_Q8_0:
         return (n + 31) / 32 * 34;
+    case KV_FP8:
+        return n;
     }
     return 0;
 }

@@ -54,7 +54,7 @@ void shard_tensor_slice(const struct hparams *hp, const struct shard_split *s, c
 /* Bytes in the file that a rank of a stage reads. */
 uint64_t shard_file_bytes(const struct gguf *g, const struct hparams *hp, const struct shard_split *s, uint32_t tp_rank, uint32_t stage);
 
-enum kv_type { KV_F32, KV_F16, KV_BF16, KV_Q8_0 };
+enum kv_type { KV_F32, KV_F16, KV_BF16, KV_Q8_0, KV_FP8 /* e4m3 */ };
 enum { SHARD_KV_BLOCK = 16 }; /* positions of a KV block */
 /* ERR_UNSUPPORTED where the model's heads cannot be stored so (q8_0 stores whole blocks of 32). */
 enum err shard_kv_check(const struct hparams *hp, enum kv_type type);

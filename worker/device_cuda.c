@@ -24,6 +24,14 @@ enum err device_cuda_error(cudaError_t e, const char *what)
     return ours;
 }
 
+cudaError_t device_cuda_query(cudaEvent_t event)
+{
+    cudaError_t e = cudaEventQuery(event);
+    if (e == cudaErrorNotReady)
+        cudaGetLastError(); /* or the next launch finds it */
+    return e;
+}
+
 enum err device_cuda_wait(struct cuda *c)
 {
     TRY_CUDA(cudaEventRecord(c->done, c->stream));
@@ -36,7 +44,7 @@ enum err device_cuda_wait_event(struct cuda *c, cudaEvent_t event)
     if (c->d.comm)
         return comm_nccl_wait(c->d.comm, c->stream, event);
     for (;;) {
-        cudaError_t e = cudaEventQuery(event);
+        cudaError_t e = device_cuda_query(event);
         if (e == cudaSuccess)
             return ERR_OK;
         if (e != cudaErrorNotReady)
@@ -73,6 +81,8 @@ size_t device_cuda_carve_block(struct cuda *c, struct cuda_step_block *b, uint8_
     b->alone = place(&a, cap, sizeof(*b->alone));
     b->tile_tok = place(&a, c->tiles_cap, sizeof(*b->tile_tok));
     b->tile_n = place(&a, c->tiles_cap, sizeof(*b->tile_n));
+    b->row_src = place(&a, cuda_last_stage(c) ? c->sizes.rows_cap : 0, sizeof(*b->row_src));
+    b->rows = place(&a, cuda_last_stage(c) ? c->sizes.rows_cap : 0, sizeof(*b->rows));
     b->updates = place(&a, c->updates_cap, sizeof(*b->updates)); /* last: seldom long */
     b->bytes = a.at;
     return a.at;
@@ -84,6 +94,38 @@ static struct cuda_limits limits_of(const struct cuda *c, const struct device_si
     uint32_t rows = MAX(MAX(hp->dim, c->own.vocab.n), MAX(c->own.ffn.n, c->own.heads.n * hp->head_dim));
     return (struct cuda_limits){.n_tok = s->batch_cap, .n_seqs = s->max_seqs, .n_heads = c->own.heads.n, .head_dim_v = hp->head_dim_v, .ctx = s->ctx,
                                 .rows_max = rows, .cols_max = MAX(hp->dim, MAX(c->o_cols, c->down_cols))};
+}
+
+static struct cuda_sample_config sample_config(const struct cuda *c, const struct device_sizes *s)
+{
+    struct cuda_sample_config sc = {.vocab = c->d.cfg.hp->vocab, .slots = s->max_seqs, .rows_cap = s->rows_cap, .ctx = s->ctx, .tp = c->tp};
+    for (uint32_t r = 0; r < c->tp; r++) {
+        struct shard_rank sr;
+        shard_rank(c->d.cfg.hp, c->d.cfg.split, r, &sr);
+        sc.ids[r] = sr.vocab;
+    }
+    return sc;
+}
+
+static void carve_head(struct cuda *c, const struct device_sizes *s, struct cuda_arena *a)
+{
+    struct cuda_sample_config sc = sample_config(c, s);
+    size_t rows = s->rows_cap;
+    c->logits_stride = 0;
+    for (uint32_t r = 0; r < c->tp; r++)
+        c->logits_stride = MAX(c->logits_stride, ROUND_UP((size_t)sc.ids[r].n, (size_t)16));
+    c->head_x = place(a, rows * c->d.cfg.hp->dim, sizeof(float));
+    c->logits = place(a, c->tp * rows * c->logits_stride, sizeof(float));
+    c->logits_own = c->logits ? c->logits + c->d.cfg.tp_rank * rows * c->logits_stride : NULL;
+    c->kept = place(a, (size_t)s->max_seqs * c->d.cfg.hp->dim, sizeof(float));
+    c->out.out = place(a, rows, sizeof(*c->out.out));
+    c->out.top_id = place(a, rows * CUDA_TOP_CAP, sizeof(*c->out.top_id));
+    c->out.top_lp = place(a, rows * CUDA_TOP_CAP, sizeof(*c->out.top_lp));
+    c->changes_cap = s->ctx + MSG_BAD_IDS_MAX;
+    c->changes = place(a, c->changes_cap, sizeof(*c->changes));
+    uint8_t *sampler = place(a, cuda_sample_bytes(&sc), 1);
+    if (sampler)
+        cuda_sample_init(&sc, sampler, &c->sample);
 }
 
 size_t device_cuda_carve(struct cuda *c, const struct device_sizes *s, uint8_t *base)
@@ -112,16 +154,11 @@ size_t device_cuda_carve(struct cuda *c, const struct device_sizes *s, uint8_t *
     c->attn = place(&a, n * c->o_cols, sizeof(float));
     c->gate = place(&a, n * c->down_cols, sizeof(float));
     c->up = place(&a, n * c->down_cols, sizeof(float));
-    c->out = place(&a, n * hp->dim, sizeof(float));
+    c->y = place(&a, n * hp->dim, sizeof(float));
     c->workspace_bytes = cuda_workspace_bytes(&limits);
     c->workspace = place(&a, c->workspace_bytes, 1);
-    if (cuda_last_stage(c)) {
-        c->logits_stride = ROUND_UP((size_t)c->own.vocab.n, (size_t)16);
-        c->head_x = place(&a, rows * hp->dim, sizeof(float));
-        c->logits = place(&a, rows * c->logits_stride + 16, sizeof(float));
-        c->kept = place(&a, (size_t)s->max_seqs * hp->dim, sizeof(float));
-        c->row_src = place(&a, rows, sizeof(*c->row_src));
-    }
+    if (cuda_last_stage(c))
+        carve_head(c, s, &a);
     return a.at;
 }
 
@@ -135,8 +172,15 @@ static size_t carve_pinned(struct cuda *c, const struct device_sizes *s, uint8_t
         device_cuda_carve_block(c, &c->host[i], c->ring + i * block);
     c->host_state = place(&a, MAX(c->d.cfg.hp->dim, c->w.cls.rows), sizeof(float));
     if (cuda_last_stage(c)) {
-        c->host_logits = place(&a, s->rows_cap * c->logits_stride, sizeof(float));
-        c->host_row_src = place(&a, s->rows_cap, sizeof(*c->host_row_src));
+        c->host_logits = place(&a, c->logits_stride, sizeof(float));
+        c->host_setup = place(&a, 1, sizeof(*c->host_setup));
+        c->host_allowed = place(&a, (c->d.cfg.hp->vocab + 31) / 32, sizeof(*c->host_allowed));
+        c->host_changes = place(&a, c->changes_cap, sizeof(*c->host_changes));
+        for (uint32_t i = 0; i < CUDA_BLOCKS; i++) {
+            c->results[i].out = place(&a, s->rows_cap, sizeof(*c->results[i].out));
+            c->results[i].top_id = place(&a, s->rows_cap * CUDA_TOP_CAP, sizeof(*c->results[i].top_id));
+            c->results[i].top_lp = place(&a, s->rows_cap * CUDA_TOP_CAP, sizeof(*c->results[i].top_lp));
+        }
     }
     return a.at;
 }
@@ -258,14 +302,10 @@ static enum err prepare(struct device *d, const struct device_sizes *s)
     TRY(make_kv(c, s));
     TRY(make_buffers(c, s));
     if (cuda_last_stage(c)) {
-        struct sampler_config pc = {.tp = c->tp, .tp_rank = d->cfg.tp_rank, .vocab = d->cfg.hp->vocab, .rows_cap = s->rows_cap, .ctx = s->ctx,
-                                    .pool = d->cfg.pool};
-        for (uint32_t r = 0; r < c->tp; r++) {
-            struct shard_rank sr;
-            shard_rank(d->cfg.hp, d->cfg.split, r, &sr);
-            pc.ids[r] = sr.vocab;
-        }
-        TRY(sampler_create(&pc, &c->sampler));
+        c->best = calloc(d->cfg.hp->vocab, sizeof(*c->best));
+        c->z = calloc(s->ctx + 1, sizeof(*c->z));
+        if (!c->best || !c->z)
+            return err_set(ERR_NOMEM, "out of memory for a GPU's sampling tables");
     }
     LOG(INFO, WORKER, "GPU memory", "weights=%llu kv=%zu buffers=%llu workspace=%zu kernels=\"%s\"", (unsigned long long)c->w.planned_bytes, c->kv.bytes,
         (unsigned long long)d->info.activation_bytes, c->workspace_bytes, cuda_context_describe(c->kernels));
@@ -281,9 +321,16 @@ static enum err comm_create(struct device *d, const struct comm_config *cfg, str
 static void reset(struct device *d)
 {
     struct cuda *c = cuda_of(d);
+    cudaStreamSynchronize(c->stream); /* what an epoch left behind; its collectives have been aborted */
     memset(c->known, 0, c->sizes.max_seqs * sizeof(*c->known));
-    c->n_put = 0;
-    device_cuda_graphs_destroy(c); /* they hold the old communicator */
+    c->n_put = c->n_begun = c->begun_first = 0;
+}
+
+static void forget_comm(struct device *d)
+{
+    struct cuda *c = cuda_of(d);
+    c->pass_waits = c->head_waits = false;
+    device_cuda_graphs_destroy(c);
 }
 
 static void destroy(struct device *d)
@@ -292,11 +339,15 @@ static void destroy(struct device *d)
     if (c->stream)
         cudaStreamSynchronize(c->stream);
     device_cuda_graphs_destroy(c);
-    sampler_destroy(&c->sampler);
+    free(c->best);
+    free(c->z);
     cuda_context_destroy(&c->kernels);
-    for (uint32_t i = 0; i < CUDA_BLOCKS; i++)
+    for (uint32_t i = 0; i < CUDA_BLOCKS; i++) {
         if (c->taken[i])
             cudaEventDestroy(c->taken[i]);
+        if (c->sampled[i])
+            cudaEventDestroy(c->sampled[i]);
+    }
     cudaFree(c->weights_mem);
     cudaFree(c->kv_mem);
     cudaFree(c->buffers_mem);
@@ -314,9 +365,11 @@ static void destroy(struct device *d)
 }
 
 static const struct device_ops ops = {
-    .destroy = destroy, .plan = plan, .reserve_bytes = reserve_bytes, .load = load, .prepare = prepare, .comm_create = comm_create, .reset = reset,
+    .destroy = destroy, .plan = plan, .reserve_bytes = reserve_bytes, .load = load, .prepare = prepare, .comm_create = comm_create, .forget_comm = forget_comm, .reset = reset,
     .forward = device_cuda_forward, .put_row = device_cuda_put_row, .keep = device_cuda_keep, .put_kept = device_cuda_put_kept,
-    .head = device_cuda_head, .logits = device_cuda_logits, .sample = device_cuda_sample, .state = device_cuda_state,
+    .head = device_cuda_head, .logits = device_cuda_logits, .sample = device_cuda_sample,
+    .sample_begin = device_cuda_sample_begin, .sample_ready = device_cuda_sample_ready, .sample_end = device_cuda_sample_end, .setup = device_cuda_setup,
+    .state = device_cuda_state,
     .classify = device_cuda_classify,
 };
 
@@ -333,6 +386,8 @@ static enum err no_device(cudaError_t e, int32_t ordinal)
     if (e == cudaErrorInsufficientDriver)
         return err_set(ERR_DEVICE, "cuda:%d: the NVIDIA driver is for CUDA %d.%d, this racklm needs one for %d.%d or newer", ordinal, driver / 1000,
                        driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (e == cudaErrorNoDevice)
+        return err_set(ERR_DEVICE, "cuda:%d: this host has no GPU that CUDA may use (CUDA_VISIBLE_DEVICES, nvidia-smi)", ordinal);
     return err_set(ERR_DEVICE, "cuda:%d: %s (%s)", ordinal, cudaGetErrorString(e), cudaGetErrorName(e));
 }
 
@@ -357,8 +412,10 @@ static enum err open_gpu(struct cuda *c)
     snprintf(c->backend, sizeof(c->backend), "cuda sm_%d%d (%.80s)", c->prop->major, c->prop->minor, c->prop->name);
     TRY_CUDA(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
     TRY_CUDA(cudaEventCreateWithFlags(&c->done, cudaEventDisableTiming));
-    for (uint32_t i = 0; i < CUDA_BLOCKS; i++)
+    for (uint32_t i = 0; i < CUDA_BLOCKS; i++) {
         TRY_CUDA(cudaEventCreateWithFlags(&c->taken[i], cudaEventDisableTiming));
+        TRY_CUDA(cudaEventCreateWithFlags(&c->sampled[i], cudaEventDisableTiming));
+    }
     TRY_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
     c->d.info.memory_bytes = c->d.cfg.memory_bytes ? MIN(c->d.cfg.memory_bytes, (uint64_t)free_bytes) : free_bytes;
     return ERR_OK;
@@ -370,7 +427,7 @@ enum err device_cuda_create(const struct device_config *cfg, struct device **out
     struct cuda *c = calloc(1, sizeof(*c));
     if (!c)
         return err_set(ERR_NOMEM, "out of memory for a device");
-    c->d = (struct device){.ops = &ops, .cfg = *cfg, .info = {.backend = c->backend, .kv_takes_rest = true}};
+    c->d = (struct device){.ops = &ops, .cfg = *cfg, .info = {.backend = c->backend, .kv_takes_rest = true, .defers = true}};
     c->tp = cfg->split->tp;
     c->world_rank = cfg->stage * c->tp + cfg->tp_rank;
     c->use_graphs = true;

@@ -1,5 +1,5 @@
 /* What the files of the GPU's side of device.h share: device_cuda.c (opening, memory, waiting, errors), device_cuda_load.c (the weights), device_cuda_forward.c (the
- * layers, the head, graphs). Private to them; the only files of the worker that include CUDA's headers, with comm/comm_nccl.c.
+ * layers, graphs), device_cuda_sample.c (the head, sampling). Private to them; the only files of the worker that include CUDA's headers, with comm/comm_nccl.c.
  *
  * Owns one GPU's context, one stream for all work of steps and one for copies while loading, three allocations (weights, KV, buffers) and two
  * pinned blocks. Everything is put into the stream in order; the host waits only for results. */
@@ -7,6 +7,7 @@
 #define WORKER_DEVICE_CUDA_H
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/sample.h"
 #include "worker/device.h"
 #include "worker/kv_pool.h"
 
@@ -21,6 +22,10 @@ enum err device_cuda_error(cudaError_t e, const char *what);
             return device_cuda_error(try_cuda_e, #x);                                                                                                \
     } while (0)
 
+/* What a pass is launched for: real counts, or the bounds of a graph. */
+struct cuda_pass {
+    uint32_t n_tok, n_alone, n_tiles, ctx_max;
+};
 /* Places in an allocation, handed out twice: first to count, then for real. */
 struct cuda_arena {
     uint8_t *base;
@@ -33,9 +38,11 @@ struct cuda_step_block {
     uint32_t *token, *pos, *slot;             /* [batch_cap] */
     uint32_t *alone;                          /* [batch_cap] tokens that are runs of their own */
     uint32_t *tile_tok, *tile_n;              /* [tiles_cap] */
+    uint32_t *row_src;                        /* [rows_cap] token of the batch whose state is the head's row; UINT32_MAX: the row is there already */
+    struct cuda_sample_row *rows;             /* [rows_cap] */
     size_t bytes;
 };
-enum { CUDA_GRAPH_TOKENS = 9, CUDA_GRAPH_CTX = 16, CUDA_BLOCKS = 2 };
+enum { CUDA_GRAPH_TOKENS = 9, CUDA_GRAPH_CTX = 16, CUDA_BLOCKS = 2, CUDA_TOP_CAP = MSG_LOGPROBS_MAX };
 
 struct cuda {
     struct device d;
@@ -79,26 +86,40 @@ struct cuda {
     float *attn;                              /* [batch_cap][o_cols]; zeros beside the rank's own */
     uint32_t down_cols, down_skip;
     float *gate, *up;                         /* [batch_cap][down_cols]; zeros beside the rank's own */
-    float *out;                               /* [batch_cap][dim] */
+    float *y;                                 /* [batch_cap][dim] of o and down */
     void *workspace;
     size_t workspace_bytes;
 
     /* the head, last stage */
     float *head_x;                            /* [rows_cap][dim] */
-    float *logits;                            /* [rows_cap][logits_stride] */
+    float *logits;                            /* [tp][rows_cap][logits_stride] of all ranks; this one's at logits_own */
+    float *logits_own;
     size_t logits_stride;
     float *kept;                              /* [max_seqs][dim] */
-    uint32_t *row_src;                        /* device [rows_cap] token of the batch; UINT32_MAX: is there already */
-    uint32_t *host_row_src;                   /* pinned */
     uint32_t n_put;                           /* rows put and not gathered yet: below this */
+    uint32_t head_rows;                       /* of the last device_head */
+    bool head_waits;                          /* ... which has not been launched */
     float *host_logits;                       /* pinned [rows_cap][logits_stride] */
     float *host_state;                        /* pinned [max(dim, cls rows)] */
-    bool logits_here;                         /* host_logits holds those of the last head */
-    uint32_t head_rows;
-    struct sampler *sampler;
 
+    struct cuda_sample sample;
+    struct cuda_step_results out;             /* device */
+    struct cuda_step_results results[CUDA_BLOCKS]; /* pinned */
+    cudaEvent_t sampled[CUDA_BLOCKS];
+    uint64_t sampled_ns[CUDA_BLOCKS];
+    uint32_t begun[CUDA_BLOCKS], begun_first, n_begun; /* which of them, oldest first */
+    struct cuda_sample_slot *host_setup;      /* pinned */
+    uint32_t *host_allowed;                   /* pinned [vocab bits] */
+    struct sampling_change *changes;          /* device [changes_cap] of one row */
+    struct sampling_change *host_changes;     /* pinned */
+    uint32_t *best, *z;                       /* host scratch of sampler_history_changes: [vocab] zeros, [ctx] */
+    uint32_t changes_cap;
+
+    bool pass_waits;                          /* the pass of lone tokens in `pass` has not been launched: the head may go with it */
+    struct cuda_pass pass;
     bool use_graphs;
-    cudaGraphExec_t graph[CUDA_GRAPH_TOKENS][CUDA_GRAPH_CTX]; /* layers of a batch of lone tokens: padded to 1 << i tokens, contexts up to 256 << j */
+    /* A batch of lone tokens, padded to 1 << i tokens, contexts up to 256 << j: layers alone [0], or with the head and the sampling of as many rows [1]. */
+    cudaGraphExec_t graph[2][CUDA_GRAPH_TOKENS][CUDA_GRAPH_CTX];
 };
 
 static inline struct cuda *cuda_of(struct device *d)
@@ -110,6 +131,8 @@ static inline bool cuda_last_stage(const struct cuda *c)
     return c->d.cfg.stage + 1 == c->d.cfg.split->pp;
 }
 
+/* cudaEventQuery that leaves no error behind. */
+cudaError_t device_cuda_query(cudaEvent_t event);
 /* Waits for everything in the stream: ticks, looks at the communicator. ERR_DEVICE, errors of comm.h. */
 enum err device_cuda_wait(struct cuda *c);
 /* ... for an event that was recorded. */
@@ -121,13 +144,57 @@ size_t device_cuda_carve(struct cuda *c, const struct device_sizes *s, uint8_t *
 size_t device_cuda_carve_block(struct cuda *c, struct cuda_step_block *b, uint8_t *base);
 void device_cuda_graphs_destroy(struct cuda *c);
 
+/* A matrix's view for the kernels. */
+static inline struct cuda_weight cuda_weight_of(const struct kernels_weight *w)
+{
+    return (struct cuda_weight){w->type, w->rows, w->cols, w->data};
+}
+/* What the input of matrices is made of; it is made anew for each type of activation that its matrices take (nearly always one). */
+struct cuda_input {
+    enum { CUDA_INPUT_NORM, CUDA_INPUT_ROWS, CUDA_INPUT_SWIGLU } from;
+    uint32_t n, k;
+    float *x;           /* NORM: residual; ROWS: [n][stride]; SWIGLU: gate [n][stride] */
+    const float *up;    /* SWIGLU */
+    const float *add;   /* NORM: added to x first, or NULL */
+    const float *norm;  /* NORM */
+    size_t stride;
+    void *act;          /* where it is made */
+    float *scale;
+};
+struct cuda_output {
+    const struct kernels_weight *w;
+    const float *bias;
+    float *y;
+    size_t stride;
+};
+enum err device_cuda_make_input(struct cuda *c, struct cuda_input *in, enum cuda_type type, struct cuda_act *act);
+/* Every output = its matrix times the input. Outputs without rows are left out. */
+enum err device_cuda_project(struct cuda *c, struct cuda_input *in, const struct cuda_output *outs, uint32_t n_outs);
+/* Launches what waits: the last batch's layers. */
+enum err device_cuda_launch_pass(struct cuda *c);
+/* ... with the head and the sampling of its rows in one graph; *done false: this batch cannot. */
+enum err device_cuda_launch_whole(struct cuda *c, bool *done);
+/* Puts the head's and the sampling's work over rows 0 .. n - 1 into the stream; captured in graphs, so that n may be a bound (padding rows say so). */
+enum err device_cuda_enqueue_head(struct cuda *c, uint32_t n);
+enum err device_cuda_enqueue_sample(struct cuda *c, uint32_t n);
+/* Rows that were put since the last batch, or the last head, out of the residual. */
+enum err device_cuda_gather(struct cuda *c);
+static inline struct cuda_step_block *cuda_last_block(struct cuda *c)
+{
+    return &c->host[(c->n_batches - 1) % CUDA_BLOCKS];
+}
+
 enum err device_cuda_forward(struct device *d, const struct batch *b);
 void device_cuda_put_row(struct device *d, uint32_t row, uint32_t tok);
 void device_cuda_keep(struct device *d, uint32_t slot, uint32_t tok);
 void device_cuda_put_kept(struct device *d, uint32_t row, uint32_t slot);
 enum err device_cuda_head(struct device *d, uint32_t n);
 const float *device_cuda_logits(struct device *d, uint32_t row);
+enum err device_cuda_setup(struct device *d, uint32_t slot, const struct slot *sl);
 enum err device_cuda_sample(struct device *d, struct sampler_row *rows, uint32_t n);
+enum err device_cuda_sample_begin(struct device *d, const struct sampler_row *rows, uint32_t n);
+bool device_cuda_sample_ready(struct device *d);
+enum err device_cuda_sample_end(struct device *d, struct sampler_row *rows, uint32_t n);
 enum err device_cuda_state(struct device *d, uint32_t tok, float *y);
 enum err device_cuda_classify(struct device *d, uint32_t tok, float *y);
 

@@ -1,8 +1,8 @@
-/* The layers of a stage on a GPU, and the rows through the head.
+/* The layers of a stage on a GPU.
  *
  * A batch's facts go into a pinned block (struct cuda_step_block), which the first kernel of the pass fetches; everything else reads device memory. A batch of lone tokens
  * (decode) is padded to a power of two and captured in a graph once for each size and bound of the context, so that such a step costs one
- * launch; other batches are launched kernel by kernel, which long kernels hide.
+ * launch, the head and the sampling with it (device_cuda_sample.c); other batches are launched kernel by kernel, which long kernels hide.
  *
  * Tensor parallel: q, k, v, gate, up and the head are cut by rows, o and down by columns; their outputs are added up over the ranks (the bias of o by rank 0 alone). The
  * embedding is cut by ids: a rank has zeros for the others', and the sum is exact. */
@@ -15,52 +15,27 @@
 
 enum { NO_TOKEN = 0xffffffff, CTX_STEP = 256 };
 
-static struct cuda_weight weight_of(const struct kernels_weight *w)
-{
-    return (struct cuda_weight){w->type, w->rows, w->cols, w->data};
-}
-
 /* ---- matrices with one input */
 
-/* What the input is made of; it is made anew for each type of activation that its matrices take (nearly always one). */
-struct input {
-    enum { INPUT_NORM, INPUT_ROWS, INPUT_SWIGLU } from;
-    uint32_t n, k;
-    float *x;           /* NORM: residual; ROWS: [n][stride]; SWIGLU: gate [n][stride] */
-    const float *up;    /* SWIGLU */
-    const float *add;   /* NORM: added to x first, or NULL */
-    const float *norm;  /* NORM */
-    size_t stride;
-    void *act;          /* where it is made */
-    float *scale;
-};
-struct output {
-    const struct kernels_weight *w;
-    const float *bias;
-    float *y;
-    size_t stride;
-};
-
-static enum err make_input(struct cuda *c, struct input *in, enum cuda_type type, struct cuda_act *act)
+enum err device_cuda_make_input(struct cuda *c, struct cuda_input *in, enum cuda_type type, struct cuda_act *act)
 {
     *act = (struct cuda_act){.type = type, .n = in->n, .k = in->k, .x = in->act, .scale = type == CUDA_F16 ? in->scale : NULL};
     switch (in->from) {
-    case INPUT_NORM:
+    case CUDA_INPUT_NORM:
         TRY_CUDA(cuda_add_norm(in->x, in->add, in->norm, c->d.cfg.hp->norm_eps, in->n, in->k, act, c->stream));
         in->add = NULL; /* once */
         break;
-    case INPUT_ROWS:
+    case CUDA_INPUT_ROWS:
         TRY_CUDA(cuda_act_from_f32(in->x, in->stride, act, c->stream));
         break;
-    case INPUT_SWIGLU:
+    case CUDA_INPUT_SWIGLU:
         TRY_CUDA(cuda_swiglu(in->x, in->up, in->stride, act, c->stream));
         break;
     }
     return ERR_OK;
 }
 
-/* Every output = its matrix times the input. Outputs without rows are left out. */
-static enum err project(struct cuda *c, struct input *in, const struct output *outs, uint32_t n_outs)
+enum err device_cuda_project(struct cuda *c, struct cuda_input *in, const struct cuda_output *outs, uint32_t n_outs)
 {
     static const enum cuda_type types[] = {CUDA_F16, CUDA_BF16, CUDA_F32};
     for (uint32_t t = 0; t < ARRAY_LEN(types); t++) {
@@ -70,17 +45,17 @@ static enum err project(struct cuda *c, struct input *in, const struct output *o
         for (uint32_t i = 0; i < n_outs; i++) {
             if (outs[i].w->rows == 0 || cuda_act_type(outs[i].w->type) != types[t])
                 continue;
-            w[n] = weight_of(outs[i].w);
+            w[n] = cuda_weight_of(outs[i].w);
             m[n] = (struct cuda_matmul){&w[n], outs[i].bias, outs[i].y, outs[i].stride};
             n++;
         }
         if (n == 0)
             continue;
         struct cuda_act act;
-        TRY(make_input(c, in, types[t], &act));
+        TRY(device_cuda_make_input(c, in, types[t], &act));
         TRY_CUDA(cuda_matmul(c->kernels, m, n, &act, c->stream));
     }
-    if (in->from == INPUT_NORM && in->add) /* this rank has no row of any: the residual goes on all the same */
+    if (in->from == CUDA_INPUT_NORM && in->add) /* this rank has no row of any: the residual goes on all the same */
         TRY_CUDA(cuda_add_norm(in->x, in->add, NULL, 0, in->n, in->k, NULL, c->stream));
     return ERR_OK;
 }
@@ -93,24 +68,19 @@ static uint32_t cols_at(const struct kernels_weight *w, uint32_t skip, uint32_t 
 }
 
 /* out = w times the input, summed over the ranks of the stage. */
-static enum err project_and_sum(struct cuda *c, struct input *in, const struct kernels_weight *w, const float *bias)
+static enum err project_and_sum(struct cuda *c, struct cuda_input *in, const struct kernels_weight *w, const float *bias)
 {
     uint32_t dim = c->d.cfg.hp->dim;
-    struct output o = {w, c->d.cfg.tp_rank == 0 ? bias : NULL, c->out, dim};
+    struct cuda_output o = {w, c->d.cfg.tp_rank == 0 ? bias : NULL, c->y, dim};
     if (w->rows == 0) {
-        TRY_CUDA(cudaMemsetAsync(c->out, 0, (size_t)in->n * dim * sizeof(float), c->stream));
+        TRY_CUDA(cudaMemsetAsync(c->y, 0, (size_t)in->n * dim * sizeof(float), c->stream));
     } else {
-        TRY(project(c, in, &o, 1));
+        TRY(device_cuda_project(c, in, &o, 1));
     }
-    return c->tp > 1 ? comm_nccl_all_reduce(c->d.comm, c->out, (size_t)in->n * dim, c->stream) : ERR_OK;
+    return c->tp > 1 ? comm_nccl_all_reduce(c->d.comm, c->y, (size_t)in->n * dim, c->stream) : ERR_OK;
 }
 
 /* ---- the stage */
-
-/* What a pass is launched for: real counts, or the bounds of a graph. */
-struct pass {
-    uint32_t n_tok, n_alone, n_tiles, ctx_max;
-};
 
 static struct cuda_kv layer_kv(const struct cuda *c, uint32_t layer)
 {
@@ -120,7 +90,7 @@ static struct cuda_kv layer_kv(const struct cuda *c, uint32_t layer)
                             .head_dim = kv->head_dim, .head_dim_v = kv->head_dim_v};
 }
 
-static enum err attend(struct cuda *c, const struct pass *p, uint32_t layer)
+static enum err attend(struct cuda *c, const struct cuda_pass *p, uint32_t layer)
 {
     const struct hparams *hp = c->d.cfg.hp;
     const struct weights_layer *L = &c->w.layers[layer];
@@ -138,35 +108,35 @@ static enum err attend(struct cuda *c, const struct pass *p, uint32_t layer)
     return ERR_OK;
 }
 
-static enum err run_layer(struct cuda *c, const struct pass *p, uint32_t layer, const float *add)
+static enum err run_layer(struct cuda *c, const struct cuda_pass *p, uint32_t layer, const float *add)
 {
     const struct hparams *hp = c->d.cfg.hp;
     const struct weights_layer *L = &c->w.layers[layer];
     uint32_t nq = c->own.heads.n * hp->head_dim, nk = c->own.kv_heads.n * hp->head_dim;
-    struct input in = {.from = INPUT_NORM, .n = p->n_tok, .k = hp->dim, .x = c->x, .add = add, .norm = L->attn_norm, .act = c->h, .scale = c->h_scale};
-    const struct output qkv[] = {{&L->q, L->q_bias, c->qkv, c->qkv_stride}, {&L->k, L->k_bias, c->qkv + nq, c->qkv_stride},
+    struct cuda_input in = {.from = CUDA_INPUT_NORM, .n = p->n_tok, .k = hp->dim, .x = c->x, .add = add, .norm = L->attn_norm, .act = c->h, .scale = c->h_scale};
+    const struct cuda_output qkv[] = {{&L->q, L->q_bias, c->qkv, c->qkv_stride}, {&L->k, L->k_bias, c->qkv + nq, c->qkv_stride},
                                  {&L->v, L->v_bias, c->qkv + nq + nk, c->qkv_stride}};
-    TRY(project(c, &in, qkv, ARRAY_LEN(qkv)));
+    TRY(device_cuda_project(c, &in, qkv, ARRAY_LEN(qkv)));
     TRY(attend(c, p, layer));
-    in = (struct input){.from = INPUT_ROWS, .n = p->n_tok, .k = L->o.cols, .stride = c->o_cols, .act = c->a, .scale = c->a_scale,
+    in = (struct cuda_input){.from = CUDA_INPUT_ROWS, .n = p->n_tok, .k = L->o.cols, .stride = c->o_cols, .act = c->a, .scale = c->a_scale,
                         .x = c->attn + cols_at(&L->o, c->o_skip, c->own.heads.first * hp->head_dim_v)};
     TRY(project_and_sum(c, &in, &L->o, L->o_bias));
 
-    in = (struct input){.from = INPUT_NORM, .n = p->n_tok, .k = hp->dim, .x = c->x, .add = c->out, .norm = L->ffn_norm, .act = c->h, .scale = c->h_scale};
-    const struct output ffn[] = {{&L->gate, NULL, c->gate + c->down_skip, c->down_cols}, {&L->up, NULL, c->up + c->down_skip, c->down_cols}};
-    TRY(project(c, &in, ffn, ARRAY_LEN(ffn)));
+    in = (struct cuda_input){.from = CUDA_INPUT_NORM, .n = p->n_tok, .k = hp->dim, .x = c->x, .add = c->y, .norm = L->ffn_norm, .act = c->h, .scale = c->h_scale};
+    const struct cuda_output ffn[] = {{&L->gate, NULL, c->gate + c->down_skip, c->down_cols}, {&L->up, NULL, c->up + c->down_skip, c->down_cols}};
+    TRY(device_cuda_project(c, &in, ffn, ARRAY_LEN(ffn)));
     uint32_t at = cols_at(&L->down, c->down_skip, c->own.ffn.first);
-    in = (struct input){.from = INPUT_SWIGLU, .n = p->n_tok, .k = L->down.cols, .x = c->gate + at, .up = c->up + at, .stride = c->down_cols, .act = c->a,
+    in = (struct cuda_input){.from = CUDA_INPUT_SWIGLU, .n = p->n_tok, .k = L->down.cols, .x = c->gate + at, .up = c->up + at, .stride = c->down_cols, .act = c->a,
                         .scale = c->a_scale};
     return project_and_sum(c, &in, &L->down, NULL);
 }
 
-static enum err enter_stage(struct cuda *c, const struct pass *p)
+static enum err enter_stage(struct cuda *c, const struct cuda_pass *p)
 {
     const struct hparams *hp = c->d.cfg.hp;
     if (c->d.cfg.stage > 0)
         return comm_nccl_recv(c->d.comm, c->world_rank - c->tp, c->x, (size_t)p->n_tok * hp->dim * sizeof(float), c->stream);
-    struct cuda_weight embd = weight_of(&c->w.embd);
+    struct cuda_weight embd = cuda_weight_of(&c->w.embd);
     if (embd.rows)
         TRY_CUDA(cuda_weight_rows(&embd, c->dev.token, p->n_tok, c->own.vocab.first, c->x, c->stream));
     else
@@ -174,16 +144,18 @@ static enum err enter_stage(struct cuda *c, const struct pass *p)
     return c->tp > 1 ? comm_nccl_all_reduce(c->d.comm, c->x, (size_t)p->n_tok * hp->dim, c->stream) : ERR_OK;
 }
 
-static enum err enqueue_pass(struct cuda *c, const struct pass *p)
+static enum err enqueue_pass(struct cuda *c, const struct cuda_pass *p)
 {
     const struct hparams *hp = c->d.cfg.hp;
     TRY_CUDA(cuda_step_fetch(c->ring, c->dev.bytes, CUDA_BLOCKS, c->turn, c->dev.bytes, c->dev.n_updates, c->stream));
     TRY_CUDA(cuda_step_tables(c->tables, c->table_stride, c->dev.updates, c->dev.n_updates, c->updates_cap, c->turn, c->stream));
+    if (cuda_last_stage(c))
+        TRY_CUDA(cuda_sample_inputs(&c->sample, c->dev.token, c->dev.slot, c->dev.pos, p->n_tok, c->stream));
     TRY_CUDA(cuda_rotations(c->dev.pos, p->n_tok, c->inv_freq, hp->rope_dims / 2, c->rope_magnitude, c->cos, c->sin, c->stream));
     TRY(enter_stage(c, p));
     for (uint32_t l = 0; l < c->w.n_layers; l++)
-        TRY(run_layer(c, p, l, l ? c->out : NULL));
-    TRY_CUDA(cuda_add_norm(c->x, c->out, NULL, 0, p->n_tok, hp->dim, NULL, c->stream));
+        TRY(run_layer(c, p, l, l ? c->y : NULL));
+    TRY_CUDA(cuda_add_norm(c->x, c->y, NULL, 0, p->n_tok, hp->dim, NULL, c->stream));
     if (cuda_last_stage(c))
         return ERR_OK;
     return comm_nccl_send(c->d.comm, c->world_rank + c->tp, c->x, (size_t)p->n_tok * hp->dim * sizeof(float), c->stream);
@@ -193,19 +165,30 @@ static enum err enqueue_pass(struct cuda *c, const struct pass *p)
 
 void device_cuda_graphs_destroy(struct cuda *c)
 {
-    for (uint32_t i = 0; i < CUDA_GRAPH_TOKENS; i++)
-        for (uint32_t j = 0; j < CUDA_GRAPH_CTX; j++) {
-            if (c->graph[i][j])
-                cudaGraphExecDestroy(c->graph[i][j]);
-            c->graph[i][j] = NULL;
-        }
+    for (uint32_t k = 0; k < 2; k++)
+        for (uint32_t i = 0; i < CUDA_GRAPH_TOKENS; i++)
+            for (uint32_t j = 0; j < CUDA_GRAPH_CTX; j++) {
+                if (c->graph[k][i][j])
+                    cudaGraphExecDestroy(c->graph[k][i][j]);
+                c->graph[k][i][j] = NULL;
+            }
 }
 
-static enum err capture(struct cuda *c, const struct pass *p, cudaGraphExec_t *out)
+static enum err enqueue_whole(struct cuda *c, const struct cuda_pass *p, bool with_head)
+{
+    TRY(enqueue_pass(c, p));
+    if (!with_head)
+        return ERR_OK;
+    TRY_CUDA(cuda_gather_rows(c->x, c->dev.row_src, p->n_tok, c->d.cfg.hp->dim, c->head_x, c->stream));
+    TRY(device_cuda_enqueue_head(c, p->n_tok));
+    return device_cuda_enqueue_sample(c, p->n_tok);
+}
+
+static enum err capture(struct cuda *c, const struct cuda_pass *p, bool with_head, cudaGraphExec_t *out)
 {
     cudaGraph_t graph = NULL;
     TRY_CUDA(cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
-    enum err e = enqueue_pass(c, p);
+    enum err e = enqueue_whole(c, p, with_head);
     cudaError_t ce = cudaStreamEndCapture(c->stream, &graph);
     if (e == ERR_OK && ce == cudaSuccess)
         ce = cudaGraphInstantiate(out, graph, 0);
@@ -251,13 +234,17 @@ static bool update_table(struct cuda *c, struct cuda_step_block *k, const struct
     return true;
 }
 
-static struct pass fill_block(struct cuda *c, struct cuda_step_block *k, const struct batch *b)
+static struct cuda_pass fill_block(struct cuda *c, struct cuda_step_block *k, const struct batch *b)
 {
-    struct pass p = {.n_tok = pad_tokens(c, b)};
+    struct cuda_pass p = {.n_tok = pad_tokens(c, b)};
     for (uint32_t i = 0; i < b->n_tok; i++) {
         k->token[i] = b->token[i];
         k->pos[i] = b->pos[i];
         k->slot[i] = b->runs[b->run_of[i]].slot;
+    }
+    for (uint32_t i = 0; cuda_last_stage(c) && i < c->sizes.rows_cap; i++) {
+        k->row_src[i] = NO_TOKEN;
+        k->rows[i].slot = SAMPLING_NONE;
     }
     for (uint32_t i = b->n_tok; i < p.n_tok; i++) {
         k->token[i] = k->pos[i] = 0;
@@ -300,139 +287,61 @@ static enum err update_tables(struct cuda *c, struct cuda_step_block *k, const s
     return ERR_OK;
 }
 
-static enum err gather_rows(struct cuda *c);
+static enum err launch_graph(struct cuda *c, bool with_head)
+{
+    const struct cuda_pass *p = &c->pass;
+    uint32_t i = log2_up(p->n_tok), j = log2_up((p->ctx_max + CTX_STEP - 1) / CTX_STEP);
+    cudaGraphExec_t *g = &c->graph[with_head][i][j];
+    c->pass_waits = false;
+    if (!*g)
+        TRY(capture(c, p, with_head, g));
+    TRY_CUDA(cudaGraphLaunch(*g, c->stream));
+    TRY_CUDA(cudaEventRecord(c->taken[(c->n_batches - 1) % CUDA_BLOCKS], c->stream));
+    return ERR_OK;
+}
+
+enum err device_cuda_launch_pass(struct cuda *c)
+{
+    return c->pass_waits ? launch_graph(c, false) : ERR_OK;
+}
+
+enum err device_cuda_launch_whole(struct cuda *c, bool *done)
+{
+    *done = c->pass_waits && c->head_waits && c->n_put == c->head_rows && c->pass.n_tok <= c->sizes.rows_cap && c->head_rows <= c->pass.n_tok;
+    if (!*done)
+        return ERR_OK;
+    c->head_waits = false;
+    c->n_put = 0;
+    return launch_graph(c, true);
+}
+
+static bool fits_graph(const struct cuda *c, const struct cuda_pass *p)
+{
+    uint32_t i = log2_up(p->n_tok), j = log2_up((p->ctx_max + CTX_STEP - 1) / CTX_STEP);
+    return c->use_graphs && p->n_alone == p->n_tok && p->n_tok == 1u << i && i < CUDA_GRAPH_TOKENS && j < CUDA_GRAPH_CTX;
+}
 
 enum err device_cuda_forward(struct device *d, const struct batch *b)
 {
     struct cuda *c = cuda_of(d);
     uint32_t at = (uint32_t)(c->n_batches % CUDA_BLOCKS);
     struct cuda_step_block *k = &c->host[at];
-    TRY(gather_rows(c)); /* of the batch before, whose states go */
+    TRY(device_cuda_launch_pass(c));
+    TRY(device_cuda_gather(c)); /* of the batch before, whose states go */
     if (c->n_batches >= CUDA_BLOCKS)
         TRY(device_cuda_wait_event(c, c->taken[at]));
     TRY(update_tables(c, k, b));
-    struct pass p = fill_block(c, k, b);
-    bool lone = c->use_graphs && p.n_alone == p.n_tok && (p.n_tok & (p.n_tok - 1)) == 0;
-    uint32_t gi = log2_up(p.n_tok), gj = log2_up((p.ctx_max + CTX_STEP - 1) / CTX_STEP);
-    if (lone && gi < CUDA_GRAPH_TOKENS && gj < CUDA_GRAPH_CTX) {
-        if (!c->graph[gi][gj])
-            TRY(capture(c, &p, &c->graph[gi][gj]));
-        TRY_CUDA(cudaGraphLaunch(c->graph[gi][gj], c->stream));
-    } else {
-        TRY(enqueue_pass(c, &p));
-    }
+    c->pass = fill_block(c, k, b);
     c->n_batches++;
-    TRY_CUDA(cudaEventRecord(c->taken[at], c->stream));
+    if (fits_graph(c, &c->pass)) {
+        c->pass_waits = true; /* until it is known what of the head goes with it */
+    } else {
+        TRY(enqueue_pass(c, &c->pass));
+        TRY_CUDA(cudaEventRecord(c->taken[at], c->stream));
+    }
+    if (!cuda_last_stage(c))
+        TRY(device_cuda_launch_pass(c));
     if (d->cfg.tick)
         d->cfg.tick(d->cfg.tick_arg);
-    return ERR_OK;
-}
-
-/* ---- the head */
-
-void device_cuda_put_row(struct device *d, uint32_t row, uint32_t tok)
-{
-    struct cuda *c = cuda_of(d);
-    c->host_row_src[row] = tok;
-    c->n_put = row + 1;
-}
-
-/* Rows that were put since the last batch, or the last head, out of the residual. */
-static enum err gather_rows(struct cuda *c)
-{
-    if (c->n_put == 0)
-        return ERR_OK;
-    TRY_CUDA(cudaMemcpyAsync(c->row_src, c->host_row_src, c->n_put * sizeof(*c->row_src), cudaMemcpyHostToDevice, c->stream));
-    TRY_CUDA(cuda_gather_rows(c->x, c->row_src, c->n_put, c->d.cfg.hp->dim, c->head_x, c->stream));
-    TRY(device_cuda_wait(c)); /* before the list is written again */
-    for (uint32_t i = 0; i < c->n_put; i++)
-        c->host_row_src[i] = NO_TOKEN;
-    c->n_put = 0;
-    return ERR_OK;
-}
-
-static void copy_state(struct cuda *c, float *to, const float *from)
-{
-    cudaMemcpyAsync(to, from, c->d.cfg.hp->dim * sizeof(float), cudaMemcpyDeviceToDevice, c->stream); /* an error is sticky: seen when waited */
-}
-
-void device_cuda_keep(struct device *d, uint32_t slot, uint32_t tok)
-{
-    struct cuda *c = cuda_of(d);
-    size_t dim = d->cfg.hp->dim;
-    copy_state(c, c->kept + slot * dim, c->x + tok * dim);
-}
-
-void device_cuda_put_kept(struct device *d, uint32_t row, uint32_t slot)
-{
-    struct cuda *c = cuda_of(d);
-    size_t dim = d->cfg.hp->dim;
-    copy_state(c, c->head_x + row * dim, c->kept + slot * dim);
-    c->host_row_src[row] = NO_TOKEN;
-    c->n_put = row + 1;
-}
-
-static struct input normed(struct cuda *c, float *x, uint32_t n)
-{
-    return (struct input){.from = INPUT_NORM, .n = n, .k = c->d.cfg.hp->dim, .x = x, .norm = c->w.out_norm, .act = c->h, .scale = c->h_scale};
-}
-
-enum err device_cuda_head(struct device *d, uint32_t n)
-{
-    struct cuda *c = cuda_of(d);
-    TRY(gather_rows(c));
-    struct input in = normed(c, c->head_x, n);
-    struct output o = {&c->w.head, NULL, c->logits, c->logits_stride};
-    c->head_rows = n;
-    c->logits_here = false;
-    return project(c, &in, &o, 1);
-}
-
-static enum err fetch_logits(struct cuda *c)
-{
-    if (c->logits_here)
-        return ERR_OK;
-    TRY_CUDA(cudaMemcpyAsync(c->host_logits, c->logits, c->head_rows * c->logits_stride * sizeof(float), cudaMemcpyDeviceToHost, c->stream));
-    TRY(device_cuda_wait(c));
-    c->logits_here = true;
-    return ERR_OK;
-}
-
-const float *device_cuda_logits(struct device *d, uint32_t row)
-{
-    struct cuda *c = cuda_of(d);
-    return fetch_logits(c) == ERR_OK ? c->host_logits + row * c->logits_stride : c->host_logits; /* device_sample says what went wrong */
-}
-
-enum err device_cuda_sample(struct device *d, struct sampler_row *rows, uint32_t n)
-{
-    struct cuda *c = cuda_of(d);
-    TRY(fetch_logits(c));
-    return sampler_run(c->sampler, d->comm, c->host_logits, c->logits_stride, rows, n);
-}
-
-enum err device_cuda_state(struct device *d, uint32_t tok, float *y)
-{
-    struct cuda *c = cuda_of(d);
-    size_t dim = d->cfg.hp->dim;
-    struct input in = normed(c, c->x + tok * dim, 1);
-    struct cuda_act act;
-    TRY(make_input(c, &in, CUDA_F32, &act));
-    TRY_CUDA(cudaMemcpyAsync(c->host_state, act.x, dim * sizeof(float), cudaMemcpyDeviceToHost, c->stream));
-    TRY(device_cuda_wait(c));
-    memcpy(y, c->host_state, dim * sizeof(float));
-    return ERR_OK;
-}
-
-enum err device_cuda_classify(struct device *d, uint32_t tok, float *y)
-{
-    struct cuda *c = cuda_of(d);
-    uint32_t rows = c->w.cls.rows;
-    struct input in = normed(c, c->x + (size_t)tok * d->cfg.hp->dim, 1);
-    struct output o = {&c->w.cls, NULL, c->out, rows};
-    TRY(project(c, &in, &o, 1));
-    TRY_CUDA(cudaMemcpyAsync(c->host_state, c->out, rows * sizeof(float), cudaMemcpyDeviceToHost, c->stream));
-    TRY(device_cuda_wait(c));
-    memcpy(y, c->host_state, rows * sizeof(float));
     return ERR_OK;
 }

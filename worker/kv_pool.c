@@ -14,6 +14,8 @@ size_t kv_row_bytes(enum kv_type type, uint32_t n)
         return (size_t)n * 2;
     case KV_Q8_0:
         return (size_t)n / 32 * 34;
+    case KV_FP8:
+        return n;
     }
     ASSERT(!"kv type");
     return 0;

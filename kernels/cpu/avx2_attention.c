@@ -56,6 +56,17 @@ static void widen(enum kv_type type, const uint8_t *p, uint32_t n, uint32_t n_pa
             }
         }
         break;
+    case KV_FP8: /* one place to the left and a byte up it is an f16 of an exponent 8 too small */
+        for (; i + 8 <= n; i += 8) {
+            __m128i b = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)(p + i)));
+            __m128i rest = _mm_and_si128(b, _mm_set1_epi16(0x7f)), sign = _mm_slli_epi16(_mm_xor_si128(b, rest), 8);
+            __m256i nan = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(rest, _mm_set1_epi16(0x7f)));
+            __m256 v = _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, _mm_slli_epi16(rest, 7))), _mm256_set1_ps(0x1p8f));
+            _mm256_storeu_ps(out + i, _mm256_blendv_ps(v, _mm256_set1_ps(NAN), _mm256_castsi256_ps(nan)));
+        }
+        for (; i < n; i++)
+            out[i] = half_from_e4m3(p[i]);
+        break;
     }
     for (; i < n_pad; i++)
         out[i] = 0;
@@ -63,7 +74,7 @@ static void widen(enum kv_type type, const uint8_t *p, uint32_t n, uint32_t n_pa
 
 static size_t row_bytes(enum kv_type type, uint32_t n)
 {
-    return type == KV_F32 ? 4 * (size_t)n : type == KV_Q8_0 ? 34 * (size_t)(n / 32) : 2 * (size_t)n;
+    return type == KV_F32 ? 4 * (size_t)n : type == KV_Q8_0 ? 34 * (size_t)(n / 32) : type == KV_FP8 ? n : 2 * (size_t)n;
 }
 
 /* The 16 rows of the K or V block at position p0 (a multiple of 16) of the work's KV head. */

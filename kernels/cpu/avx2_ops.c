@@ -144,6 +144,10 @@ void cpu_avx2_kv_write(enum kv_type type, const float *src, uint32_t n, void *ds
             block_quants(src + i, a, (int8_t *)p + 2);
         }
         return;
+    case KV_FP8:
+        for (; i < n; i++)
+            p[i] = half_to_e4m3(src[i]);
+        return;
     }
     for (; i < n; i++) {
         uint16_t h = type == KV_F16 ? half_to_f16(src[i]) : half_to_bf16(src[i]);

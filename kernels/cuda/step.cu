@@ -2,6 +2,7 @@
 #include "kernels/cuda/launch.cuh"
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/sample.h"
 
 enum { THREADS = 128 };
 
@@ -35,4 +36,36 @@ cudaError_t cuda_step_tables(uint32_t *tables, size_t table_stride, const struct
                              cudaStream_t stream)
 {
     return LAUNCH(step_tables, dim3((n_max + THREADS - 1) / THREADS), dim3(THREADS), 0, stream, tables, table_stride, u, n, turn);
+}
+
+enum { RINGS_MAX = 2 };
+struct store {
+    struct cuda_step_results from, to[RINGS_MAX];
+};
+/* A block a row: its result and the log-probabilities that it has, written over the bus. */
+static __global__ void step_store(struct store s, uint32_t n_blocks, const uint32_t *turn, uint32_t top_cap)
+{
+    uint32_t row = blockIdx.x, at = (*turn - 1) % n_blocks;
+    struct cuda_step_results to = s.to[0];
+    if (at == 1)
+        to = s.to[1];
+    uint32_t n_top = s.from.out[row].n_top;
+    if (threadIdx.x == 0)
+        to.out[row] = s.from.out[row];
+    for (uint32_t i = threadIdx.x; i < n_top && i < top_cap; i += blockDim.x) {
+        to.top_id[(size_t)row * top_cap + i] = s.from.top_id[(size_t)row * top_cap + i];
+        to.top_lp[(size_t)row * top_cap + i] = s.from.top_lp[(size_t)row * top_cap + i];
+    }
+}
+
+cudaError_t cuda_step_store(const struct cuda_step_results *from, const struct cuda_step_results *to, uint32_t n_blocks, const uint32_t *turn, uint32_t n,
+                            uint32_t top_cap, cudaStream_t stream)
+{
+    struct store s;
+    s.from = *from;
+    if (n_blocks > RINGS_MAX)
+        return cudaErrorInvalidValue;
+    for (uint32_t i = 0; i < RINGS_MAX; i++)
+        s.to[i] = to[i < n_blocks ? i : 0];
+    return LAUNCH(step_store, dim3(n), dim3(32), 0, stream, s, n_blocks, turn, top_cap);
 }

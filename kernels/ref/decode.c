@@ -244,6 +244,8 @@ size_t ref_kv_bytes(enum kv_type type, uint32_t n)
         return 2 * (size_t)n;
     case KV_Q8_0:
         return 34 * (size_t)(n / 32);
+    case KV_FP8:
+        return n;
     }
     ASSERT(!"a KV type");
     return 0;
@@ -265,6 +267,9 @@ void ref_kv_read(enum kv_type type, const void *src, uint32_t n, float *out)
             break;
         case KV_Q8_0:
             out[i] = f16_at(p + 34 * (i / 32)) * (float)(int8_t)p[34 * (i / 32) + 2 + i % 32];
+            break;
+        case KV_FP8:
+            out[i] = half_from_e4m3(p[i]);
             break;
         }
     }

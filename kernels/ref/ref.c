@@ -78,6 +78,8 @@ void ref_kv_write(enum kv_type type, const float *src, uint32_t n, void *dst)
         uint16_t h = type == KV_F16 ? half_to_f16(src[i]) : half_to_bf16(src[i]);
         if (type == KV_F32)
             memcpy(p + 4 * (size_t)i, &src[i], 4);
+        else if (type == KV_FP8)
+            p[i] = half_to_e4m3(src[i]);
         else
             memcpy(p + 2 * (size_t)i, &h, 2);
     }

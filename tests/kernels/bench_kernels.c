@@ -166,9 +166,9 @@ static void bench_attention(struct pool *p, struct job *j, double read_gbs)
 {
     static const struct cases_attn_shape shapes[] = {
         {64, 64, 32, 4, 8191, 1, 0}, {64, 64, 32, 4, 0, 512, 0}, {128, 128, 32, 4, 8191, 1, 0}};
-    static const char *const names[] = {"f32", "f16", "bf16", "q8_0"};
+    static const char *const names[] = {"f32", "f16", "bf16", "q8_0", "fp8"};
     for (unsigned s = 0; s < ARRAY_LEN(shapes); s++)
-        for (int type = KV_F32; type <= KV_Q8_0; type++) {
+        for (int type = KV_F32; type <= KV_FP8; type++) {
             struct cases_rng r = {s};
             struct cases_attn c;
             cases_attn_init(&r, j->k, &shapes[s], (enum kv_type)type, &c);

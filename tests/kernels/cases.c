@@ -138,7 +138,7 @@ void *cases_alloc(size_t bytes)
 
 static size_t kv_row(enum kv_type type, uint32_t n)
 {
-    return type == KV_F32 ? 4 * (size_t)n : type == KV_Q8_0 ? 34 * (size_t)(n / 32) : 2 * (size_t)n;
+    return type == KV_F32 ? 4 * (size_t)n : type == KV_Q8_0 ? 34 * (size_t)(n / 32) : type == KV_FP8 ? n : 2 * (size_t)n;
 }
 
 void cases_attn_init(struct cases_rng *r, const struct kernels *k, const struct cases_attn_shape *s, enum kv_type type,

@@ -159,7 +159,7 @@ static void dump_rope(uint32_t n_heads, uint32_t head_dim, uint32_t dims, enum r
     put(y, n * 4);
 }
 
-static const char *const kv_names[] = {"f32", "f16", "bf16", "q8_0"};
+static const char *const kv_names[] = {"f32", "f16", "bf16", "q8_0", "fp8"};
 
 static void dump_attention(const struct cases_attn_shape *s, enum kv_type type)
 {
@@ -218,7 +218,7 @@ int main(int argc, char **argv)
         dump_rope(2, 80, 32, (enum rope_layout)layout);
     }
     for (unsigned i = 0; i < cases_n_attn_shapes; i++)
-        for (int type = KV_F32; type <= KV_Q8_0; type++)
+        for (int type = KV_F32; type <= KV_FP8; type++)
             if (type != KV_Q8_0 ||
                 (cases_attn_shapes[i].head_dim % 32 == 0 && cases_attn_shapes[i].head_dim_v % 32 == 0))
                 dump_attention(&cases_attn_shapes[i], (enum kv_type)type);

@@ -104,6 +104,9 @@ def kv_rows(kind, raw, dim):
         v = raw.view(np.float16)
     elif kind == "bf16":
         v = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    elif kind == "fp8":  # OCP e4m3: sign, 4 bits of exponent (bias 7; 0: denormal), 3 of fraction
+        s, e, m = raw >> 7, (raw >> 3 & 15).astype(int), (raw & 7).astype(float)
+        v = np.where(s, -1.0, 1.0) * np.where(e > 0, (8 + m) * 2.0 ** (e - 10), m * 2.0**-9)
     else:
         b = raw.reshape(-1, 34)
         v = b[:, :2].copy().view(np.float16).astype(np.float64) * b[:, 2:].copy().view(np.int8)
@@ -114,7 +117,7 @@ def attention(rec):
     n = {k: int(rec[k]) for k in "dim dim_v heads group head0 kv_heads kv_head0 pos0 tok q_stride out_stride".split()}
     blocks = rec["blocks"]
     pool = rec["kv"].reshape(len(blocks), -1)[blocks]
-    size = {"f32": lambda d: 4 * d, "f16": lambda d: 2 * d, "bf16": lambda d: 2 * d, "q8_0": lambda d: 34 * d // 32}[rec["type"]]
+    size = {"f32": lambda d: 4 * d, "f16": lambda d: 2 * d, "bf16": lambda d: 2 * d, "q8_0": lambda d: 34 * d // 32, "fp8": lambda d: d}[rec["type"]]
     k_bytes, v_bytes = 16 * size(n["dim"]), 16 * size(n["dim_v"])
     out = np.zeros((n["tok"], n["out_stride"]))
     q = rec["q"].reshape(n["tok"], n["q_stride"]).astype(np.float64)

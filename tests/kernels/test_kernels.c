@@ -239,7 +239,7 @@ static void small_ops_have_the_bits_of_the_reference(void **state)
             cpu->quantize(x, n32, q[1], d[1]);
             check_same(d[0], d[1], n32 / 32, "quantize d");
             assert_memory_equal(q[0], q[1], n32);
-            for (int type = KV_F32; type <= KV_Q8_0; type++) {
+            for (int type = KV_F32; type <= KV_FP8; type++) {
                 memset(kv, 0, sizeof kv);
                 kernels_ref.kv_write((enum kv_type)type, x, type == KV_Q8_0 ? n32 : n, kv[0]);
                 cpu->kv_write((enum kv_type)type, x, type == KV_Q8_0 ? n32 : n, kv[1]);
@@ -283,13 +283,35 @@ static void half_conversions_round_to_nearest_even(void **state)
     assert_int_equal(half_to_bf16(1.01171875f), 0x3f82);
 }
 
+/* Every e4m3 there is, from the table of the OCP specification: S.0000.MMM is M * 2^-9, S.EEEE.MMM is (8 + M) * 2^(E - 10), S.1111.111 is NaN. */
+static void e4m3_rounds_to_nearest_even_and_saturates(void **state)
+{
+    (void)state;
+    for (uint32_t b = 0; b < 0x7f; b++) {
+        uint32_t e = b >> 3, m = b & 7, e1 = (b + 1) >> 3, m1 = (b + 1) & 7;
+        double v = e ? ldexp(8 + m, (int)e - 10) : ldexp(m, -9), next = e1 ? ldexp(8 + m1, (int)e1 - 10) : ldexp(m1, -9);
+        float mid = (float)((v + next) / 2);
+        bool top = b == 0x7e; /* 448; 480 would be the next */
+        assert_true((double)half_from_e4m3((uint8_t)b) == v && (double)half_from_e4m3((uint8_t)(b | 0x80)) == -v);
+        assert_int_equal(half_to_e4m3((float)v), b);
+        assert_int_equal(half_to_e4m3((float)-v), b | 0x80);
+        assert_int_equal(half_to_e4m3(nextafterf(mid, 0)), b);
+        assert_int_equal(half_to_e4m3(-mid), 0x80 | (top || b % 2 == 0 ? b : b + 1));
+        assert_int_equal(half_to_e4m3(nextafterf(mid, INFINITY)), top ? b : b + 1);
+    }
+    assert_int_equal(half_to_e4m3(1e30f), 0x7e);
+    assert_int_equal(half_to_e4m3(-INFINITY), 0xfe);
+    assert_int_equal(half_to_e4m3(-NAN), 0x7f);
+    assert_true(isnan(half_from_e4m3(0x7f)) && isnan(half_from_e4m3(0xff)));
+}
+
 static void attention_has_the_bits_of_the_reference(void **state)
 {
     (void)state;
     struct cases_rng r = {11};
     float *scratch = cases_alloc(KERNELS_ATTN_SCRATCH * sizeof *scratch);
     for (unsigned i = 0; i < cases_n_attn_shapes; i++)
-        for (int type = KV_F32; type <= KV_Q8_0; type++) {
+        for (int type = KV_F32; type <= KV_FP8; type++) {
             const struct cases_attn_shape *s = &cases_attn_shapes[i];
             if (sanitized_short() && (i + (unsigned)type) % 4)
                 continue;
@@ -337,6 +359,7 @@ int main(void)
         cmocka_unit_test(products_have_the_bits_of_the_reference),
         cmocka_unit_test(extreme_integers_never_saturate),
         cmocka_unit_test(a_lost_activation_stays_visible),
+        cmocka_unit_test(e4m3_rounds_to_nearest_even_and_saturates),
         cmocka_unit_test(small_ops_have_the_bits_of_the_reference),
         cmocka_unit_test(half_conversions_round_to_nearest_even),
         cmocka_unit_test(attention_has_the_bits_of_the_reference),

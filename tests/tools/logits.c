@@ -114,7 +114,7 @@ static void parse_sample(struct tool *t, const char *text)
 static void parse_args(struct tool *t, int argc, char **argv)
 {
     static uint32_t shares[SHARD_TP_MAX], layers[SHARD_PP_MAX], first[SHARD_PP_MAX + 1];
-    static const char *const kv[] = {"f32", "f16", "bf16", "q8_0"};
+    static const char *const kv[] = {"f32", "f16", "bf16", "q8_0", "fp8"};
     static const struct option opts[] = {{"backend", 1, 0, 'b'}, {"tp", 1, 0, 't'}, {"pp", 1, 0, 'p'}, {"shares", 1, 0, 's'}, {"layers", 1, 0, 'l'},
                                          {"threads", 1, 0, 'j'}, {"chunk", 1, 0, 'c'}, {"decode", 0, 0, 'd'}, {"kv-type", 1, 0, 'k'}, {"gpus", 1, 0, 'G'}, {"deterministic", 0, 0, 'D'},
                                          {"pool", 1, 0, 'P'}, {"targets", 1, 0, 'T'}, {"generate", 1, 0, 'g'}, {"sample", 1, 0, 'S'}, {0, 0, 0, 0}};
@@ -140,7 +140,7 @@ static void parse_args(struct tool *t, int argc, char **argv)
         case 'S': parse_sample(t, optarg); break;
         case 'k':
             for (t->cfg.kv_type = 0; strcmp(kv[t->cfg.kv_type], optarg) != 0; t->cfg.kv_type++)
-                if (t->cfg.kv_type == KV_Q8_0)
+                if (t->cfg.kv_type == KV_FP8)
                     die("no such --kv-type");
             break;
         default: exit(2);

@@ -12,10 +12,10 @@
 static void test_every_row_has_its_own_bytes(void **state)
 {
     (void)state;
-    /* Bytes of one position of 64 dimensions, from the formats: 4, 2 and 2 bytes a value; q8_0 34 bytes a block of 32. */
-    static const size_t row_bytes[] = {256, 128, 128, 68};
+    /* Bytes of one position of 64 dimensions, from the formats: 4, 2 and 2 bytes a value; q8_0 34 bytes a block of 32; fp8 1 byte. */
+    static const size_t row_bytes[] = {256, 128, 128, 68, 64};
     struct hparams hp = {.head_dim = 64, .head_dim_v = 32};
-    for (enum kv_type type = KV_F32; type <= KV_Q8_0; type++) {
+    for (enum kv_type type = KV_F32; type <= KV_FP8; type++) {
         struct kv_pool p;
         assert_int_equal(kv_pool_init(&p, &hp, 3, 2, type, 5), ERR_OK);
         assert_int_equal(p.k_row, row_bytes[type]);

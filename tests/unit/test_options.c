@@ -160,8 +160,8 @@ static void file_errors_name_line_column_and_the_nearest_key(void **state)
     fails_at("http:\n  port: 65536\n", "2:9", "0..65535");
     fails_at("http: 8000\n", "1:7", "section");
     fails_at("http: [1]\n", "1:7", "section");
-    fails_at("kv_type: f64\n", "1:10", "one of f32, f16, bf16, q8_0");
-    fails_at("kv_type: f\n", "1:10", "one of f32, f16, bf16, q8_0");
+    fails_at("kv_type: f64\n", "1:10", "one of f32, f16, bf16, q8_0, fp8");
+    fails_at("kv_type: f\n", "1:10", "one of f32, f16, bf16, q8_0, fp8");
     fails_at("kv_memory: lots\n", "1:12", "suffix K, M, G or T");
     fails_at("step_target_ms: 0\n", "1:17", "1..60000");
     fails_at("http:\n  body_max: 5\n", "2:13", "1K");

@@ -265,6 +265,7 @@ static void kv_blocks_are_counted_by_type(void **state)
     assert_int_equal(shard_kv_block_bytes(&hp, &s, KV_F16, 1, 1), 2 * 2 * 16 * 96 * 2);
     assert_int_equal(shard_kv_block_bytes(&hp, &s, KV_BF16, 1, 1), 2 * 2 * 16 * 96 * 2);
     assert_int_equal(shard_kv_block_bytes(&hp, &s, KV_Q8_0, 0, 0), 3 * 2 * 16 * 3 * 34);
+    assert_int_equal(shard_kv_block_bytes(&hp, &s, KV_FP8, 0, 0), 3 * 2 * 16 * 96);
 }
 
 static void impossible_splits_are_refused_with_the_numbers(void **state)

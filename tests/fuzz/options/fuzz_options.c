@@ -41,7 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (e != ERR_OK)
         ASSERT(strncmp(err_detail(), path, strlen(path)) == 0);
     else {
-        ASSERT(o.tp >= 1 && o.tp <= 1024 && o.port >= 0 && o.port <= 65535 && o.kv_type >= 0 && o.kv_type < 4);
+        ASSERT(o.tp >= 1 && o.tp <= 1024 && o.port >= 0 && o.port <= 65535 && o.kv_type >= 0 && o.kv_type < 5);
         ASSERT(o.body_max >= 1024 && o.step_target_ms >= 1 && o.step_target_ms <= 60000);
     }
     /* Long enough not to stand in an error by chance, and not also written where an error may quote it (as a key's name, say). */
