@@ -760,7 +760,7 @@ __device__ __forceinline__ uint32_t input(const struct cuda_sample &s, const uin
     return tokens[i] == SAMPLING_NONE ? s.slot[slot[i]].token : tokens[i];
 }
 /* A thread a token; counts change by atomics, so the order within a step does not matter. What leaves a window is in the history of earlier steps, or among the run's own
- * tokens. Bytes: 20 a token. Runs once a step. Oracle: worker/slots.c (learn). */
+ * tokens. Bytes: 20 a token. Runs once a step. Expected: the launch alone. Oracle: worker/slots.c (learn). */
 __global__ void __launch_bounds__(256) inputs_kernel(const struct cuda_sample s, uint32_t *tokens, const uint32_t *slot, const uint32_t *pos, uint32_t n)
 {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;

@@ -22,7 +22,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]
 DEMO = TOP / "deploy/demo/grimm-6m-Q8_0.gguf"
-N_IDS = 40
 NCCL_ENV = dict(NCCL_NET="Socket", NCCL_IB_DISABLE="1", NCCL_SOCKET_IFNAME="lo", NCCL_MNNVL_ENABLE="0", NCCL_MAX_CTAS="2", NCCL_RAS_ENABLE="0",
                 UCX_TLS="posix,sysv,cma,self")
 
@@ -42,7 +41,8 @@ class Checks:
     def __init__(self, a):
         self.a, self.begin, self.lock, self.counts = a, time.monotonic(), threading.Lock(), {"PASS": 0, "FAIL": 0, "SKIP": 0}
         self.failures, self.table = [], []
-        self.bin, self.tests = a.bin, a.tests
+        self.until = a.minutes * 60 # seconds after the beginning; less while correctness is checked, so that speed has its time
+        self.bin, self.tests, self.n_ids = a.bin, a.tests, 16 if a.short else 40
         self.env = dict(os.environ, UCX_MEM_EVENTS="n", UCX_MEM_MALLOC_HOOKS="n", UCX_MEM_MMAP_HOOK_MODE="none")
         if a.libs:
             self.env["LD_LIBRARY_PATH"] = ":".join([*a.libs, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
@@ -51,7 +51,7 @@ class Checks:
         self.tmp = Path(tempfile.mkdtemp(prefix="racklm-gpu-", dir=a.scratch))
 
     def left(self):
-        return self.a.minutes * 60 - (time.monotonic() - self.begin)
+        return self.until - (time.monotonic() - self.begin)
 
     def run(self, command, limit, check=True, **env):
         """Output of the command; on failure the last lines as the reason. What it started dies with it."""
@@ -117,17 +117,18 @@ def sanitizer(c, program, tool):
 
 # --- logits
 
-def ids_file(c, n=N_IDS, vocab=1024):
+def ids_file(c):
+    """Ids that every model has."""
     import numpy as np
-    path = c.tmp / f"ids{n}.bin"
+    path = c.tmp / "ids.bin"
     if not path.exists():
-        np.random.default_rng(3).integers(0, vocab, n).astype(np.uint32).tofile(path)
+        np.random.default_rng(3).integers(0, 1024, c.n_ids).astype(np.uint32).tofile(path)
     return path
 
 
-def read(path, n=N_IDS):
+def read(c, path):
     import numpy as np
-    return np.fromfile(path, dtype=np.float32).reshape(n, -1).astype(np.float64)
+    return np.fromfile(path, dtype=np.float32).reshape(c.n_ids, -1).astype(np.float64)
 
 
 def random_model(c, shape, kind):
@@ -142,14 +143,14 @@ def random_model(c, shape, kind):
 
 def reference(c, path, out):
     c.run([c.tests / "racklm-logits" if c.a.emulated else c.tests / "racklm-logits-cuda", path, ids_file(c), out, "--backend", "ref_f32", "--kv-type", "f32"], 120)
-    return read(out)
+    return read(c, out)
 
 
 def judged(c, got, right):
     wrong, distance, sure = c.hf.compare(got, right)
     if wrong:
         raise AssertionError(wrong)
-    return f"relative L2 {distance:.1e}, {sure} of {N_IDS} sure"
+    return f"relative L2 {distance:.1e}, {sure} of {c.n_ids} sure"
 
 
 def logits(c, path):
@@ -160,7 +161,7 @@ def logits(c, path):
     for how, args in (("prefill", []), ("decode", ["--decode"])):
         out = c.tmp / f"{name}.{how}"
         c.run([c.gpu_logits, path, ids_file(c), out, "--gpus", "1", "--kv-type", "f16", *args], 120)
-        said.append(f"{how}: {judged(c, read(out), right)}")
+        said.append(f"{how}: {judged(c, read(c, out), right)}")
     return "; ".join(said)
 
 
@@ -214,7 +215,7 @@ def nccl_group(c, path, tp, pp):
             errors = [j.exception() for j in [pool.submit(one, r) for r in range(tp * pp)]]
         if any(errors):
             raise RuntimeError("; ".join(f"rank {i}: {e}" for i, e in enumerate(errors) if e))
-        return judged(c, read(out), right)
+        return judged(c, read(c, out), right)
 
 
 # --- serving and speed
@@ -524,11 +525,13 @@ def main():
         speed = not (a.emulated or a.no_speed)
         maker = threading.Thread(target=make_big, args=(c, made))
         if speed:
+            c.until *= 0.6
             maker.start()
         with ThreadPoolExecutor(a.jobs) as pool:
             correctness(c, pool)
         if speed:
             maker.join()
+            c.until = a.minutes * 60
             Speed(c, made).run()
         elif a.emulated:
             for name, _ in Speed.ROWS.values():

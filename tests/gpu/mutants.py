@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows that the emulated tests can fail: weakens one barrier, wait, bound, predicate or zero fill of the kernels at a time and runs the tests that come by it.
 
-  mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--verbose]
+  mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--no-build] [--verbose]
 
 A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with AddressSanitizer, holds all mutants. First each cmocka test runs alone, to
 know its time and which places it comes by; then each mutant meets those tests, the quickest first, until one fails, does not end, or none is left. A mutant that
@@ -10,6 +10,7 @@ survives must be listed in mutants.txt with the reason; an entry whose mutants a
 The emulator keeps the order of one thread for memory, so what orders memory between blocks (__threadfence, release and acquire) cannot show: those places are counted
 as survivors unless something else fails."""
 import argparse
+import json
 import os
 import random
 import re
@@ -193,6 +194,7 @@ def copy_tree():
     for path in (WORK / "src").rglob("*"):
         if path.is_file() and path not in here:
             path.unlink()
+    (WORK / "list.json").write_text(json.dumps([vars(m) for m in mutants]))
     return mutants
 
 
@@ -223,7 +225,7 @@ class Test:
 
 
 def environment(**more):
-    env = dict(os.environ, ASAN_OPTIONS="detect_leaks=0", UCX_MEM_EVENTS="n", UCX_MEM_MALLOC_HOOKS="n", UCX_MEM_MMAP_HOOK_MODE="none")
+    env = dict(os.environ, ASAN_OPTIONS="detect_leaks=0", UCX_MEM_EVENTS="n", UCX_MEM_MALLOC_HOOKS="n", UCX_MEM_MMAP_HOOK_MODE="none", RACKLM_EMU_SPIN_S="20")
     env.update({k: str(v) for k, v in more.items()})
     return env
 
@@ -241,25 +243,27 @@ def run(test, seed, limit, **env):
     return r.returncode == 0, out
 
 
-def baseline(program):
-    """Each cmocka test of the program alone, without a mutant."""
-    listing = subprocess.run([program], cwd=TOP, env=environment(), capture_output=True, timeout=1800)
-    text = (listing.stdout + listing.stderr).decode(errors="replace")
-    if listing.returncode not in (0, 77):
-        print(text[-3000:])
-        sys.exit(f"mutants: {program.name} fails without a mutant")
-    tests = []
-    for name in dict.fromkeys(re.findall(r"\[ RUN      \] (\w+)", text)):
-        t = Test(program, name, 0, b"")
-        seen, start = WORK / f"seen.{program.name}", time.monotonic()
-        seen.unlink(missing_ok=True)
-        ok, out = run(t, 1, 1800, RACKLM_MUTANT_SEEN=seen)
-        if not ok or not seen.exists():
-            print(out.decode(errors="replace")[-3000:])
-            sys.exit(f"mutants: {program.name} {name} fails alone without a mutant")
-        t.seconds, t.seen = time.monotonic() - start, seen.read_bytes()
-        tests.append(t)
-    return tests
+def names_of(program):
+    """Of the cmocka tests of a program, by its source, or else by what a run prints."""
+    source = WORK / "src/tests/gpu" / (program.name.removesuffix("_emu") + ".c")
+    names = re.findall(r"\bcmocka_unit_test(?:_\w+)?\(\s*(\w+)", source.read_text()) if source.exists() else []
+    if not names:
+        r = subprocess.run([program], cwd=TOP, env=environment(), capture_output=True, timeout=1800)
+        names = re.findall(r"\[ RUN      \] (\w+)", (r.stdout + r.stderr).decode(errors="replace"))
+    return list(dict.fromkeys(names))
+
+
+def baseline(test):
+    """The test alone, without a mutant: its time, and which places it comes by. None when it fails."""
+    seen, start = WORK / f"seen.{test.program.name}.{test.name}", time.monotonic()
+    seen.unlink(missing_ok=True)
+    ok, out = run(test, 1, 1800, RACKLM_MUTANT_SEEN=seen)
+    if not ok or not seen.exists():
+        print(f"{test.program.name} {test.name} FAILS WITHOUT A MUTANT\n" + out.decode(errors="replace")[-2000:])
+        return None
+    test.seconds, test.seen = time.monotonic() - start, seen.read_bytes()
+    seen.unlink()
+    return test
 
 
 def try_mutant(m, tests, seeds):
@@ -307,10 +311,11 @@ def main():
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--list", action="store_true")
     p.add_argument("--tests", help="names of test programs; default: all with the label gpu")
+    p.add_argument("--no-build", action="store_true", help="the programs as they are in build/mutants")
     p.add_argument("--verbose", action="store_true")
     a = p.parse_args()
 
-    all_mutants = copy_tree()
+    all_mutants = [Mutant(**m) for m in json.loads((WORK / "list.json").read_text())] if a.no_build else copy_tree()
     mutants = [m for m in all_mutants if (not a.only or m.file in a.only) and (not a.kind or m.kind in a.kind)]
     if a.list:
         for m in mutants:
@@ -320,12 +325,13 @@ def main():
         return
     targets = a.tests.split(",") if a.tests else ["tests_gpu"]
     start = time.monotonic()
-    out = build(a.jobs, targets)
+    out = WORK / "out" if a.no_build else build(a.jobs, targets)
     programs = sorted(out / "tests" / t for t in targets) if a.tests else sorted((out / "tests").glob("test_*_emu"))
     print(f"built in {time.monotonic() - start:.0f} s")
     start = time.monotonic()
     with ThreadPoolExecutor(a.jobs) as pool:
-        tests = [t for found in pool.map(baseline, programs) for t in found if any(t.seen)]
+        tried = list(pool.map(baseline, [Test(p, name, 0, b"") for p in programs for name in names_of(p)]))
+    tests, n_broken = [t for t in tried if t and any(t.seen)], tried.count(None)
     print(f"{len(tests)} tests of {len(programs)} programs come by kernels, {sum(t.seconds for t in tests):.0f} s of CPU; {len(mutants)} mutants", flush=True)
     if a.sample and a.sample < len(mutants):
         mutants = random.Random(a.seed).sample(mutants, a.sample)
@@ -357,7 +363,7 @@ def main():
         print(f"mutants.txt: stale: {' | '.join(k)}")
     share = caught / n if n else 1
     print(f"{caught} of {n} caught ({share:.1%}), {n_listed} listed, {len(bad)} neither; {time.monotonic() - start:.0f} s")
-    failed = (share < SHARE and not (a.sample or a.only or a.kind)) or bad or stale
+    failed = (share < SHARE and not (a.sample or a.only or a.kind)) or bad or stale or n_broken
     print(f"{0 if failed else 1} passed, {1 if failed else 0} failed, 0 skipped")
     sys.exit(1 if failed else 0)
 

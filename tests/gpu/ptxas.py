@@ -64,15 +64,27 @@ def parse(text):
     return list(kernels.values())
 
 
+def enumerators():
+    """{enum: its names, in order} of the enums that kernels are instantiated with."""
+    quants = re.findall(r"^QUANT\((\w+),", (TOP / "model/quants.def").read_text(), re.M)
+    names = {"quant": quants}
+    for header, enum in (("kernels/cuda/cuda.h", "cuda_type"), ("model/shard.h", "kv_type")):
+        m = re.search(rf"enum {enum}\b[^{{;]*{{([^}}]*)}}", (TOP / header).read_text())
+        names[enum] = re.findall(r"\b[A-Z]+_(\w+)", m[1]) if m else []
+    return names
+
+
 def demangle(names):
-    """As short as they can be told apart by: no return type, namespace, parameters."""
+    """As short as they can be told apart by: no return type, namespace, parameters; enumerators by name."""
+    enums = enumerators()
     if not names:
         return []
     out = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
     short = []
     for name in out:
         name = re.sub(r"\(anonymous namespace\)::|^void ", "", name)
-        name = re.sub(r"\((?:unsigned )?(?:int|char|bool|long)\)|\(enum \w+\)|\((?:quant|cuda_type|kv_type|layout_kind)\)", "", name)
+        name = re.sub(r"\((?:unsigned )?(?:int|char|bool|long)\)|(?<=\d)u\b", "", name)
+        name = re.sub(r"\((?:enum )?(\w+)\)(\d+)", lambda m: enums[m[1]][int(m[2])] if int(m[2]) < len(enums.get(m[1], [])) else m[2], name)
         depth, at = 0, len(name)
         for i, c in enumerate(name):
             depth += (c == "<") - (c == ">")
@@ -83,22 +95,24 @@ def demangle(names):
     return short
 
 
+def plain(comment):
+    return re.sub(r"\s*\n\s*\*\s?", " ", comment)
+
+
 def comment_above(text, at):
     """The comment that ends right above position `at` (a template line may stand between)."""
     head = re.sub(r"(?:^template\s*<[^\n]*>\s*\n)?[^\n]*\Z", "", text[:at], flags=re.M).rstrip()
-    if not head.endswith("*/"):
-        return ""
-    return re.sub(r"\s*\n\s*\*\s?", " ", head[head.rfind("/*") + 2:-2])
+    return plain(head[head.rfind("/*") + 2:-2]) if head.endswith("*/") else ""
 
 
 def expected_of(source):
-    """[(kernel, what its comment expects or None)] in the order of the file."""
-    text = source.read_text()
-    found = []
-    for m in re.finditer(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\s*\(", text):
-        comment = comment_above(text, m.start())
-        e = re.search(r"\bexpected:?\s+(.+?)(?:\.(?=\s|$)|;|$)", comment, re.I)
-        found.append((m[1], e[1].strip() if e else None))
+    """[(kernel, what is expected of it or None)] of a file and of the headers of ours that it includes: by the kernel's comment, the file's, the header's."""
+    own, found = source.read_text(), []
+    for text in [own] + [(CUDA / name).read_text() for name in re.findall(r'#include "kernels/cuda/(\w+\.cuh)"', own)]:
+        heads = [plain(t[2:t.index("*/")]) for t in (own, text) if t.startswith("/*")]
+        for m in re.finditer(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\s*\(", text):
+            said = [re.search(r"\bexpected(?:, not measured)?:?\s+(.+?)(?:\.(?=\s|$)|;| \(|\)|$)", c, re.I) for c in [comment_above(text, m.start()), *heads]]
+            found.append((m[1], next((e[1].strip() for e in said if e), None)))
     return found
 
 
