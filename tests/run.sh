@@ -108,7 +108,7 @@ label() { # BUILD_DIR LABEL...: two tests at a time; none depends on the time it
     ctest --test-dir "$dir" -L "^($(IFS='|'; echo "$*"))\$" --output-on-failure --no-tests=error --timeout 600 -j 2 "${skip_ctest[@]}"
 }
 
-# GPU kernels, runtime, collectives and workers on the emulator; nothing of it needs a GPU, but the toolkit's headers.
+# What is about GPUs runs on the emulator (tests/gpu/emu); nothing of it needs a GPU, but the CUDA toolkit's headers.
 emulated() { # BUILD_DIR COMMAND...
     if ! grep -q '^RACKLM_EMU_BUILD:INTERNAL=ON' "$1/CMakeCache.txt"; then
         echo "SKIPPED: no CUDA toolkit (or no libboost-context-dev) on this machine"
@@ -117,6 +117,31 @@ emulated() { # BUILD_DIR COMMAND...
     fi
     shift
     "$@"
+}
+
+# A seed of the emulator's order, another each day; three in the long form.
+emu_seed=$(($(date +%s) / 86400))
+emu_seeds=$emu_seed
+[ "$full" = 0 ] || emu_seeds="$emu_seed 1 2"
+gpu_label() { # BUILD_DIR
+    local rc=0 seed
+    for seed in $emu_seeds; do
+        echo "RACKLM_EMU_SEED=$seed"
+        RACKLM_EMU_SEED=$seed label "$1" gpu || rc=1
+    done
+    return $rc
+}
+
+# Registers, shared memory and spills of each kernel: no kernel may spill, nothing may warn. One architecture a day and PTX; all in the long form.
+ptxas_table() {
+    if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+        echo "SKIPPED: no nvcc on this machine"
+        echo "0 passed, 0 failed, 1 skipped"
+        return 0
+    fi
+    local which=(--today)
+    [ "$full" = 0 ] || which=()
+    python3 tests/gpu/ptxas.py "${which[@]}" --ptx && echo "1 passed, 0 failed"
 }
 
 end_to_end() { # PYTEST_OPTIONS...: two files at a time
@@ -132,16 +157,20 @@ export PATH="$build/venv/bin:$PATH"
 suite unit 60 label "$build" unit
 suite kernels 40 label "$build" kernels
 suite sim $((full ? 300 : 45)) env "${sim_env[@]}" ctest --test-dir "$build" -L '^sim$' --output-on-failure --no-tests=error
-suite gpu $((full ? 600 : 120)) emulated "$build" label "$build" gpu
-suite gpu:logits $((full ? 600 : 120)) emulated "$build" python -m pytest -q -p no:cacheprovider -n 2 tests/gpu
+export RACKLM_EMU_SEED=$emu_seed
+suite gpu $((full ? 180 : 60)) emulated "$build" gpu_label "$build"
+suite gpu:logits $((full ? 400 : 60)) emulated "$build" python -m pytest -q -p no:cacheprovider -n 2 tests/gpu
+suite gpu:ptxas $((full ? 900 : 150)) ptxas_table
+[ "$full" = 0 ] || suite gpu:mutants 2400 emulated "$build" python tests/gpu/mutants.py --seeds 3
 suite oracle $((full ? 600 : 90)) python -m pytest -q -p no:cacheprovider tests/oracle
 suite e2e $((full ? 600 : 200)) end_to_end
 
 if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
     export TSAN_OPTIONS="suppressions=$top/tests/tsan.supp" RACKLM_SIM_SEEDS=300
     skip_ctest=(-E oracle) # no numbers are to be seen there
-    suite asan:build 150 configure_and_build "$build/asan" "$programs tests_unit tests_kernels tests_sim" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
+    suite asan:build 150 configure_and_build "$build/asan" "$programs tests_unit tests_kernels tests_sim tests_gpu" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=address,undefined
     suite asan $((full ? 300 : 90)) label "$build/asan" unit kernels sim
+    suite asan:gpu $((full ? 400 : 120)) emulated "$build/asan" gpu_label "$build/asan"
     RACKLM_BUILD=$build/asan suite asan:e2e 120 end_to_end -m sanitizer
     suite tsan:build 150 configure_and_build "$build/tsan" "$programs $tsan_targets" -DCMAKE_BUILD_TYPE=Debug -DRACKLM_SANITIZE=thread
     suite tsan $((full ? 400 : 90)) label "$build/tsan" "${tsan_labels[@]}"
