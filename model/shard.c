@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SHARE_MAX = 1 << 20 };
+enum { SHARE_MAX = 1 << 20, BLOCK_MAX = 256 };
 
 static enum err init_shares(const struct hparams *hp, const uint32_t *shares, uint32_t n_shares, struct shard_split *s)
 {
@@ -97,8 +97,8 @@ void shard_rank(const struct hparams *hp, const struct shard_split *s, uint32_t 
     uint32_t b = boundary(s, units, tp_rank, 1) * unit_heads, e = boundary(s, units, tp_rank + 1, 1) * unit_heads;
     out->heads = (struct shard_range){b, e - b};
     out->kv_heads = (struct shard_range){b / group, (e - 1) / group - b / group + 1};
-    out->dim_rows = cut(s, tp_rank, hp->dim, SHARD_ROW_UNIT);
-    out->ffn = cut(s, tp_rank, hp->ffn_dim, SHARD_FFN_UNIT);
+    out->dim_rows = s->cut == SHARD_CUT_INPUTS ? (struct shard_range){0, hp->dim} : cut(s, tp_rank, hp->dim, SHARD_ROW_UNIT);
+    out->ffn = cut(s, tp_rank, hp->ffn_dim, s->cut == SHARD_CUT_INPUTS && hp->ffn_dim / BLOCK_MAX >= s->tp ? BLOCK_MAX : SHARD_FFN_UNIT);
     out->vocab = cut(s, tp_rank, hp->vocab, SHARD_VOCAB_SEGMENT);
 }
 
@@ -198,15 +198,37 @@ void shard_tensor_rows(const struct hparams *hp, const struct shard_split *s, co
     }
 }
 
+static struct shard_range widened(struct shard_range r, uint32_t unit, uint32_t len)
+{
+    uint32_t first = r.first / unit * unit, end = MIN(ROUND_UP(r.first + r.n, unit), len);
+    return r.n ? (struct shard_range){first, end - first} : (struct shard_range){0, 0};
+}
+
+void shard_tensor_slice(const struct hparams *hp, const struct shard_split *s, const struct gguf_tensor *t, uint32_t tp_rank,
+                        uint32_t stage, struct shard_range *rows, struct shard_range *cols)
+{
+    struct place p;
+    struct shard_rank rank;
+    shard_tensor_rows(hp, s, t, tp_rank, stage, rows);
+    *cols = (struct shard_range){0, t->n_dims == 1 ? 1 : (uint32_t)t->ne[0]};
+    if (s->cut != SHARD_CUT_INPUTS || t->n_dims == 1 || rows->n == 0 || !find_place(hp, t->name, &p) || p.axis != SHARD_DIM)
+        return;
+    shard_rank(hp, s, tp_rank, &rank);
+    bool o = cols->n == hp->n_heads * hp->head_dim_v && strstr(t->name, ".attn_output.");
+    *cols = widened(o ? scaled(rank.heads, hp->head_dim_v) : rank.ffn, quant_traits[t->type].block_elems, cols->n);
+    if (cols->n == 0)
+        rows->n = 0;
+}
+
 uint64_t shard_file_bytes(const struct gguf *g, const struct hparams *hp, const struct shard_split *s, uint32_t tp_rank,
                           uint32_t stage)
 {
     uint64_t bytes = 0;
     for (uint64_t i = 0; i < g->n_tensors; i++) {
         const struct gguf_tensor *t = &g->tensors[i];
-        struct shard_range rows;
-        shard_tensor_rows(hp, s, t, tp_rank, stage, &rows);
-        bytes += rows.n * (t->n_dims == 1 ? quant_row_bytes(t->type, 1) : quant_row_bytes(t->type, t->ne[0]));
+        struct shard_range rows, cols;
+        shard_tensor_slice(hp, s, t, tp_rank, stage, &rows, &cols);
+        bytes += rows.n * quant_row_bytes(t->type, cols.n);
     }
     return bytes;
 }

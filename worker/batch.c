@@ -28,7 +28,7 @@ bool batch_next(struct batch *b, struct batch_walk *w, const struct step *step, 
     while (w->run < step->n_runs && b->n_tok < b->cap) {
         uint32_t n = MIN(step->n_tokens[w->run] - w->first, b->cap - b->n_tok);
         struct batch_run *r = &b->runs[b->n_runs];
-        *r = (struct batch_run){.run = w->run, .first = w->first, .tok0 = b->n_tok, .n_tok = n, .pos0 = step->start[w->run] + w->first,
+        *r = (struct batch_run){.run = w->run, .slot = step->slot[w->run], .gen = step->gen[w->run], .first = w->first, .tok0 = b->n_tok, .n_tok = n, .pos0 = step->start[w->run] + w->first,
                                 .blocks = slots->slot[step->slot[w->run]].blocks};
         for (uint32_t i = 0; i < n; i++) {
             b->pos[b->n_tok + i] = r->pos0 + i;

@@ -7,6 +7,7 @@
 
 struct batch_run {
     uint32_t run;           /* index in the step */
+    uint32_t slot, gen;
     uint32_t first;         /* its first token in this batch is this one of the run */
     uint32_t tok0, n_tok;   /* in this batch */
     uint32_t pos0;          /* position of tok0 */

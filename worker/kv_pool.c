@@ -21,8 +21,7 @@ size_t kv_row_bytes(enum kv_type type, uint32_t n)
     return 0;
 }
 
-enum err kv_pool_init(struct kv_pool *p, const struct hparams *hp, uint32_t n_kv_heads, uint32_t n_layers, enum kv_type type,
-                      uint32_t n_blocks)
+enum err kv_pool_layout(struct kv_pool *p, const struct hparams *hp, uint32_t n_kv_heads, uint32_t n_layers, enum kv_type type, uint32_t n_blocks)
 {
     *p = (struct kv_pool){.n_blocks = n_blocks, .n_layers = n_layers, .n_kv_heads = n_kv_heads, .type = type};
     TRY(shard_kv_check(hp, type));
@@ -39,6 +38,13 @@ enum err kv_pool_init(struct kv_pool *p, const struct hparams *hp, uint32_t n_kv
         return err_set(ERR_NOMEM, "a KV cache of %u blocks is beyond the address space", n_blocks);
     p->layer_stride = (size_t)layer;
     p->bytes = (size_t)all;
+    return ERR_OK;
+}
+
+enum err kv_pool_init(struct kv_pool *p, const struct hparams *hp, uint32_t n_kv_heads, uint32_t n_layers, enum kv_type type,
+                      uint32_t n_blocks)
+{
+    TRY(kv_pool_layout(p, hp, n_kv_heads, n_layers, type, n_blocks));
     if (p->bytes == 0)
         return ERR_OK;
     p->map = mmap(NULL, p->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -21,6 +21,8 @@ struct kv_pool {
 
 /* Bytes of n values; n is a multiple of 32 for q8_0. */
 size_t kv_row_bytes(enum kv_type type, uint32_t n);
+/* The strides and the size, without memory. ERR_UNSUPPORTED, ERR_NOMEM (beyond the address space). */
+enum err kv_pool_layout(struct kv_pool *p, const struct hparams *hp, uint32_t n_kv_heads, uint32_t n_layers, enum kv_type type, uint32_t n_blocks);
 /* ERR_UNSUPPORTED (q8_0 with a head that is no multiple of 32), ERR_NOMEM. */
 enum err kv_pool_init(struct kv_pool *p, const struct hparams *hp, uint32_t n_kv_heads, uint32_t n_layers, enum kv_type type,
                       uint32_t n_blocks);

@@ -3,8 +3,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "worker/forward.h"
-#include "worker/sampler.h"
+#include "worker/device.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -14,6 +13,7 @@
 enum {
     BATCH_TOKENS = 512,    /* more tokens of a step go through the layers in turns, so that the activations stay bounded */
     HANDOVER_IDS = 1024,   /* sampled ids in a message from the last stage to stage 0 */
+    TOK_KEPT = 0xffffffff, /* add_row */
     ROWS_MIN = 16, ROWS_MAX = 64, ROWS_BYTES = 32 << 20,
 };
 
@@ -34,12 +34,9 @@ struct runner {
     struct hparams hp;
     struct shard_split split;
     struct pool *pool;
-    struct weights weights;
-    struct kv_pool kv;
+    struct device *device;
     struct slots slots;
     struct batch batch;
-    struct forward fwd;
-    struct sampler *sampler;      /* last stage */
     struct comm *comm;
     struct runner_info info;
     bool first_stage, last_stage;
@@ -83,25 +80,34 @@ static enum err make_split(struct runner *r)
                             &r->split);
 }
 
-/* Blocks of KV from the budget; lowers a context that was not asked for to what fits. */
-static enum err size_kv(struct runner *r)
+/* What the budget has for KV when weights and buffers have theirs. */
+static enum err kv_budget(const struct runner *r, uint64_t reserve, uint64_t *out)
 {
     const struct runner_config *c = &r->cfg;
-    uint64_t block = shard_kv_block_bytes(&r->hp, &r->split, c->kv_type, c->tp_rank, c->stage), budget = UINT64_MAX;
+    const struct device_info *i = &r->device->info;
+    uint64_t memory = i->memory_bytes, weights = i->weights_bytes_planned, others = weights + reserve;
+    if (memory && others >= memory)
+        return err_set(ERR_NO_FIT, "%llu bytes of weights%s do not fit the worker's budget of %llu bytes: %llu are missing (more ranks or stages, or a smaller model)",
+                       (unsigned long long)weights, reserve ? " and the buffers of a step" : "", (unsigned long long)memory,
+                       (unsigned long long)(others - memory + 1));
+    if (c->kv_memory_bytes && memory && c->kv_memory_bytes > memory - others)
+        return err_set(ERR_NO_FIT, "%llu bytes of KV cache beside %llu bytes of weights do not fit the worker's budget of %llu bytes (at most %llu would)",
+                       (unsigned long long)c->kv_memory_bytes, (unsigned long long)weights, (unsigned long long)memory,
+                       (unsigned long long)(memory - others));
+    *out = c->kv_memory_bytes ? c->kv_memory_bytes : memory ? (memory - others) / (i->kv_takes_rest ? 1 : 2) : UINT64_MAX;
+    return ERR_OK;
+}
+
+/* Blocks of KV from the budget; lowers a context that was not asked for to what fits. */
+static enum err size_kv(struct runner *r, struct device_sizes *sizes)
+{
+    const struct runner_config *c = &r->cfg;
+    uint64_t block = shard_kv_block_bytes(&r->hp, &r->split, c->kv_type, c->tp_rank, c->stage), budget = 0;
     uint32_t ctx = c->ctx ? c->ctx : r->hp.ctx_train;
-    uint64_t weights = r->weights.planned_bytes;
     if (ctx == 0)
         return err_set(ERR_INVALID, "the model names no context length: give --ctx");
-    if (c->memory_bytes && weights >= c->memory_bytes)
-        return err_set(ERR_NO_FIT, "%llu bytes of weights do not fit the worker's budget of %llu bytes (more ranks or stages, or a smaller model)",
-                       (unsigned long long)weights, (unsigned long long)c->memory_bytes);
-    if (c->kv_memory_bytes)
-        budget = c->kv_memory_bytes;
-    else if (c->memory_bytes)
-        budget = (c->memory_bytes - weights) / 2;
-    if (c->kv_memory_bytes && c->memory_bytes && c->kv_memory_bytes > c->memory_bytes - weights)
-        return err_set(ERR_NO_FIT, "%llu bytes of KV cache beside %llu bytes of weights do not fit the worker's budget of %llu bytes",
-                       (unsigned long long)c->kv_memory_bytes, (unsigned long long)weights, (unsigned long long)c->memory_bytes);
+    sizes->ctx = ctx;
+    TRY(kv_budget(r, device_reserve_bytes(r->device, sizes), &budget));
     uint64_t fit = block ? budget / block : UINT32_MAX, per_seq = ((uint64_t)ctx + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK;
     if (fit < per_seq && c->ctx)
         return err_set(ERR_NO_FIT, "a context of %u tokens needs %llu bytes of KV cache on this worker, %llu are left (lower --ctx, or raise --kv-memory)",
@@ -115,30 +121,28 @@ static enum err size_kv(struct runner *r)
     }
     uint64_t need = per_seq * c->max_seqs;
     uint64_t blocks = c->kv_memory_bytes ? fit : MIN(need, fit);
-    r->info.kv_blocks = (uint32_t)MIN(blocks, (uint64_t)INT32_MAX);
-    r->info.ctx = ctx;
+    sizes->kv_blocks = (uint32_t)MIN(blocks, (uint64_t)INT32_MAX);
+    sizes->ctx = ctx;
     return ERR_OK;
 }
 
-static enum err make_buffers(struct runner *r)
+/* All sizes but those of the KV cache. */
+static struct device_sizes step_sizes(struct runner *r)
+{
+    const struct runner_config *c = &r->cfg;
+    uint32_t rows = (uint32_t)(ROWS_BYTES / sizeof(float) / MAX(r->hp.vocab, 1u));
+    r->rows_cap = MIN(MAX(rows, (uint32_t)ROWS_MIN), (uint32_t)ROWS_MAX);
+    return (struct device_sizes){.kv_type = c->kv_type, .max_seqs = c->max_seqs, .batch_cap = MIN(c->max_step_tokens, (uint32_t)BATCH_TOKENS),
+                                 .rows_cap = r->rows_cap};
+}
+
+static enum err make_buffers(struct runner *r, const struct device_sizes *sizes)
 {
     const struct runner_config *c = &r->cfg;
     const struct hparams *hp = &r->hp;
-    uint32_t rows = (uint32_t)(ROWS_BYTES / sizeof(float) / MAX(hp->vocab, 1u));
-    r->rows_cap = MIN(MAX(rows, (uint32_t)ROWS_MIN), (uint32_t)ROWS_MAX);
-    struct slots_config sc = {c->max_seqs, r->info.ctx, hp->vocab, hp->dim, r->info.kv_blocks, c->max_step_tokens, r->last_stage, hp->has_cls};
+    struct slots_config sc = {c->max_seqs, sizes->ctx, hp->vocab, hp->dim, sizes->kv_blocks, c->max_step_tokens, r->last_stage, hp->has_cls};
     TRY(slots_init(&r->slots, &sc));
-    TRY(batch_init(&r->batch, MIN(c->max_step_tokens, (uint32_t)BATCH_TOKENS)));
-    struct forward_config fc = {.hp = hp, .split = &r->split, .tp_rank = c->tp_rank, .stage = c->stage, .k = c->kernels, .pool = r->pool,
-                                .w = &r->weights, .kv = &r->kv, .batch_cap = r->batch.cap, .rows_cap = r->rows_cap,
-                                .tick = c->tick, .tick_arg = c->tick_arg};
-    TRY(forward_init(&r->fwd, &fc));
-    if (r->last_stage) {
-        struct sampler_config pc = {.tp = c->tp, .tp_rank = c->tp_rank, .vocab = hp->vocab, .rows_cap = r->rows_cap,
-                                    .ctx = r->info.ctx, .pool = r->pool};
-        memcpy(pc.ids, r->fwd.vocab.r, sizeof(pc.ids));
-        TRY(sampler_create(&pc, &r->sampler));
-    }
+    TRY(batch_init(&r->batch, sizes->batch_cap));
     r->tokens = calloc(c->max_step_tokens, sizeof(*r->tokens));
     r->sampled = calloc(c->max_seqs, sizeof(*r->sampled));
     r->awaiting = calloc(c->max_seqs, sizeof(*r->awaiting));
@@ -166,32 +170,37 @@ static enum err load(struct runner *r, const struct gguf *g)
     TRY(hparams_load(g, &r->hp));
     TRY(make_split(r));
     TRY(shard_kv_check(&r->hp, c->kv_type)); /* before minutes of loading */
-    TRY(weights_plan(g, &r->hp, &r->split, c->tp_rank, c->stage, c->kernels, &r->weights));
-    TRY(size_kv(r));
-    TRY(weights_load(&r->weights, g, &r->hp, c->stage, &r->split, c->kernels, r->pool, c->progress, c->progress_arg));
-    struct shard_rank own;
-    shard_rank(&r->hp, &r->split, c->tp_rank, &own);
-    TRY(kv_pool_init(&r->kv, &r->hp, own.kv_heads.n, r->weights.n_layers, c->kv_type, r->info.kv_blocks));
-    ASSERT(r->kv.block_stride * r->kv.n_layers == shard_kv_block_bytes(&r->hp, &r->split, c->kv_type, c->tp_rank, c->stage));
-    return make_buffers(r);
+    struct device_config dc = {.hp = &r->hp, .split = &r->split, .tp_rank = c->tp_rank, .stage = c->stage, .pool = r->pool, .kernels = c->kernels,
+                               .cuda_ordinal = c->use_cuda ? (int32_t)c->cuda_ordinal : -1, .deterministic = c->deterministic,
+                               .memory_bytes = c->memory_bytes, .tick = c->tick, .tick_arg = c->tick_arg};
+    struct device_sizes sizes = step_sizes(r);
+    TRY(device_create(&dc, &r->device));
+    TRY(device_plan(r->device, g));
+    TRY(size_kv(r, &sizes));
+    TRY(device_load(r->device, g, c->progress, c->progress_arg));
+    TRY(device_prepare(r->device, &sizes));
+    r->info.kv_blocks = sizes.kv_blocks;
+    r->info.ctx = sizes.ctx;
+    return make_buffers(r, &sizes);
 }
 
 static void fill_info(struct runner *r)
 {
     struct runner_info *i = &r->info;
+    const struct device_info *d = &r->device->info;
     i->vocab = r->hp.vocab;
-    i->n_layers = r->weights.n_layers;
-    i->weights_bytes = weights_resident_bytes(&r->weights);
-    i->weights_bytes_planned = r->weights.planned_bytes;
-    i->kv_bytes = r->kv.bytes;
-    i->file_bytes_read = r->weights.file_bytes;
-    i->activation_bytes = r->fwd.map_bytes;
-    i->backend = r->cfg.kernels->name;
+    i->n_layers = d->n_layers;
+    i->weights_bytes = d->weights_bytes;
+    i->weights_bytes_planned = d->weights_bytes_planned;
+    i->kv_bytes = d->kv_bytes;
+    i->file_bytes_read = d->file_bytes;
+    i->activation_bytes = d->activation_bytes;
+    i->backend = d->backend;
 }
 
 enum err runner_create(const struct runner_config *cfg, struct runner **out)
 {
-    ASSERT(cfg->kernels && cfg->n_threads >= 1 && cfg->max_seqs >= 1 && cfg->max_step_tokens >= 1);
+    ASSERT((cfg->kernels || cfg->use_cuda) && cfg->n_threads >= 1 && cfg->max_seqs >= 1 && cfg->max_step_tokens >= 1);
     uint64_t t0 = clock_ns();
     struct gguf *g = NULL;
     struct runner *r = calloc(1, sizeof(*r));
@@ -205,8 +214,6 @@ enum err runner_create(const struct runner_config *cfg, struct runner **out)
     TRY_GOTO(gguf_open(cfg->model_path, &g), fail);
     TRY_GOTO(pool_create(cfg->n_threads, cfg->cpus, cfg->spin_us, &r->pool), fail);
     TRY_GOTO(load(r, g), fail);
-    for (uint32_t i = 0; i < r->weights.n_parts; i++)
-        r->weights.parts[i].t = NULL; /* views into the file */
     r->hp.rope_freqs = NULL;
     gguf_close(&g);
     r->cfg.model_path = NULL;
@@ -228,12 +235,9 @@ void runner_destroy(struct runner **rp)
     struct runner *r = *rp;
     if (!r)
         return;
-    sampler_destroy(&r->sampler);
-    forward_deinit(&r->fwd);
+    device_destroy(&r->device);
     batch_deinit(&r->batch);
     slots_deinit(&r->slots);
-    kv_pool_deinit(&r->kv);
-    weights_deinit(&r->weights);
     pool_destroy(&r->pool);
     for (uint32_t i = 0; r->handovers && i < r->cfg.pp + 2; i++) {
         free(r->handovers[i].slot);
@@ -260,12 +264,19 @@ void runner_info(const struct runner *r, struct runner_info *out)
 
 void runner_set_comm(struct runner *r, struct comm *c)
 {
-    r->comm = r->fwd.comm = c;
+    r->comm = c;
+    device_set_comm(r->device, c);
+}
+
+enum err runner_comm_create(struct runner *r, const struct comm_config *cfg, struct comm **out, struct comm_addr *own)
+{
+    return device_comm_create(r->device, cfg, out, own);
 }
 
 void runner_reset(struct runner *r)
 {
     slots_reset(&r->slots);
+    device_reset(r->device);
     memset(r->awaiting, 0, r->cfg.max_seqs * sizeof(*r->awaiting));
     r->handover_first = r->n_handovers = 0;
     r->n_rows = 0;
@@ -436,12 +447,13 @@ static enum err flush_rows(struct runner *r)
     if (r->n_rows == 0)
         return ERR_OK;
     uint64_t t0 = clock_ns();
-    forward_head(&r->fwd, r->n_rows);
+    TRY(device_head(r->device, r->n_rows));
     uint64_t t1 = clock_ns();
+    struct shard_rank own;
+    shard_rank(&r->hp, &r->split, r->cfg.tp_rank, &own);
     for (uint32_t i = 0; r->hook && i < r->n_rows; i++)
-        r->hook(r->hook_arg, r->dest[i].slot, r->rows[i].position, r->fwd.own.vocab.first, r->fwd.own.vocab.n,
-                r->fwd.logits + i * r->fwd.logits_stride);
-    TRY(sampler_run(r->sampler, r->comm, r->fwd.logits, r->fwd.logits_stride, r->rows, r->n_rows));
+        r->hook(r->hook_arg, r->dest[i].slot, r->rows[i].position, own.vocab.first, own.vocab.n, device_logits(r->device, i));
+    TRY(device_sample(r->device, r->rows, r->n_rows));
     for (uint32_t i = 0; i < r->n_rows; i++) {
         const struct sampler_row *row = &r->rows[i];
         const struct row_dest *d = &r->dest[i];
@@ -468,14 +480,18 @@ static enum err flush_rows(struct runner *r)
     return ERR_OK;
 }
 
-/* hidden: [dim] the state that predicts `position`; copied. lp_row: row of log-probabilities in the result, or SAMPLER_NONE. */
-static enum err add_row(struct runner *r, const struct step *s, uint32_t run, const float *hidden, uint32_t position, bool sample,
-                        uint32_t target, uint32_t lp_row)
+/* tok: of the batch, whose state predicts `position`; TOK_KEPT: the state kept of the slot does. lp_row: row of log-probabilities in the result, or
+ * SAMPLER_NONE. */
+static enum err add_row(struct runner *r, const struct step *s, uint32_t run, uint32_t tok, uint32_t position, bool sample, uint32_t target,
+                        uint32_t lp_row)
 {
     uint32_t i = r->n_rows, slot = s->slot[run];
     const struct slot *sl = &r->slots.slot[slot];
     bool lp = lp_row != SAMPLER_NONE;
-    memcpy(r->fwd.head_x + (size_t)i * r->hp.dim, hidden, r->hp.dim * sizeof(float));
+    if (tok == TOK_KEPT)
+        device_put_kept(r->device, i, slot);
+    else
+        device_put_row(r->device, i, tok);
     r->rows[i] = (struct sampler_row){.slot = sl, .position = position, .sample = sample, .logprob = lp && sample, .target = target,
                                       .n_top = lp ? sl->n_logprobs : 0,
                                       .top_id = lp ? r->res.top_id + r->top_base[lp_row] : NULL,
@@ -489,9 +505,8 @@ static enum err pool_rows(struct runner *r, const struct step *s, const struct b
 {
     struct slot *sl = &r->slots.slot[s->slot[b->run]];
     uint32_t dim = r->hp.dim;
-    const float *x = r->fwd.x + (size_t)b->tok0 * dim;
     for (uint32_t i = 0; sl->pooling == POOLING_MEAN && i < b->n_tok; i++) {
-        forward_final_norm(&r->fwd, x + (size_t)i * dim, r->normed);
+        TRY(device_state(r->device, b->tok0 + i, r->normed));
         for (uint32_t j = 0; j < dim; j++)
             sl->pool_sum[j] += (double)r->normed[j];
     }
@@ -501,10 +516,10 @@ static enum err pool_rows(struct runner *r, const struct step *s, const struct b
     bool finite = true;
     if (sl->pooling == POOLING_RANK) {
         memset(y, 0, dim * sizeof(*y));
-        forward_classify(&r->fwd, x + (size_t)(b->n_tok - 1) * dim, y);
+        TRY(device_classify(r->device, b->tok0 + b->n_tok - 1, y));
     }
     if (sl->pooling == POOLING_LAST)
-        forward_final_norm(&r->fwd, x + (size_t)(b->n_tok - 1) * dim, y);
+        TRY(device_state(r->device, b->tok0 + b->n_tok - 1, y));
     for (uint32_t j = 0; j < dim; j++) {
         if (sl->pooling == POOLING_MEAN)
             y[j] = (float)(sl->pool_sum[j] / (b->pos0 + b->n_tok));
@@ -521,23 +536,23 @@ static enum err rows_of_run(struct runner *r, const struct step *s, const struct
     bool prompt = want & RUN_WANT_PROMPT_LOGPROBS;
     uint32_t base = want ? r->pos_base[r->res_of_run[run]] : 0;
     if (prompt && b->first == 0 && sl->hidden_valid)
-        TRY(add_row(r, s, run, sl->hidden, s->start[run], false, tokens[0], base));
+        TRY(add_row(r, s, run, TOK_KEPT, s->start[run], false, tokens[0], base));
     for (uint32_t i = 0; i < b->n_tok; i++) {
         uint32_t j = b->first + i, next = b->pos0 + i + 1;
-        const float *x = r->fwd.x + (size_t)(b->tok0 + i) * r->hp.dim;
+        uint32_t tok = b->tok0 + i;
         bool last = j + 1 == n;
         if (last && (want & RUN_WANT_SAMPLE))
-            TRY(add_row(r, s, run, x, next, true, SAMPLER_NONE, want & RUN_WANT_LOGPROBS ? base + (prompt ? n : 0) : SAMPLER_NONE));
+            TRY(add_row(r, s, run, tok, next, true, SAMPLER_NONE, want & RUN_WANT_LOGPROBS ? base + (prompt ? n : 0) : SAMPLER_NONE));
         else if (prompt && !last)
-            TRY(add_row(r, s, run, x, next, false, tokens[j + 1], base + j + 1));
+            TRY(add_row(r, s, run, tok, next, false, tokens[j + 1], base + j + 1));
         else if (r->hook)
-            TRY(add_row(r, s, run, x, next, false, SAMPLER_NONE, SAMPLER_NONE));
+            TRY(add_row(r, s, run, tok, next, false, SAMPLER_NONE, SAMPLER_NONE));
         for (uint32_t k = 0; last && (want & RUN_WANT_TARGETS) && k < sl->n_targets; k++) /* the last rows of the run */
-            TRY(add_row(r, s, run, x, next, false, sl->target[k], base + n_rows_of(r, s, run) - sl->n_targets + k));
+            TRY(add_row(r, s, run, tok, next, false, sl->target[k], base + n_rows_of(r, s, run) - sl->n_targets + k));
         if (last) {
             sl->hidden_valid = prompt;
             if (prompt)
-                memcpy(sl->hidden, x, r->hp.dim * sizeof(float));
+                device_keep(r->device, s->slot[run], tok);
         }
     }
     return ERR_OK;
@@ -550,7 +565,7 @@ static enum err run_batches(struct runner *r, const struct step *s)
     struct batch_walk w = {0};
     while (batch_next(&r->batch, &w, s, r->tokens, &r->slots)) {
         uint64_t t0 = clock_ns();
-        TRY(forward_run(&r->fwd, &r->batch));
+        TRY(device_forward(r->device, &r->batch));
         r->forward_ns += clock_ns() - t0;
         for (uint32_t i = 0; r->last_stage && i < r->batch.n_runs; i++) {
             const struct batch_run *b = &r->batch.runs[i];

@@ -1,7 +1,7 @@
 /* One rank of one model: its weights, its KV bytes, its slots, and the function step -> step_result. The only thing of the compute half that
  * the process loop (worker.c) sees.
  *
- * Owns: the packed weights, the KV pool, the activation buffers, the thread pool, the slot table. Does not own: the communicator (borrowed,
+ * Owns: the device (device.h: weights, KV bytes, activations), the thread pool, the slot table. Does not own: the communicator (borrowed,
  * changed with every epoch), the control link, the heartbeat. Everything is allocated by runner_create; a step allocates nothing.
  *
  * Threading: one thread calls all functions and is thread 0 of the pool; it alone uses the communicator. comm_abort from any
@@ -26,7 +26,10 @@ struct runner_config {
     uint32_t tp, pp, tp_rank, stage;
     const uint32_t *share;          /* tp values, or NULL: equal */
     const uint32_t *layer_first;    /* pp + 1 values (stage s has layers [layer_first[s], layer_first[s+1])), or NULL: even */
-    const struct kernels *kernels;  /* kernels_cpu(), kernels_by_name() */
+    const struct kernels *kernels;  /* of the CPU: kernels_cpu(), kernels_by_name() */
+    bool use_cuda;                  /* the GPU cuda_ordinal instead */
+    uint32_t cuda_ordinal;
+    bool deterministic;             /* GPU: the same bits in any batch */
     uint32_t n_threads;             /* >= 1, the caller's included */
     const int *cpus;                /* n_threads CPU numbers to pin to, or NULL */
     uint32_t spin_us;               /* pool_create: 0 where threads do not own their cores */
@@ -53,11 +56,13 @@ struct runner_info {
 };
 
 /* Loads. ERR_NOT_FOUND, ERR_CORRUPT, ERR_UNSUPPORTED (file), ERR_INVALID (split), ERR_NO_FIT (memory; the detail has the numbers), ERR_NOMEM,
- * ERR_ABORTED (progress said no). */
+ * ERR_ABORTED (progress said no), ERR_DEVICE (a GPU; the process should end). */
 enum err runner_create(const struct runner_config *cfg, struct runner **out);
 void runner_destroy(struct runner **r);
 void runner_info(const struct runner *r, struct runner_info *out);
 
+/* A communicator of the kind that this worker's device needs; the caller's, to be connected and given to runner_set_comm. */
+enum err runner_comm_create(struct runner *r, const struct comm_config *cfg, struct comm **out, struct comm_addr *own);
 /* The communicator of the coming steps; borrowed until the next call. NULL between epochs; with tp = pp = 1 it may stay NULL. */
 void runner_set_comm(struct runner *r, struct comm *c);
 /* Forgets every slot (a new epoch). KV and buffers stay allocated. Needed after any error of runner_step. */

@@ -28,9 +28,8 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
     size_t bits = pages(bitmap_bytes(cfg->vocab));
     size_t tokens = cfg->sampling ? pages((size_t)cfg->ctx * sizeof(uint32_t)) : 0;
     size_t counts = cfg->sampling ? pages((size_t)cfg->vocab * sizeof(struct slot_count)) : 0;
-    size_t hidden = cfg->sampling ? pages((size_t)cfg->dim * sizeof(float)) : 0;
     size_t sum = cfg->sampling ? pages((size_t)cfg->dim * sizeof(double)) : 0;
-    size_t per = blocks + lists + 3 * bits + tokens + counts + hidden + sum;
+    size_t per = blocks + lists + 3 * bits + tokens + counts + sum;
     s->counts_bytes = counts;
     s->slot = calloc(cfg->max_seqs, sizeof(*s->slot));
     s->last_run = calloc(cfg->max_seqs, sizeof(*s->last_run));
@@ -60,8 +59,7 @@ enum err slots_init(struct slots *s, const struct slots_config *cfg)
         sl->tokens = tokens ? (uint32_t *)p : NULL;
         p += tokens;
         sl->counts = counts ? (struct slot_count *)p : NULL;
-        sl->hidden = hidden ? (float *)(p + counts) : NULL;
-        sl->pool_sum = sum ? (double *)(p + counts + hidden) : NULL;
+        sl->pool_sum = sum ? (double *)(p + counts) : NULL;
     }
     return ERR_OK;
 }

@@ -1,9 +1,8 @@
 /* What a worker keeps of each running sequence: its sampling setup, its block table, how many positions have run, token counts for
- * the penalties, the tokens themselves where a parameter looks back at them, what it sampled last, and (for log-probabilities of a
- * prompt that comes in chunks) the last hidden state.
+ * the penalties, the tokens themselves where a parameter looks back at them, what it sampled last.
  *
  * slots_check looks at every number of a step before anything is changed: a hostile or buggy coordinator gets ERR_PROTOCOL, never a
- * crash. The big arrays (tables, counts, hidden states) are one NORESERVE mapping, touched on use; nothing is allocated later.
+ * crash. The big arrays (tables, counts) are one NORESERVE mapping, touched on use; nothing is allocated later.
  * One thread; read by the pool's threads during a pass. */
 #ifndef WORKER_SLOTS_H
 #define WORKER_SLOTS_H
@@ -25,8 +24,7 @@ struct slot {
     uint32_t *blocks;       /* [ctx / 16] */
     bool has_sampled;       /* the last run sampled the token of position pos ... */
     uint32_t sampled;       /* ... which was this (known on the last stage, and on stage 0 once it was handed over) */
-    bool hidden_valid;      /* hidden is that of position pos - 1 */
-    float *hidden;          /* [dim], last stage */
+    bool hidden_valid;      /* the device keeps the hidden state of position pos - 1 */
 
     uint64_t seed;
     uint32_t choice;
@@ -69,7 +67,7 @@ static inline bool slot_bit(const uint32_t *bits, uint32_t id)
 
 struct slots_config {
     uint32_t max_seqs, ctx, vocab, dim, n_kv_blocks, max_step_tokens;
-    bool sampling;          /* last stage: counts and hidden states are kept */
+    bool sampling;          /* last stage: counts are kept */
     bool has_cls;           /* POOLING_RANK is possible */
 };
 struct slots {

@@ -27,30 +27,30 @@ static const struct gguf_tensor *layer_tensor(const struct gguf *g, uint32_t lay
 
 /* Appends the rank's rows of a tensor to the plan; nothing when it is absent or the rank has no rows of it. */
 static void plan_part(struct weights *w, const struct gguf_tensor *t, const struct hparams *hp, const struct shard_split *split,
-                      uint32_t tp_rank, uint32_t stage, const struct kernels *k)
+                      uint32_t tp_rank, uint32_t stage, weights_bytes_fn *bytes)
 {
     if (!t)
         return;
-    struct shard_range rows;
-    shard_tensor_rows(hp, split, t, tp_rank, stage, &rows);
+    struct shard_range rows, cols;
+    shard_tensor_slice(hp, split, t, tp_rank, stage, &rows, &cols);
     if (rows.n == 0)
         return;
     struct weights_part *p = &w->parts[w->n_parts++];
-    *p = (struct weights_part){.t = t, .rows = rows, .vector = t->n_dims == 1, .offset = w->planned_bytes};
+    *p = (struct weights_part){.t = t, .rows = rows, .cols = cols, .vector = t->n_dims == 1, .offset = w->planned_bytes};
     snprintf(p->label, sizeof(p->label), "%s", t->name);
     if (p->vector) {
         ASSERT(t->type == QUANT_F32); /* hparams_load accepts no other */
         p->bytes = p->src_bytes = (uint64_t)rows.n * sizeof(float);
     } else {
-        p->bytes = k->weight_bytes(t->type, rows.n, (uint32_t)t->ne[0]);
-        p->src_bytes = quant_row_bytes(t->type, t->ne[0]) * rows.n;
+        p->bytes = bytes(t->type, rows.n, cols.n);
+        p->src_bytes = quant_row_bytes(t->type, cols.n) * rows.n;
     }
     w->planned_bytes = ROUND_UP(p->offset + p->bytes, (uint64_t)KERNELS_ALIGN);
     w->file_bytes += p->src_bytes;
 }
 
 enum err weights_plan(const struct gguf *g, const struct hparams *hp, const struct shard_split *split, uint32_t tp_rank, uint32_t stage,
-                      const struct kernels *k, struct weights *w)
+                      weights_bytes_fn *bytes, struct weights *w)
 {
     *w = (struct weights){0};
     uint32_t first = split->layer_first[stage], end = split->layer_first[stage + 1];
@@ -60,21 +60,21 @@ enum err weights_plan(const struct gguf *g, const struct hparams *hp, const stru
     if (!w->parts || !w->layers)
         return err_set(ERR_NOMEM, "out of memory for the plan of the weights");
     /* In the order in which a step reads them. */
-    plan_part(w, gguf_tensor(g, "token_embd.weight"), hp, split, tp_rank, stage, k);
+    plan_part(w, gguf_tensor(g, "token_embd.weight"), hp, split, tp_rank, stage, bytes);
     for (uint32_t l = first; l < end; l++) {
-#define PLAN_WEIGHT(stem, field) plan_part(w, layer_tensor(g, l, stem, "weight"), hp, split, tp_rank, stage, k);
-#define PLAN_BIAS(stem, field) plan_part(w, layer_tensor(g, l, stem, "bias"), hp, split, tp_rank, stage, k);
+#define PLAN_WEIGHT(stem, field) plan_part(w, layer_tensor(g, l, stem, "weight"), hp, split, tp_rank, stage, bytes);
+#define PLAN_BIAS(stem, field) plan_part(w, layer_tensor(g, l, stem, "bias"), hp, split, tp_rank, stage, bytes);
         LAYER_NORMS(PLAN_WEIGHT)
         LAYER_BIASES(PLAN_BIAS)
         LAYER_MATRICES(PLAN_WEIGHT)
 #undef PLAN_WEIGHT
 #undef PLAN_BIAS
     }
-    plan_part(w, gguf_tensor(g, "output_norm.weight"), hp, split, tp_rank, stage, k);
+    plan_part(w, gguf_tensor(g, "output_norm.weight"), hp, split, tp_rank, stage, bytes);
     if (hp->has_cls)
-        plan_part(w, gguf_tensor(g, "cls.output.weight"), hp, split, tp_rank, stage, k);
+        plan_part(w, gguf_tensor(g, "cls.output.weight"), hp, split, tp_rank, stage, bytes);
     if (!hp->tied_embeddings)
-        plan_part(w, gguf_tensor(g, "output.weight"), hp, split, tp_rank, stage, k);
+        plan_part(w, gguf_tensor(g, "output.weight"), hp, split, tp_rank, stage, bytes);
     return ERR_OK;
 }
 
@@ -196,17 +196,17 @@ static const float *vector_at(const struct weights *w, const char *label)
     const struct weights_part *p = find(w, label);
     return p ? (const float *)(w->base + p->offset) : NULL;
 }
-/* rows = 0 when the rank has none; type and cols then stay those of the tensor, so that all ranks agree on the activation. */
+/* rows = 0 when the rank has none; type and cols then are those of the tensor, so that all ranks agree on the activation. */
 static struct kernels_weight matrix_at(const struct weights *w, const struct gguf *g, const char *label)
 {
     const struct gguf_tensor *t = gguf_tensor(g, label);
     const struct weights_part *p = find(w, label);
     if (!t)
         return (struct kernels_weight){0};
-    return (struct kernels_weight){t->type, p ? p->rows.n : 0, (uint32_t)t->ne[0], p ? w->base + p->offset : NULL};
+    return (struct kernels_weight){t->type, p ? p->rows.n : 0, p ? p->cols.n : (uint32_t)t->ne[0], p ? w->base + p->offset : NULL};
 }
 
-static void hang_in(struct weights *w, const struct gguf *g, const struct hparams *hp, uint32_t stage, const struct shard_split *split)
+void weights_hang(struct weights *w, const struct gguf *g, const struct hparams *hp, uint32_t stage, const struct shard_split *split)
 {
     char name[96];
     for (uint32_t i = 0; i < w->n_layers; i++) {
@@ -232,6 +232,7 @@ static void hang_in(struct weights *w, const struct gguf *g, const struct hparam
 enum err weights_load(struct weights *w, const struct gguf *g, const struct hparams *hp, uint32_t stage, const struct shard_split *split,
                       const struct kernels *k, struct pool *pool, weights_progress_fn *progress, void *arg)
 {
+    ASSERT(split->cut == SHARD_CUT_ROWS);
     TRY(map_memory(w));
     struct load ld = {.w = w, .g = g, .k = k, .progress = progress, .arg = arg};
     for (uint32_t i = 0; i < w->n_parts; i++)
@@ -241,7 +242,7 @@ enum err weights_load(struct weights *w, const struct gguf *g, const struct hpar
     pool_run(pool, load_thread, &ld);
     if (atomic_load(&ld.stop) || (progress && !progress(arg, w->file_bytes, w->file_bytes)))
         return err_set(ERR_ABORTED, "loading was stopped");
-    hang_in(w, g, hp, stage, split);
+    weights_hang(w, g, hp, stage, split);
     return ERR_OK;
 }
 

@@ -19,6 +19,7 @@ struct weights_part {
     char label[96];               /* the tensor's name */
     const struct gguf_tensor *t;  /* valid until the file is closed */
     struct shard_range rows;      /* of the tensor; of a vector: its elements */
+    struct shard_range cols;      /* of a matrix: whole blocks */
     bool vector;                  /* kept as fp32 */
     uint64_t offset, bytes;       /* in the mapping */
     uint64_t src_bytes;           /* read from the file */
@@ -26,7 +27,7 @@ struct weights_part {
 struct weights_layer {
     const float *attn_norm, *ffn_norm, *q_norm, *k_norm;     /* whole; the latter two NULL when absent */
     const float *q_bias, *k_bias, *v_bias, *o_bias;          /* this rank's rows; NULL when absent */
-    struct kernels_weight q, k, v, o, gate, up, down;        /* this rank's rows; rows = 0: none */
+    struct kernels_weight q, k, v, o, gate, up, down;        /* this rank's rows and columns; rows = 0: none */
 };
 struct weights {
     struct weights_part *parts;
@@ -45,10 +46,14 @@ struct weights {
 /* done, total: bytes read from the file. False stops the load. Called on the caller's thread. */
 typedef bool weights_progress_fn(void *arg, uint64_t done, uint64_t total);
 
-/* Lays the parts out; allocates only the plan. ERR_NOMEM. */
+typedef size_t weights_bytes_fn(enum quant type, uint32_t rows, uint32_t cols);
+
+/* Lays the parts out; allocates only the plan. bytes: of a packed matrix. ERR_NOMEM. */
 enum err weights_plan(const struct gguf *g, const struct hparams *hp, const struct shard_split *split, uint32_t tp_rank, uint32_t stage,
-                      const struct kernels *k, struct weights *w);
-/* Allocates and fills. ERR_NOMEM, ERR_ABORTED (progress said no). */
+                      weights_bytes_fn *bytes, struct weights *w);
+/* Hangs the parts into the layers as they lie at w->base, which need not be memory of this process. */
+void weights_hang(struct weights *w, const struct gguf *g, const struct hparams *hp, uint32_t stage, const struct shard_split *split);
+/* Allocates, fills and hangs, on this host. All columns (SHARD_CUT_ROWS). ERR_NOMEM, ERR_ABORTED (progress said no). */
 enum err weights_load(struct weights *w, const struct gguf *g, const struct hparams *hp, uint32_t stage, const struct shard_split *split,
                       const struct kernels *k, struct pool *pool, weights_progress_fn *progress, void *arg);
 void weights_deinit(struct weights *w);

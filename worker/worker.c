@@ -284,7 +284,7 @@ static void enter_epoch(struct worker *w, uint64_t epoch)
         struct comm_config cfg = {.rank = w->start->stage * w->start->tp + w->start->tp_rank, .tp = w->start->tp,
                                   .pp = w->start->pp, .epoch = epoch, .own_core = w->spec.own_core,
                                   .net_device = w->opts->comm_device};
-        enum err e = comm_ucx_create(&cfg, &w->comm, &w->address);
+        enum err e = runner_comm_create(w->runner, &cfg, &w->comm, &w->address);
         if (e != ERR_OK) {
             send_error(w, e, 0, true);
             return;

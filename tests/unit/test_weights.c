@@ -75,7 +75,7 @@ static void test_ranks_hold_each_row_once(void **state)
                 struct watch watch = {0};
                 struct shard_rank own;
                 shard_rank(&hp, &split, r, &own);
-                assert_int_equal(weights_plan(g, &hp, &split, r, stage, k, &w), ERR_OK);
+                assert_int_equal(weights_plan(g, &hp, &split, r, stage, k->weight_bytes, &w), ERR_OK);
                 uint64_t planned = w.planned_bytes;
                 assert_int_equal(weights_load(&w, g, &hp, stage, &split, k, pool, on_progress, &watch), ERR_OK);
                 assert_int_equal(w.planned_bytes, planned);
@@ -124,7 +124,7 @@ static void test_a_load_can_be_stopped(void **state)
     for (uint64_t stop_at = 1; stop_at <= 3; stop_at++) {
         struct weights w;
         struct watch watch = {.stop_at = stop_at};
-        assert_int_equal(weights_plan(g, &hp, &split, 0, 0, kernels_cpu(), &w), ERR_OK);
+        assert_int_equal(weights_plan(g, &hp, &split, 0, 0, kernels_cpu()->weight_bytes, &w), ERR_OK);
         assert_int_equal(weights_load(&w, g, &hp, 0, &split, kernels_cpu(), pool, on_progress, &watch), ERR_ABORTED);
         assert_int_equal(watch.calls, stop_at);
         weights_deinit(&w);
