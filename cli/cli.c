@@ -161,22 +161,30 @@ struct cli_table *cli_table_create(unsigned n_cols, const char *const *heads, co
     return t;
 }
 
-void cli_table_row(struct cli_table *t, ...)
+void cli_table_cells(struct cli_table *t, const char *const *cells)
 {
-    va_list ap;
-    va_start(ap, t);
     if ((t->n_rows + 1) * t->n_cols > t->cap) {
         t->cap = t->cap * 2 + t->n_cols;
         char **p = realloc(t->cells, t->cap * sizeof(*p));
         ASSERT(p != NULL);
         t->cells = p;
     }
-    for (unsigned i = 0; i < t->n_cols; i++) {
-        const char *s = va_arg(ap, const char *);
-        t->cells[t->n_rows * t->n_cols + i] = strdup(s ? s : "");
-    }
+    for (unsigned i = 0; i < t->n_cols; i++)
+        t->cells[t->n_rows * t->n_cols + i] = strdup(cells[i] ? cells[i] : "");
     t->n_rows++;
+}
+
+void cli_table_row(struct cli_table *t, ...)
+{
+    enum { COLS_MAX = 32 };
+    const char *cells[COLS_MAX];
+    va_list ap;
+    ASSERT(t->n_cols <= COLS_MAX);
+    va_start(ap, t);
+    for (unsigned i = 0; i < t->n_cols; i++)
+        cells[i] = va_arg(ap, const char *);
     va_end(ap);
+    cli_table_cells(t, cells);
 }
 
 void cli_table_print(struct cli_table **tp)

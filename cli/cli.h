@@ -27,6 +27,7 @@ int cmd_serve(struct options *o, int argc, char **argv);
 int cmd_run(struct options *o, int argc, char **argv);
 int cmd_perplexity(struct options *o, int argc, char **argv);
 int cmd_status(struct options *o, int argc, char **argv);
+int cmd_nodes(struct options *o, int argc, char **argv);
 int cmd_workers(struct options *o, int argc, char **argv);
 int cmd_show(struct options *o, int argc, char **argv);
 int cmd_tokenize(struct options *o, int argc, char **argv);
@@ -61,6 +62,7 @@ unsigned cli_numbers(const char *command, const char *what, const char *list, lo
 struct cli_table;
 struct cli_table *cli_table_create(unsigned n_cols, const char *const *heads, const char *align /* 'l' or 'r' each */);
 void cli_table_row(struct cli_table *t, ...); /* n_cols const char * */
+void cli_table_cells(struct cli_table *t, const char *const *cells); /* n_cols of them */
 void cli_table_print(struct cli_table **t);   /* to standard output; frees it */
 const char *cli_bytes(uint64_t n, char out[16]); /* "6.9 MB" (binary steps of 1024 are written KiB MiB GiB) */
 const char *cli_count(uint64_t n, char out[16]); /* "6.4M", "1.2B" */

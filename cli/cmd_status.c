@@ -1,20 +1,11 @@
 /* racklm status, racklm workers: what the coordinator knows, as a table or JSON. */
 #include "cli/cli.h"
 #include "cli/control.h"
+#include "cli/nodes.h"
+#include "proto/device.h"
 
 #include <stdio.h>
 #include <string.h>
-
-enum { ASK_TIMEOUT_MS = 3000 };
-
-static enum err ask(const struct options *o, enum admin_verb verb, struct arena *arena, struct msg_admin_reply *r)
-{
-    struct control *c;
-    TRY(control_open_options(o, &c));
-    enum err e = control_ask(c, verb, ASK_TIMEOUT_MS, arena, r);
-    control_close(&c);
-    return e;
-}
 
 static void json_str(struct buf *b, const char *key, const char *s)
 {
@@ -71,23 +62,9 @@ static void status_json(const struct msg_admin_reply *r)
         buf_printf(&b, ",\"epoch\":%llu,\"running\":%u,\"waiting\":%u,\"kv_blocks\":%u,\"kv_blocks_used\":%u,\"load_percent\":%u}",
                    (unsigned long long)p->epoch, p->running, p->waiting, p->kv_blocks, p->kv_blocks_used, p->load_percent);
     }
-    buf_puts(&b, "],\"nodes\":[");
-    for (uint32_t i = 0; i < r->n_nodes; i++) {
-        const struct msg_hello *n = &r->nodes[i];
-        buf_printf(&b, "%s{", i ? "," : "");
-        json_str(&b, "host", n->host);
-        buf_puts(&b, ",\"devices\":[");
-        for (uint32_t d = 0; d < n->n_devices; d++) {
-            buf_printf(&b, "%s{", d ? "," : "");
-            json_str(&b, "name", n->devices[d].name);
-            buf_putc(&b, ',');
-            json_str(&b, "model", n->devices[d].model);
-            buf_printf(&b, ",\"memory_bytes\":%llu,\"cores\":%u,\"numa\":%u}", (unsigned long long)n->devices[d].memory_bytes, n->devices[d].cores,
-                       n->devices[d].numa);
-        }
-        buf_puts(&b, "]}");
-    }
-    buf_puts(&b, "]}");
+    buf_puts(&b, "],\"nodes\":");
+    nodes_json(&b, r);
+    buf_putc(&b, '}');
     print_json(&b);
 }
 
@@ -140,7 +117,7 @@ int cmd_status(struct options *o, int argc, char **argv)
     struct arena arena;
     arena_init(&arena, 0);
     struct msg_admin_reply r;
-    enum err e = ask(o, ADMIN_STATUS, &arena, &r);
+    enum err e = control_ask_once(o, ADMIN_STATUS, &arena, &r);
     if (e == ERR_OK && o->output == 1)
         status_json(&r);
     else if (e == ERR_OK)
@@ -169,22 +146,37 @@ static void workers_json(const struct msg_admin_reply *r)
         json_str(&b, "backend", w->backend);
         buf_printf(&b,
                    ",\"pid\":%u,\"replica\":%u,\"stage\":%u,\"tp_rank\":%u,\"layers\":[%u,%u],\"weights_bytes\":%llu,\"weights_bytes_planned\":%llu,"
-                   "\"kv_bytes\":%llu,\"kv_blocks\":%u,\"load_ms\":%u,\"restarts\":%u,\"steps\":%llu,\"heartbeat_age_ms\":%u}",
+                   "\"kv_bytes\":%llu,\"kv_blocks\":%u,\"load_ms\":%u,\"restarts\":%u,\"steps\":%llu,\"heartbeat_age_ms\":%u,",
                    w->pid, w->replica, w->stage, w->tp_rank, w->layer_first, w->layer_end, (unsigned long long)w->weights_bytes,
                    (unsigned long long)w->weights_bytes_planned, (unsigned long long)w->kv_bytes, w->kv_blocks, w->load_ms, w->restarts,
                    (unsigned long long)w->steps, w->heartbeat_age_ms);
+        json_str(&b, "device_kind", w->device_kind);
+        buf_putc(&b, ',');
+        json_str(&b, "device_model", w->device_model);
+        buf_putc(&b, ',');
+        json_str(&b, "device_uuid", w->device_uuid);
+        buf_printf(&b, ",\"device_lost\":%s,\"device_memory_bytes\":%llu", w->device_lost ? "true" : "false", (unsigned long long)w->device_memory_bytes);
+        nodes_json_state(&b, w->memory_free_bytes, w->temperature_c, w->power_mw, w->utilization_percent, w->throttle);
+        buf_putc(&b, '}');
     }
     buf_putc(&b, ']');
     print_json(&b);
 }
 
+/* What a GPU adds stands in columns of its own, where there are GPUs. */
 static void workers_text(const struct msg_admin_reply *r)
 {
-    static const char *const heads[] = {"MODEL", "REPLICA", "STAGE", "RANK", "HOST", "DEVICE", "PID", "STATE", "BACKEND", "LAYERS", "WEIGHTS", "KV", "LOAD", "RESTARTS"};
-    struct cli_table *t = cli_table_create(14, heads, "lrrrllrlllrrrr");
+    enum { COLS = 14, GPU_COLS = 5 };
+    static const char *const heads[] = {"MODEL", "REPLICA", "STAGE", "RANK", "HOST", "DEVICE", "PID", "STATE", "BACKEND", "LAYERS", "WEIGHTS", "KV", "LOAD", "RESTARTS", "GPU", "UUID",
+                                        "BUDGET", "TEMP", "THROTTLE"};
+    bool gpus = false;
+    for (uint32_t i = 0; i < r->n_workers; i++)
+        gpus |= device_is_gpu(r->workers[i].device_kind);
+    struct cli_table *t = cli_table_create(gpus ? COLS + GPU_COLS : COLS, heads, gpus ? "lrrrllrlllrrrrllrrl" : "lrrrllrlllrrrr");
     for (uint32_t i = 0; i < r->n_workers; i++) {
         const struct msg_worker_info *w = &r->workers[i];
-        char c[7][24], weights[16], kv[16];
+        bool gpu = device_is_gpu(w->device_kind);
+        char c[7][24], weights[16], kv[16], device[80], uuid[24], budget[16] = "", temperature[24] = "", throttle[160] = "";
         snprintf(c[0], 24, "%u", w->replica);
         snprintf(c[1], 24, "%u", w->stage);
         snprintf(c[2], 24, "%u", w->tp_rank);
@@ -192,8 +184,15 @@ static void workers_text(const struct msg_admin_reply *r)
         snprintf(c[4], 24, "%u-%u", w->layer_first, w->layer_end ? w->layer_end - 1 : 0);
         snprintf(c[5], 24, "%u ms", w->load_ms);
         snprintf(c[6], 24, "%u", w->restarts);
-        cli_table_row(t, w->deployment, c[0], c[1], c[2], w->host, w->device, c[3], w->state, w->backend, c[4], cli_bytes(w->weights_bytes, weights),
-                      cli_bytes(w->kv_bytes, kv), c[5], c[6]);
+        if (gpu) {
+            cli_bytes(w->device_memory_bytes, budget);
+            nodes_temperature(w->temperature_c, temperature);
+            device_throttle_text(w->throttle, throttle, sizeof(throttle));
+        }
+        const char *cells[] = {w->deployment, c[0], c[1], c[2], w->host, nodes_device(w->device, w->device_kind, device), c[3], w->state, w->backend, c[4],
+                               cli_bytes(w->weights_bytes, weights), cli_bytes(w->kv_bytes, kv), c[5], c[6], gpu ? w->device_model : "", gpu ? nodes_uuid(w->device_uuid, uuid) : "", budget,
+                               temperature, w->device_lost ? "lost" : gpu && !throttle[0] ? "-" : throttle};
+        cli_table_cells(t, cells);
     }
     cli_table_print(&t);
 }
@@ -207,7 +206,7 @@ int cmd_workers(struct options *o, int argc, char **argv)
     struct arena arena;
     arena_init(&arena, 0);
     struct msg_admin_reply r;
-    enum err e = ask(o, ADMIN_WORKERS, &arena, &r);
+    enum err e = control_ask_once(o, ADMIN_WORKERS, &arena, &r);
     if (e == ERR_OK && o->output == 1)
         workers_json(&r);
     else if (e == ERR_OK)

@@ -100,3 +100,13 @@ enum err control_ask(struct control *c, enum admin_verb verb, uint32_t timeout_m
         }
     }
 }
+
+enum err control_ask_once(const struct options *o, enum admin_verb verb, struct arena *arena, struct msg_admin_reply *out)
+{
+    enum { ASK_TIMEOUT_MS = 3000 };
+    struct control *c;
+    TRY(control_open_options(o, &c));
+    enum err e = control_ask(c, verb, ASK_TIMEOUT_MS, arena, out);
+    control_close(&c);
+    return e;
+}

@@ -155,11 +155,12 @@ static enum err set_option(struct options *o, unsigned scope, const char *flag, 
 
 /* ---- devices ---- */
 
+/* How many a list names; "any:3" stands for three. */
 static uint32_t list_len(const char *list)
 {
     uint32_t n = 0;
     for (const char *p = list; *p; p += strcspn(p, ","), p += *p == ',')
-        n++;
+        n += strncmp(p, "any:", 4) == 0 ? (uint32_t)MIN(strtoul(p + 4, NULL, 10), MSG_DEVICES_MAX) : 1;
     return n;
 }
 
@@ -204,7 +205,7 @@ static void add_name(struct buf *list, const char *name)
     buf_putc(list, '\0');
 }
 
-/* Those named, each once, and n_any others, counted from cpu:0. */
+/* Those named, each once, and n_any others: the agent, which knows what there is, offers GPUs of one type or CPUs. */
 static enum err offer_devices(struct options *o, const char *named, uint32_t n_any)
 {
     struct buf b;
@@ -215,12 +216,9 @@ static enum err offer_devices(struct options *o, const char *named, uint32_t n_a
         if (!b.len || !list_has(b.data, name))
             add_name(&b, name);
     }
-    for (uint32_t i = 0; n_any && i < MSG_DEVICES_MAX && !b.failed; i++) {
-        snprintf(name, sizeof(name), "cpu:%u", i);
-        if (b.len && list_has(b.data, name))
-            continue;
+    if (n_any) {
+        snprintf(name, sizeof(name), "any:%u", n_any);
         add_name(&b, name);
-        n_any--;
     }
     enum err e = b.failed ? err_set(ERR_NOMEM, "the list of devices") : set_option(o, OPTION_SERVE, "--devices", b.data);
     buf_deinit(&b);

@@ -22,6 +22,7 @@ const struct cli_command cli_commands[] = {
      "  --window N            tokens of a window, each run alone after BOS (default 511, or the context less one)\n"
      "  -o json               print JSON\n", SERVE, cmd_perplexity},
     {"status", "", "the coordinator, its replicas and their state", NULL, CLIENT, cmd_status},
+    {"nodes", "", "the nodes: their devices, the state of GPUs, and how they reach each other", NULL, CLIENT, cmd_nodes},
     {"workers", "", "the workers: where they run, what they hold", NULL, CLIENT, cmd_workers},
     {"show", "MODEL.gguf", "what a model file is, and bytes per shard",
      "  --tp N, --pp N        split as a deployment would be\n"

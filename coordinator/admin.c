@@ -2,6 +2,7 @@
  * thread. */
 #include "base/clock.h"
 #include "base/log.h"
+#include "proto/device.h"
 #include "coordinator/cluster_int.h"
 
 #include "base/check.h"
@@ -64,6 +65,33 @@ static bool fill_deployments(struct cluster *c, struct msg_admin_reply *r)
     return true;
 }
 
+static uint32_t age_ms(const struct cluster *c, uint64_t then_ns)
+{
+    return (uint32_t)((c->now_ns - MIN(then_ns, c->now_ns)) / NS_PER_MS);
+}
+
+static void fill_device(const struct cluster *c, struct device *v, struct msg_device *m)
+{
+    *m = (struct msg_device){.name = v->name, .kind = v->kind, .model = v->model, .memory_bytes = v->memory_bytes, .cores = v->cores, .numa = v->numa};
+    if (!device_is_gpu(v->kind))
+        return;
+    m->uuid = v->uuid;
+    m->bus_id = v->bus_id;
+    m->why = v->why;
+    m->sm = v->sm;
+    m->memory_total_bytes = v->memory_total_bytes;
+    m->memory_free_bytes = v->memory_free_bytes;
+    m->temperature_c = v->temperature_c;
+    m->power_mw = v->power_mw;
+    m->utilization_percent = v->utilization_percent;
+    m->throttle = v->throttle;
+    m->lost = v->lost;
+    m->state_age_ms = age_ms(c, v->state_ns);
+    m->path = v->path;
+    m->nvlinks = v->nvlinks;
+    m->n_peers = v->n_peers;
+}
+
 static bool fill_nodes(struct cluster *c, struct msg_admin_reply *r)
 {
     const struct members *m = &c->members;
@@ -81,14 +109,15 @@ static bool fill_nodes(struct cluster *c, struct msg_admin_reply *r)
                                 .host = n->host,
                                 .peer_id = n->peer_id,
                                 .pid = n->pid,
-                                .n_devices = n->n_devices};
+                                .n_devices = n->n_devices,
+                                .gpu_driver = n->gpu_driver,
+                                .cuda_version = n->cuda_version,
+                                .gpu_note = n->gpu_note};
         h->devices = arena_array(&c->arena, n->n_devices, sizeof *h->devices);
         if (!h->devices)
             return false;
-        for (uint32_t d = 0; d < n->n_devices; d++) {
-            struct device *v = &n->devices[d];
-            h->devices[d] = (struct msg_device){v->name, v->kind, v->model, v->memory_bytes, v->cores, v->numa};
-        }
+        for (uint32_t d = 0; d < n->n_devices; d++)
+            fill_device(c, &n->devices[d], &h->devices[d]);
     }
     return true;
 }
@@ -103,6 +132,7 @@ static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
     for (uint32_t i = 0; i < m->n_workers; i++) {
         struct worker *w = &m->workers[i];
         struct node *n = w->node == PLACEMENT_NONE ? NULL : &m->nodes[w->node];
+        struct device *v = n ? &n->devices[w->device] : NULL;
         const struct group *g = &m->groups[w->group];
         const struct served *s = &c->served[g->deployment];
         const struct shard_split *sp = &s->d->split;
@@ -111,7 +141,7 @@ static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
             .worker_id = w->id,
             .deployment = (char *)s->d->names[0],
             .host = n ? n->host : "",
-            .device = n ? n->devices[w->device].name : "",
+            .device = v ? v->name : "",
             .state = (char *)members_worker_state_name(w->state),
             .backend = w->backend,
             .pid = w->pid,
@@ -127,7 +157,22 @@ static bool fill_workers(struct cluster *c, struct msg_admin_reply *r)
             .load_ms = w->info.load_ms,
             .restarts = w->n_starts ? w->n_starts - 1 : 0,
             .steps = atomic_load(&engine_snapshot(cluster_engine(c, w->group))->steps),
-            .heartbeat_age_ms = n ? (uint32_t)((c->now_ns - MIN(n->heard_ns, c->now_ns)) / NS_PER_MS) : 0};
+            .heartbeat_age_ms = n ? age_ms(c, n->heard_ns) : 0};
+        struct msg_worker_info *o = &r->workers[i];
+        if (!v)
+            continue;
+        o->device_kind = v->kind;
+        o->device_model = v->model;
+        o->device_memory_bytes = v->memory_bytes;
+        if (!device_is_gpu(v->kind))
+            continue;
+        o->device_uuid = v->uuid;
+        o->memory_free_bytes = v->memory_free_bytes;
+        o->temperature_c = v->temperature_c;
+        o->power_mw = v->power_mw;
+        o->utilization_percent = v->utilization_percent;
+        o->throttle = v->throttle;
+        o->device_lost = v->lost;
     }
     return true;
 }

@@ -1,6 +1,6 @@
 /* The sampling parameters of a request: from JSON to struct sampling. Numbers stand in one table with their limits and defaults; lists have
  * readers of their own. Names, meanings and defaults are those of OpenAI, vLLM and llama-server; where they differ, vLLM's (a number of top_k that is
- * not positive, for instance, is off). What a parameter does is said in worker/sampler.h and worker/sampler_filter.h. */
+ * not positive, for instance, is off). What a parameter does is said in worker/sampler.h and kernels/sampling_filter.h. */
 #include "coordinator/api.h"
 #include "text/token_sequences.h"
 

@@ -134,7 +134,8 @@ static void start_worker(struct cluster *c, struct worker *w)
         .kv_type = (uint32_t)o->kv_type,
         .endpoint = (char *)(n->server == CLUSTER_TCP && engine_endpoint_tcp(e) ? engine_endpoint_tcp(e) : engine_endpoint(e)),
         .heartbeat_ms = o->heartbeat_ms,
-        .step_timeout_ms = o->step_timeout_ms};
+        .step_timeout_ms = o->step_timeout_ms,
+        .deterministic = o->deterministic};
     LOG(INFO, CLUSTER, "worker starts", "worker=%llu model=\"%s\" replica=%u rank=%u host=%s device=%s", (unsigned long long)w->id, d->names[0], replica,
         w->world_rank, n->host, n->devices[w->device].name);
     if (link_server_send(c->servers[n->server], &n->peer, &m) != ERR_OK) {
@@ -146,11 +147,26 @@ static void start_worker(struct cluster *c, struct worker *w)
     }
 }
 
+/* Under `racklm serve` the one agent offers all its devices when it joins. */
+static bool nobody_else_joins(const struct cluster *c)
+{
+    return c->cfg.opts->parent_fd >= 0 && !c->servers[CLUSTER_TCP] && c->members.n_nodes > 0;
+}
+
+static bool never_started(const struct cluster *c, const struct served *s)
+{
+    const struct group *g = &c->members.groups[s->group];
+    for (uint32_t i = 0; i < s->d->n_engines * g->tp * g->pp; i++)
+        if (c->members.workers[g->first + i].n_starts)
+            return false;
+    return true;
+}
+
 /* Places the replicas of a deployment, and says what is missing. False: nothing of it can be started. */
 static bool place(struct cluster *c, struct served *s)
 {
     uint32_t n_missing = 0;
-    char text[256] = "";
+    char text[256] = "", why[256];
     if (atomic_load(&s->fatal))
         return false;
     const struct group *first = &c->members.groups[s->group];
@@ -166,6 +182,13 @@ static bool place(struct cluster *c, struct served *s)
         snprintf(text, sizeof text, "waiting for devices: %u workers need one each, %u have joined, %u%s%.60s are free (a device must hold its shard)",
                  c->members.n_workers, members_n_devices(&c->members), members_n_free(&c->members, first), s->d->opts->devices ? " of " : "",
                  s->d->opts->devices ? s->d->opts->devices : "");
+    if (n_missing && members_why_not(&c->members, first, why, sizeof why)) {
+        if (nobody_else_joins(c) && never_started(c, s)) {
+            set_fatal(c, s, why);
+            return false;
+        }
+        snprintf(text, sizeof text, "waiting for devices: %.220s", why);
+    }
     copy_text(c, s->text, text);
     return true;
 }
@@ -279,6 +302,14 @@ static void on_hello(struct cluster *c, unsigned server, const struct link_peer 
     link_server_send(c->servers[server], from, &m);
 }
 
+static unsigned n_lost(const struct node *n)
+{
+    unsigned lost = 0;
+    for (uint32_t i = 0; i < n->n_devices; i++)
+        lost += n->devices[i].lost;
+    return lost;
+}
+
 static void on_message(struct cluster *c, unsigned server, const struct link_peer *from, const struct msg *m)
 {
     if (m->type == MSG_HELLO) {
@@ -298,8 +329,12 @@ static void on_message(struct cluster *c, unsigned server, const struct link_pee
         return;
     }
     c->members.nodes[node].heard_ns = c->now_ns;
-    if (m->type == MSG_HEARTBEAT) /* back to the agent: silence then means a lost link */
-        link_server_send(c->servers[server], from, m);
+    if (m->type == MSG_HEARTBEAT) { /* back to the agent: silence then means a lost link */
+        struct msg echo = {.type = MSG_HEARTBEAT, .heartbeat = {.progress = m->heartbeat.progress}};
+        link_server_send(c->servers[server], from, &echo);
+        if (members_device_states(&c->members, node, &m->heartbeat, c->now_ns))
+            LOG(WARN, CLUSTER, "devices lost or back", "host=%s lost=%u why=\"%s\"", c->members.nodes[node].host, n_lost(&c->members.nodes[node]), m->heartbeat.why);
+    }
     if (m->type != MSG_WORKER_EXITED)
         return;
     struct worker *w = members_worker(&c->members, m->worker_exited.worker_id);

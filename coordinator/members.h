@@ -9,10 +9,16 @@
 
 enum { MEMBERS_NODES_MAX = 1024, MEMBERS_LOAD_FAILURES_MAX = 3 };
 
+/* As the agent described it (msg_device). The state of a GPU is that of state_ns. */
 struct device {
-    char name[64], kind[32], model[128];
-    uint64_t memory_bytes;
-    uint32_t cores, numa;
+    char name[64], kind[32], model[128], uuid[96], bus_id[24], why[160];
+    uint64_t memory_bytes, memory_total_bytes, memory_free_bytes;
+    uint32_t cores, numa, sm;
+    uint32_t temperature_c, power_mw, utilization_percent, throttle;
+    bool lost;                 /* nothing is placed there */
+    uint32_t *path, *nvlinks;  /* [n_peers]; of the node's block */
+    uint32_t n_peers;
+    uint64_t state_ns;
 };
 struct node {
     bool joined;
@@ -23,10 +29,13 @@ struct node {
     char host[128];
     struct device *devices;
     uint32_t n_devices;
+    uint32_t *links;       /* what the devices' path and nvlinks point into */
+    char gpu_driver[80], gpu_note[400];
+    uint32_t cuda_version;
 };
 
 /* UNPLACED -placement-> PLACED -START_WORKER-> STARTING -loaded-> LOADED. An exit leads back to PLACED with a back-off;
- * a worker that the engine gave up is STOPPING until its exit; a node that is lost leaves UNPLACED; too many failed
+ * a worker that the engine gave up is STOPPING until its exit; a node or a device that is lost leaves UNPLACED; too many failed
  * loads in a row lead to FATAL, which only a person ends. */
 enum worker_state { WORKER_UNPLACED, WORKER_PLACED, WORKER_STARTING, WORKER_LOADED, WORKER_STOPPING, WORKER_FATAL };
 struct worker {
@@ -69,11 +78,15 @@ enum err members_join(struct members *m, unsigned server, const struct link_peer
 /* Joined node of that peer or agent id, or PLACEMENT_NONE. */
 uint32_t members_find_peer(const struct members *m, unsigned server, const struct link_peer *peer);
 uint32_t members_find_id(const struct members *m, uint64_t peer_id);
+/* The agent's heartbeat tells the state of devices. Workers that wait to start on one that is lost become UNPLACED. True: one is newly lost or came back. */
+bool members_device_states(struct members *m, uint32_t node, const struct msg_heartbeat *h, uint64_t now_ns);
 /* Its workers become UNPLACED (the caller tells the engines before). */
 void members_leave(struct members *m, uint32_t node);
 struct worker *members_worker(struct members *m, uint64_t worker_id);
 /* Places the missing ranks of a group when all of them find a device. True when all are placed now. */
 bool members_place(struct members *m, const struct group *g, uint64_t now_ns);
+/* Why a group is not placed, where that is more than that devices are missing: those that are free are of several types, or too small. False: it is not so. */
+bool members_why_not(const struct members *m, const struct group *g, char *out, size_t cap);
 uint32_t members_n_devices(const struct members *m);
 /* Devices that the group could still be given. */
 uint32_t members_n_free(const struct members *m, const struct group *g);

@@ -7,7 +7,7 @@
 
 struct work {
     const struct placement_device *d;
-    uint32_t n, tp, pp;
+    uint32_t n, tp, pp, type;
     const uint64_t *need;
     uint32_t *device; /* the answer so far */
 };
@@ -22,6 +22,8 @@ static bool in_use(const struct work *w, uint32_t dev)
 
 static bool fits(const struct work *w, uint32_t dev, uint64_t need)
 {
+    if (w->d[dev].type != w->type)
+        return false;
     return w->d[dev].memory_bytes == 0 || w->d[dev].memory_bytes >= need;
 }
 
@@ -85,7 +87,7 @@ static struct score score_node(struct work *w, uint32_t node, uint32_t stage, ui
         s.has_stage |= r / w->tp == stage;
     }
     for (uint32_t i = 0; i < w->n; i++)
-        if (w->d[i].node == node && !in_use(w, i))
+        if (w->d[i].node == node && w->d[i].type == w->type && !in_use(w, i))
             s.free_bytes += w->d[i].memory_bytes;
     return s;
 }
@@ -123,6 +125,21 @@ static uint32_t best_node(struct work *w, uint32_t stage, uint32_t *scratch)
     return best;
 }
 
+/* On devices of w->type; false: not every rank has one, and those that found one hold it. */
+static bool assign(struct work *w, uint32_t *scratch)
+{
+    for (uint32_t s = 0; s < w->pp; s++) {
+        if (neediest(w, s * w->tp, w->tp) == PLACEMENT_NONE)
+            continue;
+        uint32_t missing = fill(w, best_node(w, s, scratch), s * w->tp, w->tp);
+        if (missing) /* no node holds the stage: the rest goes wherever there is room */
+            missing = fill(w, PLACEMENT_NONE, s * w->tp, w->tp);
+        if (missing)
+            return false;
+    }
+    return true;
+}
+
 bool placement_assign(const struct placement_device *d, uint32_t n_devices, uint32_t tp, uint32_t pp,
                       const uint64_t *need_bytes, uint32_t *device)
 {
@@ -130,19 +147,20 @@ bool placement_assign(const struct placement_device *d, uint32_t n_devices, uint
     uint32_t *scratch = malloc(2 * bytes + 1), *before = scratch + (size_t)tp * pp;
     if (!scratch)
         return false;
-    struct work w = {d, n_devices, tp, pp, need_bytes, device};
+    uint32_t first = 0, last = 0;
+    for (uint32_t i = 0; i < n_devices; i++)
+        last = MAX(last, d[i].type);
+    for (uint32_t r = 0; r < tp * pp; r++)
+        if (device[r] != PLACEMENT_NONE)
+            first = last = d[device[r]].type;
     memcpy(before, device, bytes);
-    bool ok = n_devices > 0;
-    for (uint32_t s = 0; s < pp && ok; s++) {
-        if (neediest(&w, s * tp, tp) == PLACEMENT_NONE)
-            continue;
-        uint32_t missing = fill(&w, best_node(&w, s, scratch), s * tp, tp);
-        if (missing) /* no node holds the stage: the rest goes wherever there is room */
-            missing = fill(&w, PLACEMENT_NONE, s * tp, tp);
-        ok = missing == 0;
+    bool ok = false;
+    for (uint32_t type = first; n_devices > 0 && type <= last && !ok; type++) {
+        struct work w = {d, n_devices, tp, pp, type, need_bytes, device};
+        ok = assign(&w, scratch);
+        if (!ok)
+            memcpy(device, before, bytes);
     }
-    if (!ok)
-        memcpy(device, before, bytes);
     free(scratch);
     return ok;
 }

@@ -13,12 +13,13 @@ struct placement_device {
     uint32_t node;
     uint64_t memory_bytes; /* budget of a worker there; 0: not known, anything fits */
     bool taken;            /* by another rank or replica */
+    uint32_t type;         /* the ranks of a replica are all of one type; lower numbers are tried first */
 };
 
 /* Fills the ranks of one replica that have no device yet: device[stage * tp + tp_rank] is an index into d or
  * PLACEMENT_NONE. need_bytes: by the same index.
  *
- * Rules, in this order: the ranks of a stage on one node where that is possible (they talk after every matrix); the
+ * All ranks are of one type: the one that ranks have already, or the first that has a device for each. Rules within it, in this order: the ranks of a stage on one node where that is possible (they talk after every matrix); the
  * node that already has ranks of that stage; a node with room for all that is missing; a node that already has ranks of
  * this replica; the node with the most free memory; the lower index. Within a node the largest need gets the largest
  * device. False, and nothing changed, when not every rank finds a device. */

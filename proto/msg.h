@@ -47,6 +47,19 @@ struct msg_device {
     uint64_t memory_bytes; /* budget of one worker there */
     uint32_t cores;       /* threads it may use */
     uint32_t numa;
+    /* GPUs only; what is not known is 0 or "" */
+    char *uuid, *bus_id;
+    uint32_t sm;          /* compute capability: 90 */
+    uint64_t memory_total_bytes;
+    uint64_t memory_free_bytes; /* from here on: the state when the agent looked last */
+    uint32_t temperature_c, power_mw, utilization_percent;
+    uint32_t throttle;    /* enum device_throttle (device.h) */
+    bool lost;            /* no worker runs there any more */
+    char *why;            /* it is lost */
+    uint32_t state_age_ms; /* coordinator to admin: how long ago that was */
+    uint32_t *path;       /* to each device of the node: enum device_path (device.h) */
+    uint32_t *nvlinks;    /* likewise: NVLinks that lead there */
+    uint32_t n_peers;
 };
 /* First message of every peer: agent or worker. */
 struct msg_hello {
@@ -58,6 +71,9 @@ struct msg_hello {
     uint32_t pid;
     struct msg_device *devices; /* agent */
     uint32_t n_devices;
+    char *gpu_driver;     /* agent: version of the NVIDIA driver */
+    uint32_t cuda_version; /* that it knows: 13000 */
+    char *gpu_note;       /* why GPUs that may be there are not offered */
 };
 struct msg_welcome {
     uint32_t version;
@@ -88,6 +104,7 @@ struct msg_start_worker {
     uint32_t kv_type;
     char *endpoint;           /* of the engine */
     uint32_t heartbeat_ms, step_timeout_ms;
+    bool deterministic;       /* on a GPU: results that do not depend on what else is in the step */
 };
 struct msg_stop_worker {
     uint64_t worker_id;
@@ -102,6 +119,12 @@ struct msg_worker_exited {
 /* Work loop's sign of life; the agent's too (progress = number of wake-ups). */
 struct msg_heartbeat {
     uint64_t progress, step_id, epoch;
+    uint32_t *device;         /* agent: the state of these of its HELLO's devices, as in msg_device; the coordinator does not send them back */
+    uint32_t *temperature_c, *power_mw, *utilization_percent, *throttle;
+    uint64_t *memory_free_bytes;
+    uint32_t *lost;           /* 0, 1 */
+    uint32_t n_devices;
+    char *why;                /* of those that are newly lost */
 };
 /* Worker to engine. */
 struct msg_load_progress {
@@ -243,6 +266,10 @@ struct msg_worker_info {
     uint64_t steps;
     uint32_t heartbeat_age_ms;
     char *deployment;         /* its name */
+    char *device_kind, *device_model, *device_uuid; /* from here on: of its device, as in msg_device */
+    uint64_t device_memory_bytes, memory_free_bytes;
+    uint32_t temperature_c, power_mw, utilization_percent, throttle;
+    bool device_lost;
 };
 struct msg_replica_info {
     uint32_t replica;

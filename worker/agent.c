@@ -29,11 +29,17 @@ enum {
     HELLO_AGAIN_MS = 10000, /* no WELCOME for so long: the link is made anew */
     HELLO_PAUSE_MS = 1000,  /* between two HELLOs at the least: a coordinator that answers each with REFUSE is not flooded */
     WAITING_LOG_MS = 10000,
+    /* How often the state of the GPUs is read and told: while a worker runs on one, and otherwise (an idle node has next to nothing to do). */
+    GPU_STATE_MS = 10000,
+    GPU_STATE_IDLE_MS = 60000,
 };
 
 struct agent {
     struct options *opts;
     struct inventory inventory;
+    struct gpu_info *gpus; /* NULL: not looked for */
+    char gpu_note[500];    /* why there may be GPUs that are not offered */
+    uint64_t next_gpus_ns;
     struct link_context *links;
     struct link_client *link;
     struct key_file key;
@@ -120,12 +126,113 @@ static void report_exit(struct agent *a, uint64_t worker_id, pid_t pid, const st
     send_msg(a, &m);
 }
 
+/* ---- GPUs ---- */
+
+static const struct gpu *gpu_of(const struct agent *a, const struct inventory_device *d)
+{
+    return d->kind == DEVICE_CPU ? NULL : &a->gpus->gpus[d->gpu];
+}
+
+/* "GPU cuda:0 (NVIDIA H200, GPU-4f...) reported Xid 79: fallen off the bus" */
+static void gpu_text(const struct agent *a, uint32_t gpu, const char *what, char *out, size_t cap)
+{
+    const struct gpu *g = &a->gpus->gpus[gpu];
+    snprintf(out, cap, "GPU cuda:%u (%s, %s) %s", gpu, g->name, g->uuid, what);
+}
+
+static bool gpu_works(const struct agent *a)
+{
+    for (uint32_t i = 0; i < a->n_children; i++)
+        if (a->children[i].gpu != CHILD_NO_GPU)
+            return true;
+    return false;
+}
+
+/* The agent's sign of life; with_gpus: and the state of its GPUs. */
+static void send_heartbeat(struct agent *a, bool with_gpus)
+{
+    enum { N = GPU_INFO_MAX };
+    uint32_t device[N], temperature[N], power[N], utilization[N], throttle[N], lost[N], n = 0;
+    uint64_t memory_free[N];
+    const char *why = "";
+    for (uint32_t k = 0; with_gpus && k < a->inventory.n_devices; k++) {
+        const struct gpu *g = gpu_of(a, &a->inventory.devices[k]);
+        if (!g)
+            continue;
+        device[n] = k;
+        temperature[n] = g->temperature_c;
+        power[n] = g->power_mw;
+        utilization[n] = g->utilization_percent;
+        throttle[n] = g->throttle;
+        memory_free[n] = g->free_bytes;
+        lost[n++] = g->lost;
+        why = g->lost ? g->why : why;
+    }
+    struct msg m = {.type = MSG_HEARTBEAT,
+                    .heartbeat = {.progress = a->wakeups, .device = device, .temperature_c = temperature, .power_mw = power, .utilization_percent = utilization,
+                                  .throttle = throttle, .memory_free_bytes = memory_free, .lost = lost, .n_devices = n, .why = (char *)(uintptr_t)why}};
+    if (a->welcome)
+        send_msg(a, &m);
+}
+
+/* Workers on a GPU that is lost are ended, and their end is reported without waiting for it: a process that hangs in the driver may never go. */
+static void end_on_lost_gpus(struct agent *a)
+{
+    for (uint32_t i = 0; i < a->n_children; i++) {
+        struct child *c = &a->children[i];
+        if (c->gpu == CHILD_NO_GPU || c->reported || !a->gpus->gpus[c->gpu].lost)
+            continue;
+        struct child_exit x = {.status = WORKER_EXIT_FAILED};
+        gpu_text(a, c->gpu, a->gpus->gpus[c->gpu].why, x.text, sizeof(x.text));
+        LOG(ERROR, AGENT, "worker lost with its GPU", "worker=%llu pid=%d why=\"%s\"", (unsigned long long)c->worker_id, (int)c->pid, x.text);
+        child_kill(c);
+        c->reported = true;
+        if (a->welcome)
+            report_exit(a, c->worker_id, c->pid, &x);
+    }
+}
+
+/* Takes what the driver has reported; with `state`, reads all GPUs too. The coordinator hears that a GPU is lost before it hears that a worker on it ended, so that it does not start
+ * another one there. */
+static void watch_gpus(struct agent *a, bool state, uint64_t now)
+{
+    if (!a->gpus)
+        return;
+    bool changed = gpu_info_poll(a->gpus, now);
+    changed |= state && gpu_info_refresh(a->gpus);
+    if (changed || state)
+        send_heartbeat(a, true);
+    if (changed)
+        end_on_lost_gpus(a);
+    if (state)
+        a->next_gpus_ns = now + (gpu_works(a) ? GPU_STATE_MS : GPU_STATE_IDLE_MS) * NS_PER_MS;
+}
+
+/* A worker on a GPU failed: what the GPU has to say about it. */
+static void add_gpu_reason(struct agent *a, struct child *c, struct child_exit *x, uint64_t now)
+{
+    char what[160], text[400], own[SPEC_TEXT_MAX];
+    const struct gpu *g = &a->gpus->gpus[c->gpu];
+    watch_gpus(a, true, now);
+    const char *known = gpu_info_xid_text(g->xid);
+    if (g->lost)
+        snprintf(what, sizeof(what), "%s", g->why);
+    else if (g->xid && g->xid_ns >= c->started_ns)
+        snprintf(what, sizeof(what), "reported Xid %u%s%s", g->xid, known[0] ? ": " : "", known);
+    else
+        return;
+    gpu_text(a, c->gpu, what, text, sizeof(text));
+    memcpy(own, x->text, sizeof(own));
+    snprintf(x->text, sizeof(x->text), "%s; %s", text, own);
+}
+
 static void start_worker(struct agent *a, const struct msg_start_worker *s)
 {
     char endpoint[512];
     struct msg_start_worker start = *s;
     struct child_exit x = {.status = WORKER_EXIT_USAGE};
     const struct inventory_device *d = inventory_find(&a->inventory, s->device);
+    const struct gpu *g = d ? gpu_of(a, d) : NULL;
     enum err e = ERR_OK;
     for (uint32_t i = 0; i < a->n_children; i++)
         if (a->children[i].worker_id == s->worker_id) {
@@ -134,6 +241,8 @@ static void start_worker(struct agent *a, const struct msg_start_worker *s)
         }
     if (!d)
         e = err_set(ERR_NOT_FOUND, "device %s is not offered by this host", s->device);
+    else if (g && g->lost)
+        e = err_set(ERR_UNAVAILABLE, "GPU %s (%s, %s) %s", d->name, g->name, g->uuid, g->why);
     else if (a->n_children == CHILDREN_MAX)
         e = err_set(ERR_BUSY, "%d workers run on this host already", (int)CHILDREN_MAX);
     if (e == ERR_OK)
@@ -141,7 +250,7 @@ static void start_worker(struct agent *a, const struct msg_start_worker *s)
     start.endpoint = endpoint;
     struct child *c = &a->children[MIN(a->n_children, CHILDREN_MAX - 1)];
     if (e == ERR_OK)
-        e = child_start(a->opts, &a->inventory, d, &start, a->life_fds[0], c);
+        e = child_start(a->opts, &a->inventory, d, a->gpus, &start, a->life_fds[0], c);
     if (e != ERR_OK) {
         snprintf(x.text, sizeof(x.text), "%s", err_detail());
         LOG(ERROR, AGENT, "worker not started", "worker=%llu error=\"%s\"", (unsigned long long)s->worker_id, x.text);
@@ -149,8 +258,10 @@ static void start_worker(struct agent *a, const struct msg_start_worker *s)
         return;
     }
     a->n_children++;
-    LOG(INFO, AGENT, "worker started", "worker=%llu pid=%d device=%s stage=%u tp_rank=%u threads=%u own_core=%d",
-        (unsigned long long)s->worker_id, (int)c->pid, s->device, s->stage, s->tp_rank, d->n_threads, d->own_core);
+    if (g) /* the first one on a GPU shortens the pause */
+        a->next_gpus_ns = MIN(a->next_gpus_ns, clock_ns() + GPU_STATE_MS * NS_PER_MS);
+    LOG(INFO, AGENT, "worker started", "worker=%llu pid=%d device=%s kind=%s model=\"%s\" stage=%u tp_rank=%u threads=%u own_core=%d",
+        (unsigned long long)s->worker_id, (int)c->pid, s->device, device_kind_name(d->kind), d->model, s->stage, s->tp_rank, d->n_threads, d->own_core);
 }
 
 static void stop_worker(struct agent *a, uint64_t worker_id, uint64_t now)
@@ -176,13 +287,17 @@ static void watch_children(struct agent *a, uint64_t now)
             i++;
             continue;
         }
-        if (c->kill_at_ns || x.status == 0)
+        bool reported = c->reported;
+        c->reported = true; /* it is we who speak of it */
+        if (c->gpu != CHILD_NO_GPU && x.status != 0 && !c->kill_at_ns && !reported)
+            add_gpu_reason(a, c, &x, now);
+        if (c->kill_at_ns || x.status == 0 || reported)
             LOG(INFO, AGENT, "worker ended", "worker=%llu pid=%d status=%d why=\"%s\"", (unsigned long long)c->worker_id,
                 (int)c->pid, (int)x.status, x.text);
         else
             LOG(ERROR, AGENT, "worker lost", "worker=%llu pid=%d status=%d why=\"%s\"", (unsigned long long)c->worker_id,
                 (int)c->pid, (int)x.status, x.text);
-        if (a->welcome)
+        if (a->welcome && !reported)
             report_exit(a, c->worker_id, c->pid, &x);
         a->children[i] = a->children[--a->n_children];
     }
@@ -190,22 +305,56 @@ static void watch_children(struct agent *a, uint64_t now)
 
 /* ---- the link ---- */
 
+static enum err describe_gpu(struct agent *a, const struct gpu *g, struct msg_device *m)
+{
+    const struct inventory *v = &a->inventory;
+    m->uuid = (char *)(uintptr_t)g->uuid;
+    m->bus_id = (char *)(uintptr_t)g->bus_id;
+    m->sm = g->sm;
+    m->memory_total_bytes = g->memory_bytes;
+    m->memory_free_bytes = g->free_bytes;
+    m->temperature_c = g->temperature_c;
+    m->power_mw = g->power_mw;
+    m->utilization_percent = g->utilization_percent;
+    m->throttle = g->throttle;
+    m->lost = g->lost;
+    m->why = (char *)(uintptr_t)g->why;
+    m->n_peers = v->n_devices;
+    m->path = arena_array(&a->arena, v->n_devices, sizeof(*m->path));
+    m->nvlinks = arena_array(&a->arena, v->n_devices, sizeof(*m->nvlinks));
+    if (!m->path || !m->nvlinks)
+        return err_set(ERR_NOMEM, "the topology of %u devices", v->n_devices);
+    for (uint32_t k = 0; k < v->n_devices; k++)
+        if (v->devices[k].kind != DEVICE_CPU) {
+            m->path[k] = a->gpus->path[g - a->gpus->gpus][v->devices[k].gpu];
+            m->nvlinks[k] = a->gpus->nvlinks[g - a->gpus->gpus][v->devices[k].gpu];
+        }
+    return ERR_OK;
+}
+
 static enum err say_hello(struct agent *a)
 {
     struct msg_device devices[INVENTORY_DEVICES_MAX];
     const struct inventory *v = &a->inventory;
     link_client_close(&a->link);
     TRY(link_client_open(a->links, a->opts->join, &a->key, &a->link));
+    arena_reset(&a->arena);
     for (uint32_t k = 0; k < v->n_devices; k++) {
         const struct inventory_device *d = &v->devices[k];
-        devices[k] = (struct msg_device){.name = (char *)(uintptr_t)d->name, .kind = "cpu",
-                                         .model = (char *)(uintptr_t)v->cpu_model, .memory_bytes = d->memory_bytes,
+        devices[k] = (struct msg_device){.name = (char *)(uintptr_t)d->name, .kind = (char *)(uintptr_t)device_kind_name(d->kind),
+                                         .model = (char *)(uintptr_t)d->model, .memory_bytes = d->memory_bytes,
                                          .cores = d->n_threads, .numa = d->numa};
+        if (gpu_of(a, d))
+            TRY(describe_gpu(a, gpu_of(a, d), &devices[k]));
     }
     struct msg m = {.type = MSG_HELLO,
                     .hello = {.version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX, .role = "agent",
                               .host = (char *)(uintptr_t)v->host, .peer_id = a->peer_id, .pid = (uint32_t)getpid(),
-                              .devices = devices, .n_devices = v->n_devices}};
+                              .devices = devices, .n_devices = v->n_devices, .gpu_note = a->gpu_note}};
+    if (a->gpus) {
+        m.hello.gpu_driver = a->gpus->driver;
+        m.hello.cuda_version = a->gpus->cuda_version;
+    }
     a->welcome = a->echoes = a->rejoin = false;
     a->hello_ns = a->heard_ns = clock_ns();
     return link_client_send(a->link, &m);
@@ -301,9 +450,12 @@ static void keep_link(struct agent *a, uint64_t now)
     if (a->rejoin && a->n_children == 0 && now >= a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS && say_hello(a) != ERR_OK)
         end_with(a, WORKER_EXIT_FAILED, err_detail());
     if (a->welcome && now >= a->next_heartbeat_ns) {
-        struct msg m = {.type = MSG_HEARTBEAT, .heartbeat = {.progress = a->wakeups}};
         a->next_heartbeat_ns = now + a->heartbeat_ms * NS_PER_MS;
-        send_msg(a, &m);
+        bool state = a->gpus && now >= a->next_gpus_ns; /* then watch_gpus sends it */
+        if (state || gpu_works(a))
+            watch_gpus(a, state, now);
+        if (!state)
+            send_heartbeat(a, false);
         if (a->echoes && now > a->heard_ns + WORKER_LINK_LOST_MS * NS_PER_MS)
             lose_coordinator(a, "silent for 30 s", now);
     }
@@ -393,9 +545,69 @@ static enum err open_signals(struct agent *a)
     return ERR_OK;
 }
 
-int agent_main(struct options *o)
+/* ---- devices ---- */
+
+/* NVML of the driver; RACKLM_NVML names another. The emulated worker has its own beside it: ../nvml (tests/tools/fake_nvml.c). */
+static const char *nvml_library(char *out, size_t cap)
+{
+    const char *named = getenv("RACKLM_NVML");
+    ssize_t n = readlink("/proc/self/exe", out, cap);
+    if (named && *named)
+        return named;
+    if (gpu_support() != GPU_SUPPORT_EMULATED || n <= 0 || (size_t)n == cap)
+        return NULL;
+    out[n] = '\0';
+    char *slash = strrchr(out, '/');
+    snprintf(slash ? slash : out, slash ? cap - (size_t)(slash - out) : cap, "/../nvml/libnvidia-ml.so.1");
+    return out;
+}
+
+/* A CPU is taken where no GPU is: that must be seen in the log where GPUs may be expected. */
+static enum err look_for_devices(struct agent *a)
 {
     int allowed[INVENTORY_CPUS_MAX];
+    char path[1024];
+    const struct options *o = a->opts;
+    enum { BACKEND_AUTO, BACKEND_CUDA = 4 };
+    struct inventory_config c = {.root = "", .allowed = allowed, .n_allowed = inventory_allowed(allowed, INVENTORY_CPUS_MAX), .devices = o->devices,
+                                 .threads = (uint32_t)o->threads, .device_memory = o->device_memory, .support = gpu_support(),
+                                 .want = o->backend == BACKEND_AUTO   ? INVENTORY_WANT_ANY
+                                         : o->backend == BACKEND_CUDA ? INVENTORY_WANT_GPU
+                                                                      : INVENTORY_WANT_CPU};
+    if (inventory_needs_gpus(o->devices, c.want))
+        TRY(gpu_info_open("", nvml_library(path, sizeof(path)), getenv("CUDA_VISIBLE_DEVICES"), &a->gpus));
+    c.gpus = a->gpus;
+    if (a->gpus)
+        inventory_why_no_gpu(&c, a->gpu_note, sizeof(a->gpu_note));
+    if (a->gpu_note[0] && a->gpus->state == GPU_INFO_NONE) { /* nobody misses them */
+        LOG(DEBUG, AGENT, "no GPU", "why=\"%s\"", a->gpu_note);
+        a->gpu_note[0] = '\0';
+    }
+    TRY(inventory_read(&c, &a->inventory));
+    if (a->gpu_note[0])
+        LOG(WARN, AGENT, "GPUs are not used", "why=\"%s\"", a->gpu_note);
+    for (uint32_t k = 0; k < a->inventory.n_devices; k++) {
+        const struct inventory_device *d = &a->inventory.devices[k];
+        const struct gpu *g = gpu_of(a, d);
+        if (g)
+            LOG(INFO, AGENT, "GPU", "device=%s kind=%s model=\"%s\" uuid=%s bus_id=%s sm=%u memory=%llu free=%llu budget=%llu numa=%d driver=%s cuda=%u.%u", d->name,
+                device_kind_name(d->kind), g->name, g->uuid, g->bus_id, g->sm, (unsigned long long)g->memory_bytes, (unsigned long long)g->free_bytes,
+                (unsigned long long)d->memory_bytes, g->numa, a->gpus->driver, a->gpus->cuda_version / 1000, a->gpus->cuda_version % 1000 / 10);
+    }
+    return ERR_OK;
+}
+
+/* Nothing of it is needed where no GPU is offered. */
+static void forget_idle_gpus(struct agent *a)
+{
+    for (uint32_t k = 0; k < a->inventory.n_devices; k++)
+        if (a->inventory.devices[k].kind != DEVICE_CPU)
+            return;
+    gpu_info_close(&a->gpus);
+}
+
+int agent_main(struct options *o)
+{
     enum err e;
     struct agent *a = calloc(1, sizeof(*a));
     if (!a) {
@@ -410,9 +622,9 @@ int agent_main(struct options *o)
     rng_system(&a->peer_id, sizeof(a->peer_id));
     TRY_GOTO(open_signals(a), fail);
     TRY_GOTO(agent_defaults(o), fail);
-    TRY_GOTO(inventory_read("", allowed, inventory_allowed(allowed, INVENTORY_CPUS_MAX), o->devices, (uint32_t)o->threads,
-                            &a->inventory),
-             fail);
+    TRY_GOTO(look_for_devices(a), fail);
+    forget_idle_gpus(a);
+    a->next_gpus_ns = clock_ns() + GPU_STATE_IDLE_MS * NS_PER_MS;
     TRY_GOTO(keys_read_file(o->key_file, &a->key), fail);
     TRY_GOTO(link_context_create(NULL, NULL, &a->links), fail);
     TRY_GOTO(say_hello(a), fail);
@@ -432,6 +644,7 @@ fail:
     if (a->signal_fd >= 0)
         close(a->signal_fd);
     inventory_deinit(&a->inventory);
+    gpu_info_close(&a->gpus);
     arena_deinit(&a->arena);
     free(a);
     return code;

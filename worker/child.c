@@ -17,14 +17,15 @@
 
 enum { SPEC_FD = 3, LIFE_FD = 4, FIRST_CLOSED = 5, ARGS_MAX = 32 };
 
-/* The flags of a child: the agent's own, resolved. Numbers are printed into text[]. */
+/* The flags of a child: the agent's own, resolved; and its environment, made before the fork. */
 struct args {
     const char *argv[ARGS_MAX];
     unsigned n;
-    char spec_fd[16], life_fd[16];
+    char spec_fd[16], life_fd[16], visible[160];
+    const char **envp; /* the strings are those of environ and of this structure */
 };
 
-static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32"}, *const comms[] = {"auto", "ucx"},
+static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32", "cuda"}, *const comms[] = {"auto", "ucx", "nccl"},
                   *const levels[] = {"debug", "info", "warn", "error"}, *const formats[] = {"text", "json"};
 
 static void put(struct args *a, const char *flag, const char *value)
@@ -53,6 +54,28 @@ static void fill_args(const struct options *o, struct args *a)
     a->argv[a->n] = NULL;
 }
 
+/* Ours, with CUDA told which GPU the worker has. Emulated GPUs are all there for everyone: the ordinal tells them apart. */
+static enum err fill_env(const struct gpu_info *gpus, const struct inventory_device *d, struct args *a)
+{
+    static const char order[] = "CUDA_DEVICE_ORDER=", visible[] = "CUDA_VISIBLE_DEVICES=";
+    size_t n = 0, out = 0;
+    while (environ[n])
+        n++;
+    a->envp = calloc(n + 3, sizeof(*a->envp));
+    if (!a->envp)
+        return err_set(ERR_NOMEM, "an environment of %zu variables", n);
+    bool narrow = d->kind == DEVICE_CUDA;
+    for (size_t i = 0; i < n; i++)
+        if (!narrow || (strncmp(environ[i], order, sizeof(order) - 1) != 0 && strncmp(environ[i], visible, sizeof(visible) - 1) != 0))
+            a->envp[out++] = environ[i];
+    if (narrow) {
+        snprintf(a->visible, sizeof(a->visible), "%s%s", visible, gpus->gpus[d->gpu].uuid);
+        a->envp[out++] = "CUDA_DEVICE_ORDER=PCI_BUS_ID";
+        a->envp[out++] = a->visible;
+    }
+    return ERR_OK;
+}
+
 /* Between fork and exec, in a process that may have threads of ZeroMQ's behind it: only system calls. */
 static _Noreturn void become_child(const struct args *a, pid_t parent, int spec_fd, int life_fd, const cpu_set_t *cpus)
 {
@@ -66,18 +89,23 @@ static _Noreturn void become_child(const struct args *a, pid_t parent, int spec_
         _exit(1);
     syscall(SYS_close_range, FIRST_CLOSED, ~0u, 0);
     sched_setaffinity(0, sizeof(*cpus), cpus); /* refused or not: it runs all the same */
-    execv("/proc/self/exe", (char *const *)(uintptr_t)a->argv);
+    execve("/proc/self/exe", (char *const *)(uintptr_t)a->argv, (char *const *)(uintptr_t)a->envp);
     _exit(1);
 }
 
-enum err child_start(const struct options *o, const struct inventory *v, const struct inventory_device *d,
+enum err child_start(const struct options *o, const struct inventory *v, const struct inventory_device *d, const struct gpu_info *gpus,
                      const struct msg_start_worker *start, int life_fd, struct child *out)
 {
-    struct spec spec = {*start, d->memory_bytes, d->n_threads, d->own_core};
+    struct spec spec = {*start, d->memory_bytes, d->n_threads, d->own_core, d->kind, d->kind == DEVICE_EMULATED ? d->gpu : 0};
     struct args args;
     cpu_set_t cpus;
-    *out = (struct child){.worker_id = start->worker_id, .pidfd = -1, .spec_fd = -1};
-    TRY(spec_write(&spec, &out->spec_fd));
+    *out = (struct child){.worker_id = start->worker_id, .pidfd = -1, .spec_fd = -1, .gpu = d->kind == DEVICE_CPU ? CHILD_NO_GPU : d->gpu, .started_ns = clock_ns()};
+    TRY(fill_env(gpus, d, &args));
+    enum err e = spec_write(&spec, &out->spec_fd);
+    if (e != ERR_OK) {
+        free(args.envp);
+        return e;
+    }
     fill_args(o, &args);
     CPU_ZERO(&cpus);
     for (uint32_t i = 0; i < d->n_cpus; i++)
@@ -86,6 +114,7 @@ enum err child_start(const struct options *o, const struct inventory *v, const s
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
         become_child(&args, parent, out->spec_fd, life_fd, &cpus);
+    free(args.envp);
     if (pid > 0)
         out->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (pid > 0 && out->pidfd >= 0) {
@@ -93,7 +122,7 @@ enum err child_start(const struct options *o, const struct inventory *v, const s
         out->pid = pid;
         return ERR_OK;
     }
-    enum err e = err_set(ERR_IO, "cannot start a worker: %s: %s", pid < 0 ? "fork" : "pidfd_open", strerror(errno));
+    e = err_set(ERR_IO, "cannot start a worker: %s: %s", pid < 0 ? "fork" : "pidfd_open", strerror(errno));
     if (pid > 0) {
         kill(pid, SIGKILL);
         waitpid(pid, NULL, 0);

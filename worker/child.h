@@ -19,14 +19,19 @@ struct child {
     pid_t pid;
     int pidfd, spec_fd;
     uint64_t kill_at_ns; /* 0: not asked to stop */
+    uint32_t gpu;        /* in gpu_info, or CHILD_NO_GPU */
+    uint64_t started_ns;
+    bool reported;       /* its end was, before it was seen: its GPU is lost, and what hangs in the driver may not end */
 };
+#define CHILD_NO_GPU 0xffffffffu
 struct child_exit {
     int32_t status; /* exit code, or minus the signal */
     char text[SPEC_TEXT_MAX];
 };
 
-/* life_fd: read end of the agent's pipe. Signals stay blocked in the child. ERR_IO, ERR_NOMEM. */
-enum err child_start(const struct options *o, const struct inventory *v, const struct inventory_device *d,
+/* life_fd: read end of the agent's pipe. gpus: where d is a GPU; a real one is the only one that the child's CUDA sees, so that it neither
+ * waits for the others nor fails when one of them is lost. Signals stay blocked in the child. ERR_IO, ERR_NOMEM. */
+enum err child_start(const struct options *o, const struct inventory *v, const struct inventory_device *d, const struct gpu_info *gpus,
                      const struct msg_start_worker *start, int life_fd, struct child *out);
 /* SIGTERM now, SIGKILL by child_tick when it has not gone CHILD_KILL_MS later. */
 void child_stop(struct child *c, uint64_t now_ns);

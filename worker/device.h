@@ -41,6 +41,7 @@ struct device_info {
     uint64_t weights_bytes_planned, file_bytes, kv_bytes, activation_bytes;
     uint64_t memory_bytes;         /* what there is for weights, KV and the rest together; 0: no limit known */
     uint32_t n_layers;             /* of this stage */
+    bool defers;                   /* device_sample_begin exists */
     bool kv_takes_rest;            /* KV may have all that the others leave, not half of it */
 };
 struct device_ops {
@@ -50,7 +51,9 @@ struct device_ops {
     enum err (*load)(struct device *d, const struct gguf *g, weights_progress_fn *progress, void *arg);
     enum err (*prepare)(struct device *d, const struct device_sizes *s);
     enum err (*comm_create)(struct device *d, const struct comm_config *cfg, struct comm **out, struct comm_addr *own);
+    void (*forget_comm)(struct device *d); /* NULL: nothing to do */
     void (*reset)(struct device *d);
+    enum err (*setup)(struct device *d, uint32_t slot, const struct slot *sl); /* NULL: nothing to do */
     enum err (*forward)(struct device *d, const struct batch *b);
     void (*put_row)(struct device *d, uint32_t row, uint32_t tok);
     void (*keep)(struct device *d, uint32_t slot, uint32_t tok);
@@ -58,6 +61,9 @@ struct device_ops {
     enum err (*head)(struct device *d, uint32_t n);
     const float *(*logits)(struct device *d, uint32_t row);
     enum err (*sample)(struct device *d, struct sampler_row *rows, uint32_t n);
+    enum err (*sample_begin)(struct device *d, const struct sampler_row *rows, uint32_t n); /* NULL: not */
+    bool (*sample_ready)(struct device *d);
+    enum err (*sample_end)(struct device *d, struct sampler_row *rows, uint32_t n);
     enum err (*state)(struct device *d, uint32_t tok, float *y);
     enum err (*classify)(struct device *d, uint32_t tok, float *y);
 };
@@ -102,12 +108,19 @@ static inline enum err device_comm_create(struct device *d, const struct comm_co
 }
 static inline void device_set_comm(struct device *d, struct comm *c)
 {
+    if (d->ops->forget_comm)
+        d->ops->forget_comm(d); /* what was captured with the old one */
     d->comm = c;
 }
 /* A new epoch: what was kept of slots is void. */
 static inline void device_reset(struct device *d)
 {
     d->ops->reset(d);
+}
+/* A slot was set up (last stage): a device that samples by itself keeps its own account of it. */
+static inline enum err device_setup(struct device *d, uint32_t slot, const struct slot *sl)
+{
+    return d->ops->setup ? d->ops->setup(d, slot, sl) : ERR_OK;
 }
 /* The layers of this stage over a batch, from the embedding or the stage before, to the stage after or to the state that the functions below read. Errors of
  * comm.h, ERR_DEVICE. */
@@ -142,6 +155,20 @@ static inline const float *device_logits(struct device *d, uint32_t row)
 static inline enum err device_sample(struct device *d, struct sampler_row *rows, uint32_t n)
 {
     return d->ops->sample(d, rows, n);
+}
+/* device_sample in two halves, the host free in between, for rows that look back at nothing; where info.defers. Up to RUNNER_IN_FLIGHT are begun and not ended; ends come in
+ * the order of begins. A batch's token STEP_TOKEN_SAMPLED is what its slot sampled last, which only the device may know. ready: the oldest will not wait. */
+static inline enum err device_sample_begin(struct device *d, const struct sampler_row *rows, uint32_t n)
+{
+    return d->ops->sample_begin(d, rows, n);
+}
+static inline bool device_sample_ready(struct device *d)
+{
+    return d->ops->sample_ready(d);
+}
+static inline enum err device_sample_end(struct device *d, struct sampler_row *rows, uint32_t n)
+{
+    return d->ops->sample_end(d, rows, n);
 }
 /* The state of a token of the batch after the final norm: y [dim], host. */
 static inline enum err device_state(struct device *d, uint32_t tok, float *y)

@@ -258,35 +258,215 @@ static void read_model(const char *root, char *out, size_t cap)
     buf_deinit(&b);
 }
 
-/* ---- devices ---- */
+/* ---- which devices ---- */
 
-static enum err name_devices(struct inventory *v, const char *list, uint32_t n_nodes)
+static bool gpus_usable(const struct inventory_config *c)
+{
+    return c->want != INVENTORY_WANT_CPU && c->support != GPU_SUPPORT_NONE && c->gpus && c->gpus->state == GPU_INFO_OK;
+}
+
+bool inventory_needs_gpus(const char *devices, enum inventory_want want)
+{
+    return want != INVENTORY_WANT_CPU && (!devices || !*devices || strstr(devices, "any:") || strstr(devices, "cuda:"));
+}
+
+void inventory_why_no_gpu(const struct inventory_config *c, char *out, size_t cap)
+{
+    out[0] = '\0';
+    if (gpus_usable(c))
+        return;
+    if (c->want == INVENTORY_WANT_CPU)
+        snprintf(out, cap, "--backend chooses CPUs");
+    else if (c->support == GPU_SUPPORT_NONE)
+        snprintf(out, cap, "this racklm was built without CUDA: configure it with -DRACKLM_CUDA=ON");
+    else
+        snprintf(out, cap, "%s", c->gpus ? c->gpus->why : "nobody looked for one");
+}
+
+uint64_t inventory_gpu_reserve(uint64_t memory_bytes)
+{
+    return (1ull << 30) + memory_bytes / 64;
+}
+
+/* One more device, or NULL after an error. */
+static struct inventory_device *add(struct inventory *v, const char *kind, uint32_t n)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "%s:%u", kind, n);
+    if (inventory_find(v, name)) {
+        err_set(ERR_CONFIG, "--devices: %s stands there twice", name);
+        return NULL;
+    }
+    if (v->n_devices == INVENTORY_DEVICES_MAX) {
+        err_set(ERR_CONFIG, "--devices: more than %d devices", (int)INVENTORY_DEVICES_MAX);
+        return NULL;
+    }
+    struct inventory_device *d = &v->devices[v->n_devices++];
+    memcpy(d->name, name, sizeof(name));
+    d->model = v->cpu_model;
+    return d;
+}
+
+static enum err add_cpu(struct inventory *v, uint32_t n)
+{
+    return add(v, "cpu", n) ? ERR_OK : ERR_CONFIG;
+}
+
+static enum err add_gpu(const struct inventory_config *c, struct inventory *v, uint32_t n)
+{
+    char why[500];
+    inventory_why_no_gpu(c, why, sizeof(why));
+    if (why[0])
+        return err_set(ERR_CONFIG, "no GPU can be used as cuda:%u: %s", n, why);
+    if (n >= c->gpus->n && c->gpus->n == 1)
+        return err_set(ERR_CONFIG, "--devices: cuda:%u is no device of this host, its one GPU is cuda:0", n);
+    if (n >= c->gpus->n)
+        return err_set(ERR_CONFIG, "--devices: cuda:%u is no device of this host, its GPUs are cuda:0 to cuda:%u", n, c->gpus->n - 1);
+    const struct gpu *g = &c->gpus->gpus[n];
+    if (g->lost)
+        return err_set(ERR_CONFIG, "--devices: cuda:%u (%s, %s) %s", n, g->name, g->uuid, g->why);
+    struct inventory_device *d = add(v, "cuda", n);
+    if (!d)
+        return ERR_CONFIG;
+    uint64_t reserve = inventory_gpu_reserve(g->memory_bytes);
+    d->kind = c->support == GPU_SUPPORT_EMULATED ? DEVICE_EMULATED : DEVICE_CUDA;
+    d->gpu = n;
+    d->model = g->name;
+    d->memory_bytes = g->free_bytes > reserve ? g->free_bytes - reserve : 1; /* 0 would say: not known */
+    return ERR_OK;
+}
+
+static bool has_gpu(const struct inventory *v, uint32_t gpu)
+{
+    for (uint32_t k = 0; k < v->n_devices; k++)
+        if (v->devices[k].kind != DEVICE_CPU && v->devices[k].gpu == gpu)
+            return true;
+    return false;
+}
+
+/* GPUs named `name` that are neither lost nor in the list; NULL: of any name. */
+static uint32_t count_gpus(const struct inventory_config *c, const struct inventory *v, const char *name)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->gpus->n; i++)
+        n += !c->gpus->gpus[i].lost && !has_gpu(v, i) && (!name || strcmp(c->gpus->gpus[i].name, name) == 0);
+    return n;
+}
+
+/* "2 NVIDIA H200, 1 NVIDIA H100" */
+static void list_types(const struct inventory_config *c, const struct inventory *v, char *out, size_t cap)
+{
+    size_t len = 0;
+    out[0] = '\0';
+    for (uint32_t i = 0; i < c->gpus->n && len < cap; i++) {
+        const char *name = c->gpus->gpus[i].name;
+        bool seen = false;
+        for (uint32_t k = 0; k < i; k++)
+            seen |= strcmp(c->gpus->gpus[k].name, name) == 0;
+        uint32_t n = count_gpus(c, v, name);
+        if (!seen && n)
+            len += (size_t)snprintf(out + len, cap - len, "%s%u %s", len ? ", " : "", n, name);
+    }
+}
+
+/* n GPUs of one type: the type with the most memory that has enough. All of them are offered, so that workers go where most memory is free, and a lost GPU can be replaced; a GPU
+ * that no worker runs on costs nothing. */
+static enum err add_gpus(const struct inventory_config *c, struct inventory *v, uint32_t n)
+{
+    char types[300];
+    const struct gpu *best = NULL;
+    for (uint32_t i = 0; i < c->gpus->n; i++) {
+        const struct gpu *g = &c->gpus->gpus[i];
+        if (count_gpus(c, v, g->name) >= n && (!best || g->memory_bytes > best->memory_bytes))
+            best = g;
+    }
+    list_types(c, v, types, sizeof(types));
+    if (!best)
+        return err_set(ERR_CONFIG, "%u GPU%s of one type %s needed, this host has %s: lower --tp, --pp or --replicas, or choose --backend cpu", n, n == 1 ? "" : "s", n == 1 ? "is" : "are",
+                       types[0] ? types : "none left");
+    v->n_spare += count_gpus(c, v, best->name) - n;
+    for (uint32_t i = 0; i < c->gpus->n; i++)
+        if (!c->gpus->gpus[i].lost && !has_gpu(v, i) && strcmp(c->gpus->gpus[i].name, best->name) == 0)
+            TRY(add_gpu(c, v, i));
+    return ERR_OK;
+}
+
+static enum err no_gpu(const struct inventory_config *c)
+{
+    char why[500];
+    inventory_why_no_gpu(c, why, sizeof(why));
+    return err_set(ERR_CONFIG, "--backend cuda: %s", why[0] ? why : "every GPU of this host is lost");
+}
+
+static enum err add_any(const struct inventory_config *c, struct inventory *v, uint32_t n)
+{
+    char name[32];
+    if (gpus_usable(c))
+        return add_gpus(c, v, n);
+    if (c->want == INVENTORY_WANT_GPU)
+        return no_gpu(c);
+    for (uint32_t i = 0; n; i++) {
+        snprintf(name, sizeof(name), "cpu:%u", i);
+        if (inventory_find(v, name))
+            continue;
+        TRY(add_cpu(v, i));
+        n--;
+    }
+    return ERR_OK;
+}
+
+/* All that there are. */
+static enum err add_all(const struct inventory_config *c, struct inventory *v, uint32_t n_nodes)
+{
+    if (gpus_usable(c) && count_gpus(c, v, NULL) > 0) {
+        for (uint32_t i = 0; i < c->gpus->n; i++)
+            if (!c->gpus->gpus[i].lost)
+                TRY(add_gpu(c, v, i));
+        return ERR_OK;
+    }
+    if (c->want == INVENTORY_WANT_GPU)
+        return no_gpu(c);
+    for (uint32_t i = 0; i < MIN(n_nodes, INVENTORY_DEVICES_MAX); i++)
+        TRY(add_cpu(v, i));
+    return ERR_OK;
+}
+
+/* The number behind "cpu:" and the like; false: there is none. */
+static bool number_behind(const char *prefix, const char *p, size_t len, uint32_t *n)
+{
+    size_t skip = strlen(prefix);
+    if (len <= skip || len > skip + 9 || strncmp(p, prefix, skip) != 0 || strspn(p + skip, "0123456789") < len - skip)
+        return false;
+    *n = (uint32_t)strtoul(p + skip, NULL, 10);
+    return true;
+}
+
+static enum err name_devices(const struct inventory_config *c, struct inventory *v, uint32_t n_nodes)
 {
     v->devices = calloc(INVENTORY_DEVICES_MAX, sizeof(*v->devices));
     if (!v->devices)
         return err_set(ERR_NOMEM, "the list of devices");
-    if (!list || !*list) {
-        for (v->n_devices = 0; v->n_devices < MIN(n_nodes, INVENTORY_DEVICES_MAX); v->n_devices++)
-            snprintf(v->devices[v->n_devices].name, sizeof(v->devices[0].name), "cpu:%u", v->n_devices);
-        return ERR_OK;
-    }
-    for (const char *p = list; *p;) {
+    if (!c->devices || !*c->devices)
+        return add_all(c, v, n_nodes);
+    for (const char *p = c->devices; *p;) {
         size_t len = strcspn(p, ",");
-        struct inventory_device *d = &v->devices[v->n_devices];
-        if (v->n_devices == INVENTORY_DEVICES_MAX)
-            return err_set(ERR_CONFIG, "--devices: more than %d devices", (int)INVENTORY_DEVICES_MAX);
-        bool cpu = len > 4 && len < sizeof(d->name) && strncmp(p, "cpu:", 4) == 0 && strspn(p + 4, "0123456789") == len - 4;
-        if (!cpu)
-            return err_set(ERR_CONFIG, "--devices: '%.*s' is no device of this host; CPU devices are cpu:0, cpu:1, ...",
-                           (int)MIN(len, 40), p);
-        snprintf(d->name, sizeof(d->name), "%.*s", (int)len, p);
-        if (inventory_find(v, d->name))
-            return err_set(ERR_CONFIG, "--devices: %s stands there twice", d->name);
-        v->n_devices++;
+        uint32_t n;
+        if (number_behind("cpu:", p, len, &n) && c->want == INVENTORY_WANT_GPU)
+            return err_set(ERR_CONFIG, "--devices names cpu:%u, --backend cuda runs on GPUs only", n);
+        else if (number_behind("cpu:", p, len, &n))
+            TRY(add_cpu(v, n));
+        else if (number_behind("cuda:", p, len, &n))
+            TRY(add_gpu(c, v, n));
+        else if (number_behind("any:", p, len, &n))
+            TRY(add_any(c, v, n));
+        else
+            return err_set(ERR_CONFIG, "--devices: '%.*s' is no device of this host; CPU devices are cpu:0, cpu:1, ..., GPUs cuda:0, cuda:1, ...", (int)MIN(len, 40), p);
         p += len + (p[len] == ',');
     }
     return ERR_OK;
 }
+
+/* ---- CPUs and memory for each ---- */
 
 /* Physical cores of cpus[first, first + n). */
 static uint32_t count_cores(const struct cpu *cpus, uint32_t first, uint32_t n)
@@ -297,12 +477,11 @@ static uint32_t count_cores(const struct cpu *cpus, uint32_t first, uint32_t n)
     return cores;
 }
 
-/* Device k's part of the CPUs: a NUMA node each where the counts are equal, else an even cut. */
-static void cut_cpus(const struct cpu *cpus, uint32_t n, uint32_t n_nodes, struct inventory *v, uint32_t k)
+/* The k'th CPU device's part of the CPUs: a NUMA node each where the counts are equal, else an even cut. */
+static void cut_cpus(const struct cpu *cpus, uint32_t n, uint32_t n_nodes, struct inventory_device *d, uint32_t k, uint32_t n_cut)
 {
-    struct inventory_device *d = &v->devices[k];
-    uint32_t first = (uint32_t)((uint64_t)n * k / v->n_devices), end = (uint32_t)((uint64_t)n * (k + 1) / v->n_devices);
-    if (v->n_devices == n_nodes && n_nodes > 1) {
+    uint32_t first = (uint32_t)((uint64_t)n * k / n_cut), end = (uint32_t)((uint64_t)n * (k + 1) / n_cut);
+    if (n_cut == n_nodes && n_nodes > 1) {
         first = 0;
         for (uint32_t node = 0; node < k; node++)
             for (int at = cpus[first].node; cpus[first].node == at;)
@@ -310,7 +489,7 @@ static void cut_cpus(const struct cpu *cpus, uint32_t n, uint32_t n_nodes, struc
         for (end = first; end < n && cpus[end].node == cpus[first].node;)
             end++;
     }
-    if (v->n_devices > n) {
+    if (n_cut > n) {
         first = 0;
         end = n;
     }
@@ -319,35 +498,64 @@ static void cut_cpus(const struct cpu *cpus, uint32_t n, uint32_t n_nodes, struc
     d->numa = (uint32_t)cpus[first].node;
 }
 
-static void share_out(const struct cpu *cpus, uint32_t n, uint32_t threads, struct inventory *v)
+/* The CPUs of a GPU's node; all of them where its node is not known or none of them is ours. */
+static void near_cpus(const struct cpu *cpus, uint32_t n, int node, struct inventory_device *d)
 {
-    uint32_t total = 0;
-    bool room = v->n_devices <= n;
+    uint32_t first = 0, end;
+    while (first < n && cpus[first].node != node)
+        first++;
+    for (end = first; end < n && cpus[end].node == node;)
+        end++;
+    d->first_cpu = end > first ? first : 0;
+    d->n_cpus = end > first ? end - first : n;
+    d->numa = (uint32_t)cpus[d->first_cpu].node;
+}
+
+/* Threads of each, and whether they have their cores for themselves. A worker on a GPU needs one thread that launches and one that reads files. */
+static void share_out(const struct inventory_config *c, const struct cpu *cpus, uint32_t n, uint32_t n_nodes, struct inventory *v)
+{
+    enum { GPU_THREADS = 2 };
+    uint32_t n_cut = 0, k_cut = 0, total = 0, spare = v->n_spare;
+    for (uint32_t k = 0; k < v->n_devices; k++)
+        n_cut += v->devices[k].kind == DEVICE_CPU;
+    bool room = n_cut <= n;
     for (uint32_t k = 0; k < v->n_devices; k++) {
         struct inventory_device *d = &v->devices[k];
-        uint32_t even = MAX(v->n_usable / v->n_devices, 1);
-        d->n_threads = threads ? threads : MAX(MIN(count_cores(cpus, d->first_cpu, d->n_cpus), even), 1);
+        uint32_t even = MAX(v->n_usable / MAX(v->n_devices - v->n_spare, 1), 1);
+        if (d->kind == DEVICE_CPU) {
+            cut_cpus(cpus, n, n_nodes, d, k_cut++, n_cut);
+            d->memory_bytes = v->memory_bytes / n_cut;
+        } else {
+            near_cpus(cpus, n, c->gpus->gpus[d->gpu].numa, d);
+        }
+        uint32_t want = d->kind == DEVICE_CPU ? count_cores(cpus, d->first_cpu, d->n_cpus) : GPU_THREADS;
+        d->n_threads = c->threads ? c->threads : MAX(MIN(want, even), 1);
+        if (c->device_memory && d->memory_bytes)
+            d->memory_bytes = MIN(d->memory_bytes, c->device_memory);
         room = room && d->n_threads <= d->n_cpus;
         total += d->n_threads;
-        d->memory_bytes = v->memory_bytes / v->n_devices;
+        if (d->kind != DEVICE_CPU && spare) { /* of what is spare no thread runs */
+            total -= d->n_threads;
+            spare--;
+        }
     }
     for (uint32_t k = 0; k < v->n_devices; k++) {
         struct inventory_device *d = &v->devices[k];
         d->own_core = room && total <= v->n_usable;
-        if (!room) { /* let the kernel place them */
+        if (!room && d->kind == DEVICE_CPU) { /* let the kernel place them */
             d->first_cpu = 0;
             d->n_cpus = n;
         }
     }
 }
 
-enum err inventory_read(const char *root, const int *allowed, uint32_t n_allowed, const char *devices, uint32_t threads,
-                        struct inventory *out)
+enum err inventory_read(const struct inventory_config *cfg, struct inventory *out)
 {
     enum err e = ERR_OK;
-    ASSERT(n_allowed > 0);
+    const char *root = cfg->root;
+    ASSERT(cfg->n_allowed > 0);
     *out = (struct inventory){0};
-    uint32_t n = MIN(n_allowed, INVENTORY_CPUS_MAX), n_nodes = 1;
+    uint32_t n = MIN(cfg->n_allowed, INVENTORY_CPUS_MAX), n_nodes = 1;
     struct cpu *cpus = calloc(n, sizeof(*cpus));
     out->cpus = calloc(n, sizeof(*out->cpus));
     if (!cpus || !out->cpus) {
@@ -355,7 +563,7 @@ enum err inventory_read(const char *root, const int *allowed, uint32_t n_allowed
         goto fail;
     }
     for (uint32_t i = 0; i < n; i++)
-        cpus[i] = (struct cpu){allowed[i], 0, allowed[i]};
+        cpus[i] = (struct cpu){cfg->allowed[i], 0, cfg->allowed[i]};
     read_nodes(root, cpus, n);
     qsort(cpus, n, sizeof(*cpus), by_place);
     for (uint32_t i = 0; i < n; i++) {
@@ -372,10 +580,8 @@ enum err inventory_read(const char *root, const int *allowed, uint32_t n_allowed
     if (gethostname(out->host, sizeof(out->host) - 1) != 0)
         snprintf(out->host, sizeof(out->host), "localhost");
 
-    TRY_GOTO(name_devices(out, devices, n_nodes), fail);
-    for (uint32_t k = 0; k < out->n_devices; k++)
-        cut_cpus(cpus, n, n_nodes, out, k);
-    share_out(cpus, n, threads, out);
+    TRY_GOTO(name_devices(cfg, out, n_nodes), fail);
+    share_out(cfg, cpus, n, n_nodes, out);
     free(cpus);
     return ERR_OK;
 fail:

@@ -26,7 +26,22 @@ struct handover {
 struct row_dest {
     uint32_t result;       /* run of the result; SAMPLER_NONE: nowhere (hook only) */
     uint32_t position;     /* row of log-probabilities; SAMPLER_NONE */
-    uint32_t slot;
+    uint32_t slot, gen;
+};
+
+/* A step that was begun: where its answers go. */
+struct flight {
+    struct arena arena;           /* of the result */
+    struct step_result res;
+    uint32_t *res_of_run;         /* [max_seqs] run of the result; SAMPLER_NONE */
+    uint32_t *pos_base;           /* [max_seqs] first row of log-probabilities of a run of the result */
+    uint32_t *top_base;           /* [n_all_positions] in the arena */
+    uint32_t n_pooled;            /* states of the result so far */
+    struct sampler_row *rows;     /* [rows_cap] */
+    struct row_dest *dest;
+    uint32_t n_rows;
+    bool deferred;                /* the device samples; runner_finish fetches what it sampled */
+    uint64_t forward_ns, sample_ns, wait0_ns;
 };
 
 struct runner {
@@ -47,19 +62,12 @@ struct runner {
     struct handover *handovers;   /* ring of pp + 2 */
     uint32_t handover_first, n_handovers;
 
-    struct sampler_row *rows;     /* [rows_cap] */
-    struct row_dest *dest;
-    uint32_t n_rows, rows_cap;
-    struct arena arena;           /* the result of the last step */
-    struct step_result res;
-    uint32_t *res_of_run;         /* [max_seqs] */
-    uint32_t *pos_base;           /* [max_seqs] first row of log-probabilities of a run of the result */
-    uint32_t *top_base;           /* [n_all_positions] in the arena */
-    uint32_t n_pooled;            /* states of the result so far */
+    uint32_t rows_cap;
+    struct flight flights[RUNNER_IN_FLIGHT], *f; /* f: of the step that is being begun or finished */
+    uint32_t flight_first, n_flights;
     float *normed;                /* [dim] scratch of pooling */
     runner_logits_fn *hook;
     void *hook_arg;
-    uint64_t forward_ns, sample_ns;
 };
 
 /* ---- creation */
@@ -76,8 +84,10 @@ static enum err make_split(struct runner *r)
             return err_set(ERR_INVALID, "stage %u ends at layer %u, before it begins", s, c->layer_first[s + 1]);
         layers[s] = c->layer_first[s + 1] - c->layer_first[s];
     }
-    return shard_split_init(&r->hp, c->tp, c->pp, c->share, c->share ? c->tp : 0, c->layer_first ? layers : NULL, c->layer_first ? c->pp : 0,
-                            &r->split);
+    TRY(shard_split_init(&r->hp, c->tp, c->pp, c->share, c->share ? c->tp : 0, c->layer_first ? layers : NULL, c->layer_first ? c->pp : 0,
+                         &r->split));
+    r->split.cut = c->use_cuda ? SHARD_CUT_INPUTS : SHARD_CUT_ROWS;
+    return ERR_OK;
 }
 
 /* What the budget has for KV when weights and buffers have theirs. */
@@ -147,12 +157,16 @@ static enum err make_buffers(struct runner *r, const struct device_sizes *sizes)
     r->sampled = calloc(c->max_seqs, sizeof(*r->sampled));
     r->awaiting = calloc(c->max_seqs, sizeof(*r->awaiting));
     r->handovers = calloc(c->pp + 2, sizeof(*r->handovers));
-    r->rows = calloc(r->rows_cap, sizeof(*r->rows));
-    r->dest = calloc(r->rows_cap, sizeof(*r->dest));
-    r->res_of_run = calloc(c->max_seqs, sizeof(*r->res_of_run));
-    r->pos_base = calloc(c->max_seqs, sizeof(*r->pos_base));
     r->normed = calloc(hp->dim, sizeof(*r->normed));
-    bool ok = r->normed && r->tokens && r->sampled && r->awaiting && r->handovers && r->rows && r->dest && r->res_of_run && r->pos_base;
+    bool ok = r->normed && r->tokens && r->sampled && r->awaiting && r->handovers;
+    for (uint32_t i = 0; i < RUNNER_IN_FLIGHT; i++) {
+        struct flight *f = &r->flights[i];
+        f->rows = calloc(r->rows_cap, sizeof(*f->rows));
+        f->dest = calloc(r->rows_cap, sizeof(*f->dest));
+        f->res_of_run = calloc(c->max_seqs, sizeof(*f->res_of_run));
+        f->pos_base = calloc(c->max_seqs, sizeof(*f->pos_base));
+        ok = ok && f->rows && f->dest && f->res_of_run && f->pos_base;
+    }
     for (uint32_t i = 0; ok && i < c->pp + 2; i++) {
         r->handovers[i].slot = calloc(c->max_seqs, sizeof(uint32_t));
         r->handovers[i].gen = calloc(c->max_seqs, sizeof(uint32_t));
@@ -210,7 +224,8 @@ enum err runner_create(const struct runner_config *cfg, struct runner **out)
     r->cfg = *cfg;
     r->first_stage = cfg->stage == 0;
     r->last_stage = cfg->stage + 1 == cfg->pp;
-    arena_init(&r->arena, 0);
+    for (uint32_t i = 0; i < RUNNER_IN_FLIGHT; i++)
+        arena_init(&r->flights[i].arena, 0);
     TRY_GOTO(gguf_open(cfg->model_path, &g), fail);
     TRY_GOTO(pool_create(cfg->n_threads, cfg->cpus, cfg->spin_us, &r->pool), fail);
     TRY_GOTO(load(r, g), fail);
@@ -247,12 +262,14 @@ void runner_destroy(struct runner **rp)
     free(r->sampled);
     free(r->awaiting);
     free(r->handovers);
-    free(r->rows);
-    free(r->dest);
-    free(r->res_of_run);
-    free(r->pos_base);
+    for (uint32_t i = 0; i < RUNNER_IN_FLIGHT; i++) {
+        free(r->flights[i].rows);
+        free(r->flights[i].dest);
+        free(r->flights[i].res_of_run);
+        free(r->flights[i].pos_base);
+        arena_deinit(&r->flights[i].arena);
+    }
     free(r->normed);
-    arena_deinit(&r->arena);
     free(r);
     *rp = NULL;
 }
@@ -279,7 +296,7 @@ void runner_reset(struct runner *r)
     device_reset(r->device);
     memset(r->awaiting, 0, r->cfg.max_seqs * sizeof(*r->awaiting));
     r->handover_first = r->n_handovers = 0;
-    r->n_rows = 0;
+    r->flight_first = r->n_flights = 0;
 }
 
 void runner_set_logits_hook(struct runner *r, runner_logits_fn *fn, void *arg)
@@ -351,7 +368,9 @@ static enum err resolve_tokens(struct runner *r, const struct step *s)
             continue;
         while (waits && r->awaiting[s->slot[i]] && r->n_handovers)
             TRY(take_oldest(r));
-        r->tokens[at] = r->first_stage || r->last_stage ? r->slots.slot[s->slot[i]].sampled : 0;
+        const struct slot *sl = &r->slots.slot[s->slot[i]];
+        if (!sl->pending) /* else the device knows, and nobody else yet */
+            r->tokens[at] = r->first_stage || r->last_stage ? sl->sampled : 0;
     }
     return ERR_OK;
 }
@@ -370,8 +389,8 @@ static uint32_t n_rows_of(const struct runner *r, const struct step *s, uint32_t
 /* Room for all that the runs may get. */
 static bool make_room(struct runner *r, uint64_t positions, uint64_t tops, uint64_t pooled)
 {
-    struct step_result *o = &r->res;
-    struct arena *a = &r->arena;
+    struct step_result *o = &r->f->res;
+    struct arena *a = &r->f->arena;
     uint32_t **by_run[] = {&o->slot, &o->gen, &o->token, &o->n_positions, &o->mu_run};
     bool ok = true;
     for (size_t i = 0; i < ARRAY_LEN(by_run); i++)
@@ -379,7 +398,7 @@ static bool make_room(struct runner *r, uint64_t positions, uint64_t tops, uint6
     ok &= (o->mu = arena_array(a, o->n_runs, sizeof(float))) != NULL;
     ok &= (o->logprob = arena_array(a, positions, sizeof(float))) != NULL;
     ok &= (o->n_top = arena_array(a, positions, sizeof(uint32_t))) != NULL;
-    ok &= (r->top_base = arena_array(a, positions, sizeof(uint32_t))) != NULL;
+    ok &= (r->f->top_base = arena_array(a, positions, sizeof(uint32_t))) != NULL;
     ok &= (o->top_id = arena_array(a, tops, sizeof(uint32_t))) != NULL;
     ok &= (o->top_logprob = arena_array(a, tops, sizeof(float))) != NULL;
     ok &= (o->pooled = arena_array(a, pooled, sizeof(float))) != NULL;
@@ -388,12 +407,12 @@ static bool make_room(struct runner *r, uint64_t positions, uint64_t tops, uint6
 
 static enum err begin_result(struct runner *r, const struct step *s)
 {
-    struct step_result *o = &r->res;
-    arena_reset(&r->arena);
+    struct step_result *o = &r->f->res;
+    arena_reset(&r->f->arena);
     *o = (struct step_result){.epoch = s->epoch, .step_id = s->step_id};
     uint64_t positions = 0, tops = 0, pooled = 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
-        r->res_of_run[i] = s->want[i] ? o->n_runs++ : SAMPLER_NONE;
+        r->f->res_of_run[i] = s->want[i] ? o->n_runs++ : SAMPLER_NONE;
         uint32_t n = n_rows_of(r, s, i);
         positions += n;
         pooled += s->want[i] & RUN_WANT_POOLED ? r->hp.dim : 0;
@@ -403,36 +422,36 @@ static enum err begin_result(struct runner *r, const struct step *s)
         return err_set(ERR_NOMEM, "out of memory for the result of a step with %llu log-probabilities", (unsigned long long)tops);
     uint32_t pos = 0, top = 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
-        uint32_t at = r->res_of_run[i];
+        uint32_t at = r->f->res_of_run[i];
         if (at == SAMPLER_NONE)
             continue;
         o->slot[at] = s->slot[i];
         o->gen[at] = s->gen[i];
         o->token[at] = STEP_TOKEN_SAMPLED;
         o->n_positions[at] = n_rows_of(r, s, i);
-        r->pos_base[at] = pos;
+        r->f->pos_base[at] = pos;
         for (uint32_t p = 0; p < o->n_positions[at]; p++) {
             o->logprob[pos] = NAN;
-            r->top_base[pos++] = top;
+            r->f->top_base[pos++] = top;
             top += r->slots.slot[s->slot[i]].n_logprobs;
         }
     }
     o->n_all_positions = pos;
     o->pooled_dim = pooled ? r->hp.dim : 0;
     o->n_all_pooled = (uint32_t)pooled;
-    r->n_pooled = 0;
+    r->f->n_pooled = 0;
     return ERR_OK;
 }
 
 /* Each position had room for all it might get: close the gaps. */
 static void end_result(struct runner *r)
 {
-    struct step_result *o = &r->res;
+    struct step_result *o = &r->f->res;
     uint32_t to = 0;
     for (uint32_t p = 0; p < o->n_all_positions; p++) {
-        if (to != r->top_base[p] && o->n_top[p]) {
-            memmove(o->top_id + to, o->top_id + r->top_base[p], o->n_top[p] * sizeof(uint32_t));
-            memmove(o->top_logprob + to, o->top_logprob + r->top_base[p], o->n_top[p] * sizeof(float));
+        if (to != r->f->top_base[p] && o->n_top[p]) {
+            memmove(o->top_id + to, o->top_id + r->f->top_base[p], o->n_top[p] * sizeof(uint32_t));
+            memmove(o->top_logprob + to, o->top_logprob + r->f->top_base[p], o->n_top[p] * sizeof(float));
         }
         to += o->n_top[p];
     }
@@ -441,28 +460,22 @@ static void end_result(struct runner *r)
 
 /* ---- rows through the head */
 
-static enum err flush_rows(struct runner *r)
+/* What was sampled and scored goes into the result, and into the slots that still are who they were. */
+static void take_rows(struct runner *r)
 {
-    struct step_result *o = &r->res;
-    if (r->n_rows == 0)
-        return ERR_OK;
-    uint64_t t0 = clock_ns();
-    TRY(device_head(r->device, r->n_rows));
-    uint64_t t1 = clock_ns();
-    struct shard_rank own;
-    shard_rank(&r->hp, &r->split, r->cfg.tp_rank, &own);
-    for (uint32_t i = 0; r->hook && i < r->n_rows; i++)
-        r->hook(r->hook_arg, r->dest[i].slot, r->rows[i].position, own.vocab.first, own.vocab.n, device_logits(r->device, i));
-    TRY(device_sample(r->device, r->rows, r->n_rows));
-    for (uint32_t i = 0; i < r->n_rows; i++) {
-        const struct sampler_row *row = &r->rows[i];
-        const struct row_dest *d = &r->dest[i];
+    struct step_result *o = &r->f->res;
+    for (uint32_t i = 0; i < r->f->n_rows; i++) {
+        const struct sampler_row *row = &r->f->rows[i];
+        const struct row_dest *d = &r->f->dest[i];
+        struct slot *sl = &r->slots.slot[d->slot];
         if (row->sample) {
             o->token[d->result] = row->token;
-            struct slot *sl = &r->slots.slot[d->slot];
-            sl->sampled = row->token;
-            sl->mu = row->mu;
-            if (sl->mirostat) {
+            if (sl->live && sl->gen == d->gen) {
+                sl->sampled = row->token;
+                sl->mu = row->mu;
+                sl->pending -= r->f->deferred;
+            }
+            if (row->mirostat) {
                 o->mu_run[o->n_mu] = d->result;
                 o->mu[o->n_mu++] = row->mu;
             }
@@ -472,9 +485,33 @@ static enum err flush_rows(struct runner *r)
             o->n_top[d->position] = row->n_top_out;
         }
     }
-    r->n_rows = 0;
-    r->forward_ns += t1 - t0;
-    r->sample_ns += clock_ns() - t1;
+    r->f->n_rows = 0;
+}
+
+static void call_hook(struct runner *r)
+{
+    struct shard_rank own;
+    shard_rank(&r->hp, &r->split, r->cfg.tp_rank, &own);
+    for (uint32_t i = 0; i < r->f->n_rows; i++)
+        r->hook(r->hook_arg, r->f->dest[i].slot, r->f->rows[i].position, own.vocab.first, own.vocab.n, device_logits(r->device, i));
+}
+
+static enum err flush_rows(struct runner *r)
+{
+    struct flight *f = r->f;
+    if (f->n_rows == 0)
+        return ERR_OK;
+    uint64_t t0 = clock_ns();
+    TRY(device_head(r->device, f->n_rows));
+    uint64_t t1 = clock_ns();
+    f->forward_ns += t1 - t0;
+    if (f->deferred)
+        return device_sample_begin(r->device, f->rows, f->n_rows);
+    if (r->hook)
+        call_hook(r);
+    TRY(device_sample(r->device, f->rows, f->n_rows));
+    take_rows(r);
+    f->sample_ns += clock_ns() - t1;
     if (r->cfg.tick)
         r->cfg.tick(r->cfg.tick_arg);
     return ERR_OK;
@@ -485,19 +522,19 @@ static enum err flush_rows(struct runner *r)
 static enum err add_row(struct runner *r, const struct step *s, uint32_t run, uint32_t tok, uint32_t position, bool sample, uint32_t target,
                         uint32_t lp_row)
 {
-    uint32_t i = r->n_rows, slot = s->slot[run];
+    uint32_t i = r->f->n_rows, slot = s->slot[run];
     const struct slot *sl = &r->slots.slot[slot];
     bool lp = lp_row != SAMPLER_NONE;
     if (tok == TOK_KEPT)
         device_put_kept(r->device, i, slot);
     else
         device_put_row(r->device, i, tok);
-    r->rows[i] = (struct sampler_row){.slot = sl, .position = position, .sample = sample, .logprob = lp && sample, .target = target,
+    r->f->rows[i] = (struct sampler_row){.slot = sl, .slot_idx = slot, .mirostat = sl->mirostat != 0, .position = position, .sample = sample, .logprob = lp && sample, .target = target,
                                       .n_top = lp ? sl->n_logprobs : 0,
-                                      .top_id = lp ? r->res.top_id + r->top_base[lp_row] : NULL,
-                                      .top_lp = lp ? r->res.top_logprob + r->top_base[lp_row] : NULL};
-    r->dest[i] = (struct row_dest){r->res_of_run[run], lp_row, slot};
-    return ++r->n_rows == r->rows_cap ? flush_rows(r) : ERR_OK;
+                                      .top_id = lp ? r->f->res.top_id + r->f->top_base[lp_row] : NULL,
+                                      .top_lp = lp ? r->f->res.top_logprob + r->f->top_base[lp_row] : NULL};
+    r->f->dest[i] = (struct row_dest){r->f->res_of_run[run], lp_row, slot, sl->gen};
+    return ++r->f->n_rows == r->rows_cap && !r->f->deferred ? flush_rows(r) : ERR_OK; /* deferred: they fit (may_defer) */
 }
 
 /* What a batch's part of a run adds to the pooled state of its slot; on the rank that answers alone. */
@@ -512,7 +549,7 @@ static enum err pool_rows(struct runner *r, const struct step *s, const struct b
     }
     if (!(s->want[b->run] & RUN_WANT_POOLED) || b->first + b->n_tok < s->n_tokens[b->run])
         return ERR_OK;
-    float *y = r->res.pooled + (size_t)r->n_pooled++ * dim;
+    float *y = r->f->res.pooled + (size_t)r->f->n_pooled++ * dim;
     bool finite = true;
     if (sl->pooling == POOLING_RANK) {
         memset(y, 0, dim * sizeof(*y));
@@ -534,7 +571,7 @@ static enum err rows_of_run(struct runner *r, const struct step *s, const struct
     uint32_t run = b->run, n = s->n_tokens[run], want = s->want[run];
     struct slot *sl = &r->slots.slot[s->slot[run]];
     bool prompt = want & RUN_WANT_PROMPT_LOGPROBS;
-    uint32_t base = want ? r->pos_base[r->res_of_run[run]] : 0;
+    uint32_t base = want ? r->f->pos_base[r->f->res_of_run[run]] : 0;
     if (prompt && b->first == 0 && sl->hidden_valid)
         TRY(add_row(r, s, run, TOK_KEPT, s->start[run], false, tokens[0], base));
     for (uint32_t i = 0; i < b->n_tok; i++) {
@@ -566,7 +603,7 @@ static enum err run_batches(struct runner *r, const struct step *s)
     while (batch_next(&r->batch, &w, s, r->tokens, &r->slots)) {
         uint64_t t0 = clock_ns();
         TRY(device_forward(r->device, &r->batch));
-        r->forward_ns += clock_ns() - t0;
+        r->f->forward_ns += clock_ns() - t0;
         for (uint32_t i = 0; r->last_stage && i < r->batch.n_runs; i++) {
             const struct batch_run *b = &r->batch.runs[i];
             TRY(rows_of_run(r, s, b, r->batch.token + b->tok0 - b->first));
@@ -577,16 +614,56 @@ static enum err run_batches(struct runner *r, const struct step *s)
     return r->last_stage ? flush_rows(r) : ERR_OK;
 }
 
-enum err runner_step(struct runner *r, const struct step *s, struct step_result *out, bool *has_result)
+/* ---- steps in flight
+ *
+ * A device that samples by itself (device_info.defers) lets a step begin before the one before it is finished: its input tokens are what the device has just
+ * sampled. Only steps that need nothing of the host's in between: lone stages, no new sequences, nothing for which the host looks back at tokens. */
+
+static bool needs_host(const struct slot *sl)
 {
-    *has_result = false;
+    return sl->n_bad || sl->dry_multiplier > 0 || sl->pooling;
+}
+
+/* May the device sample this step while the host goes on? */
+static bool may_defer(const struct runner *r, const struct step *s)
+{
+    uint32_t n = 0;
+    if (!r->device->info.defers || r->cfg.pp > 1 || r->hook || s->n_setups)
+        return false;
+    for (uint32_t i = 0; i < s->n_runs; i++) {
+        if ((s->want[i] & ~(uint32_t)(RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS)) || needs_host(&r->slots.slot[s->slot[i]]))
+            return false;
+        n += (s->want[i] & RUN_WANT_SAMPLE) != 0;
+    }
+    return n <= r->rows_cap && s->n_all_tokens <= r->batch.cap;
+}
+
+bool runner_may_begin(const struct runner *r, const struct step *s)
+{
+    return r->n_flights == 0 || (r->n_flights < RUNNER_IN_FLIGHT && slots_known(&r->slots, s) && may_defer(r, s));
+}
+
+static void count_pending(struct runner *r, const struct step *s)
+{
+    for (uint32_t i = 0; i < s->n_runs; i++)
+        r->slots.slot[s->slot[i]].pending += (s->want[i] & RUN_WANT_SAMPLE) != 0;
+}
+
+enum err runner_begin(struct runner *r, const struct step *s)
+{
+    ASSERT(r->n_flights < RUNNER_IN_FLIGHT);
     if (r->cfg.tp * r->cfg.pp > 1 && !r->comm)
         return err_set(ERR_UNAVAILABLE, "a step came before the communicator");
-    uint64_t wait0 = r->comm ? comm_stats(r->comm).wait_ns : 0;
-    r->forward_ns = r->sample_ns = 0;
+    r->f = &r->flights[(r->flight_first + r->n_flights) % RUNNER_IN_FLIGHT];
+    r->f->n_rows = 0;
+    r->f->forward_ns = r->f->sample_ns = 0;
+    r->f->wait0_ns = r->comm ? comm_stats(r->comm).wait_ns : 0;
     TRY(slots_check(&r->slots, s));
     TRY(resolve_tokens(r, s));
+    r->f->deferred = may_defer(r, s);
     slots_apply(&r->slots, s);
+    for (uint32_t i = 0; r->last_stage && i < s->n_setups; i++)
+        TRY(device_setup(r->device, s->setups[i].slot, &r->slots.slot[s->setups[i].slot]));
     for (uint32_t i = 0, at = 0; i < s->n_runs; at += s->n_tokens[i++])
         slots_advance(&r->slots, s, i, r->tokens + at);
     if (r->last_stage)
@@ -594,16 +671,52 @@ enum err runner_step(struct runner *r, const struct step *s, struct step_result 
     if (r->first_stage && !r->last_stage)
         expect_sampled(r, s);
     TRY(run_batches(r, s));
+    if (r->f->deferred)
+        count_pending(r, s);
+    else if (r->last_stage && !r->first_stage)
+        TRY(send_sampled(r, s));
+    r->n_flights++;
+    return ERR_OK;
+}
+
+uint32_t runner_in_flight(const struct runner *r)
+{
+    return r->n_flights;
+}
+
+bool runner_is_ready(struct runner *r)
+{
+    const struct flight *f = &r->flights[r->flight_first];
+    return r->n_flights && (!f->deferred || !f->n_rows || device_sample_ready(r->device));
+}
+
+enum err runner_finish(struct runner *r, struct step_result *out, bool *has_result)
+{
+    ASSERT(r->n_flights > 0);
+    struct flight *f = r->f = &r->flights[r->flight_first];
+    *has_result = false;
+    r->flight_first = (r->flight_first + 1) % RUNNER_IN_FLIGHT;
+    r->n_flights--;
     if (!r->last_stage)
         return ERR_OK;
-    if (!r->first_stage)
-        TRY(send_sampled(r, s));
+    if (f->deferred && f->n_rows) {
+        TRY(device_sample_end(r->device, f->rows, f->n_rows));
+        take_rows(r);
+    }
     end_result(r);
-    uint64_t wait = r->comm ? comm_stats(r->comm).wait_ns - wait0 : 0;
-    r->res.comm_us = (uint32_t)(wait / 1000);
-    r->res.compute_us = (uint32_t)((r->forward_ns > wait ? r->forward_ns - wait : 0) / 1000);
-    r->res.sample_us = (uint32_t)(r->sample_ns / 1000);
-    *out = r->res;
+    uint64_t wait = r->comm ? comm_stats(r->comm).wait_ns - f->wait0_ns : 0;
+    f->res.comm_us = (uint32_t)(wait / 1000);
+    f->res.compute_us = (uint32_t)((f->forward_ns > wait ? f->forward_ns - wait : 0) / 1000);
+    f->res.sample_us = (uint32_t)(f->sample_ns / 1000);
+    *out = f->res;
     *has_result = r->cfg.tp_rank == 0;
     return ERR_OK;
+}
+
+enum err runner_step(struct runner *r, const struct step *s, struct step_result *out, bool *has_result)
+{
+    ASSERT(r->n_flights == 0);
+    *has_result = false;
+    TRY(runner_begin(r, s));
+    return runner_finish(r, out, has_result);
 }

@@ -81,6 +81,15 @@ void runner_reset(struct runner *r);
  * stage 0 may take only in a later step. */
 enum err runner_step(struct runner *r, const struct step *s, struct step_result *out, bool *has_result);
 
+/* The same in two halves, so that a device works on the next step while the host deals with the last. At most RUNNER_IN_FLIGHT steps are begun and not
+ * finished; may_begin: this one may, beside those that are. finish: of the oldest; waits for it, if runner_is_ready says that it is not there yet. */
+enum { RUNNER_IN_FLIGHT = 2 };
+bool runner_may_begin(const struct runner *r, const struct step *s);
+enum err runner_begin(struct runner *r, const struct step *s);
+uint32_t runner_in_flight(const struct runner *r);
+bool runner_is_ready(struct runner *r);
+enum err runner_finish(struct runner *r, struct step_result *out, bool *has_result);
+
 /* Tests and tools: fn sees the raw logits of every position of every run on the ranks of the last stage, before the sampler: ids [first_id,
  * first_id + n). Slow: every position then goes through the head. NULL switches it off. */
 typedef void runner_logits_fn(void *arg, uint32_t slot, uint32_t position, uint32_t first_id, uint32_t n, const float *logits);

@@ -2,9 +2,8 @@
 
 #include "base/check.h"
 #include "base/fmath.h"
-#include "base/rng.h"
+#include "kernels/sampling_filter.h"
 #include "worker/sampler_adjust.h"
-#include "worker/sampler_filter.h"
 #include "worker/sampler_history.h"
 #include "worker/sampler_math.h"
 
@@ -12,8 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define TEMPERATURE_MIN 1e-5f /* below: greedy */
-enum { SEG = SHARD_VOCAB_SEGMENT, CAND_FIRST = 64, CAND_FIRST_MAX = 1024, CAND_GROWTH = 8 };
+enum { SEG = SHARD_VOCAB_SEGMENT };
 
 /* What is asked of all ranks for a row in a round. */
 enum ask {
@@ -26,25 +24,20 @@ enum ask {
     ASK_DRAW = 64,   /* the token at draw_left in segment draw_seg */
     ASK_MORE = 128,  /* with ASK_ADJ: what entropy and deviation are made of */
 };
-/* Draws beside the token's own come from streams of their own: this is added to the number of the choice. */
-enum { STREAM_XTC = 1u << 30 };
-struct seg_stat {
-    double sum;          /* of exponentials relative to max */
-    float max, pad;      /* NaN: a logit is not finite */
-};
-struct seg_more {        /* of the adjusted logits that are no bans */
-    double dot;          /* sum of exponential times exponent */
-    double n, z, zz;     /* how many; sums of logits and of their squares */
+struct cand {
+    float z, raw;        /* adjusted and raw logit */
+    uint32_t id, pad;
 };
 struct row_state {
     unsigned ask, asked; /* wanted; given in this round */
-    bool adjusted, greedy, filtered, bad;
+    struct sampling_params sp;
+    bool adjusted, greedy, filtered, bad, more;
     bool dynamic;        /* the temperature is not known yet */
     bool lifted;         /* everything was banned: only `allowed` counts, and biases */
     bool again;          /* the adjusted statistics are to be made once more */
     float raw_max;
     double raw_sum;
-    struct sampler_dist adj; /* scale: 1 / temperature */
+    struct sampling_dist adj; /* scale: 1 / temperature */
     uint32_t n_changes;
     float token_raw;     /* raw logit of the chosen token */
     uint32_t cand_cap, draw_seg;
@@ -54,15 +47,16 @@ struct sampler {
     struct sampler_config cfg;
     uint32_t n_seg_own;
     struct row_state *state;   /* [rows_cap] */
-    struct seg_stat *raw, *adj; /* [rows_cap][n_seg_own] */
-    struct seg_more *more;     /* [rows_cap][n_seg_own] */
+    struct sampling_seg *raw, *adj; /* [rows_cap][n_seg_own] */
+    struct sampling_more *more;     /* [rows_cap][n_seg_own] */
     float *adj_logits;         /* [rows_cap][own ids], rows that bias, bans or penalties change */
-    struct sampler_change *changes; /* [rows_cap][changes_each] what looks back at the tokens takes off */
+    struct sampling_change *changes; /* [rows_cap][changes_each] what looks back at the tokens takes off */
     size_t changes_each;
     uint32_t *best, *z;        /* [threads][vocab], [threads][ctx] scratch of that; best is zero between */
     bool look_back;            /* some row does */
     struct cand *scratch;      /* [threads][scratch_each] */
     size_t scratch_each;
+    float *masses;             /* [threads][vocab] of candidates */
     uint8_t *xchg;
     size_t xchg_cap;
     size_t *row_at;            /* [tp][rows_cap] where a rank's answer for a row lies */
@@ -138,7 +132,7 @@ static void sort_best_first(struct cand *h, uint32_t n)
 
 /* The cap best of this rank's ids, best first; out has room for min(cap, own ids), all of which are filled. Segments come in the order of their
  * maxima, so that the walk ends as soon as no later one can hold a better. order: [n_seg_own] scratch. */
-static void best_of_own(const struct sampler *s, const float *z, const float *raw, const struct seg_stat *stat, uint32_t cap,
+static void best_of_own(const struct sampler *s, const float *z, const float *raw, const struct sampling_seg *stat, uint32_t cap,
                         struct cand *order, struct cand *out)
 {
     struct shard_range ids = own(s);
@@ -173,10 +167,10 @@ static void best_of_own(const struct sampler *s, const float *z, const float *ra
 
 /* ---- phase 1: adjust, and the statistics of each segment */
 
-static struct seg_stat stat_of(const float *z, uint32_t n, float scale)
+static struct sampling_seg stat_of(const float *z, uint32_t n, float scale)
 {
     float e[SEG];
-    struct seg_stat st = {.max = sampler_math_max(z, n)};
+    struct sampling_seg st = {.max = sampler_math_max(z, n)};
     if (st.max > -INFINITY) { /* not NaN either */
         sampler_math_exps(z, n, st.max, scale, e);
         st.sum = sampler_math_sum(e, n);
@@ -184,17 +178,17 @@ static struct seg_stat stat_of(const float *z, uint32_t n, float scale)
     return st;
 }
 
-static struct seg_more more_of(const float *z, uint32_t n, float max, float scale)
+static struct sampling_more more_of(const float *z, uint32_t n, float max, float scale)
 {
     float e[SEG];
-    struct seg_more m = {0};
+    struct sampling_more m = {0};
     if (!(max > -INFINITY))
         return m;
     sampler_math_exps(z, n, max, scale, e);
     for (uint32_t j = 0; j < n; j++) {
         if (z[j] == -INFINITY)
             continue;
-        m.dot += e[j] > 0 ? (double)e[j] * (double)((z[j] - max) * scale) : 0;
+        m.dot += sampling_dot(e[j], z[j], max, scale);
         m.n += 1;
         m.z += (double)z[j];
         m.zz += (double)z[j] * (double)z[j];
@@ -207,15 +201,15 @@ static void adjusted_segment(struct sampler *s, uint32_t i, uint32_t g)
     struct row_state *st = &s->state[i];
     uint32_t at = g * SEG, n = MIN((uint32_t)SEG, own(s).n - at);
     const float *raw = raw_row(s, i) + at, *z = raw;
-    struct seg_stat *adj_stat = &s->adj[(size_t)i * s->n_seg_own + g];
+    struct sampling_seg *adj_stat = &s->adj[(size_t)i * s->n_seg_own + g];
     if (st->adjusted) {
         float *a = s->adj_logits + (size_t)i * own(s).n + at;
-        const struct sampler_change *changes = s->changes + i * s->changes_each;
-        sampler_adjust(s->rows[i].slot, s->rows[i].position, changes, st->n_changes, st->lifted, raw, own(s).first + at, n, a);
+        const struct sampling_change *changes = s->changes + i * s->changes_each;
+        sampler_adjust(s->rows[i].slot, &st->sp, s->rows[i].position, changes, st->n_changes, st->lifted, raw, own(s).first + at, n, a);
         z = a;
     }
     if (st->greedy)
-        *adj_stat = (struct seg_stat){.max = sampler_math_max(z, n)};
+        *adj_stat = (struct sampling_seg){.max = sampler_math_max(z, n)};
     else if (shares_raw(st) && (st->ask & ASK_RAW))
         *adj_stat = s->raw[(size_t)i * s->n_seg_own + g];
     else
@@ -241,11 +235,11 @@ static size_t answer_bytes(const struct sampler *s, uint32_t i, uint32_t rank)
     uint32_t n = s->cfg.ids[rank].n;
     size_t b = 0;
     if (st->asked & ASK_RAW)
-        b += n_segs(n) * sizeof(struct seg_stat);
+        b += n_segs(n) * sizeof(struct sampling_seg);
     if (st->asked & ASK_ADJ)
-        b += n_segs(n) * sizeof(struct seg_stat);
+        b += n_segs(n) * sizeof(struct sampling_seg);
     if (st->asked & ASK_MORE)
-        b += n_segs(n) * sizeof(struct seg_more);
+        b += n_segs(n) * sizeof(struct sampling_more);
     if (st->asked & ASK_BEST)
         b += sizeof(struct cand);
     if (st->asked & ASK_TARGET)
@@ -330,15 +324,15 @@ static void answer(struct sampler *s, uint32_t i, struct cand *scratch)
         adjusted_segment(s, i, g);
     st->again = false;
     struct shard_range ids = own(s);
-    const struct seg_stat *raw = s->raw + (size_t)i * s->n_seg_own, *adj = s->adj + (size_t)i * s->n_seg_own;
+    const struct sampling_seg *raw = s->raw + (size_t)i * s->n_seg_own, *adj = s->adj + (size_t)i * s->n_seg_own;
     uint8_t *p = s->xchg + s->row_at[(size_t)s->cfg.tp_rank * s->cfg.rows_cap + i];
-    size_t stats = s->n_seg_own * sizeof(struct seg_stat);
+    size_t stats = s->n_seg_own * sizeof(struct sampling_seg);
     if (st->asked & ASK_RAW)
         memcpy(take(&p, stats), raw, stats);
     if (st->asked & ASK_ADJ)
         memcpy(take(&p, stats), adj, stats);
     if (st->asked & ASK_MORE) {
-        size_t bytes = s->n_seg_own * sizeof(struct seg_more);
+        size_t bytes = s->n_seg_own * sizeof(struct sampling_more);
         memcpy(take(&p, bytes), s->more + (size_t)i * s->n_seg_own, bytes);
     }
     if (st->asked & ASK_BEST) {
@@ -379,16 +373,12 @@ static void answer(struct sampler *s, uint32_t i, struct cand *scratch)
 
 /* Statistics of all segments in the order of the ids. p: per rank, advanced. */
 struct segs {
-    const struct seg_stat *of[SHARD_TP_MAX];
+    const struct sampling_seg *of[SHARD_TP_MAX];
 };
 static void take_segs(const struct sampler *s, uint8_t **p, struct segs *out)
 {
     for (uint32_t r = 0; r < s->cfg.tp; r++)
-        out->of[r] = take(&p[r], n_segs(s->cfg.ids[r].n) * sizeof(struct seg_stat));
-}
-static double seg_mass(const struct seg_stat *g, float max, float scale)
-{
-    return g->max > -INFINITY ? g->sum * (double)fm_exp((g->max - max) * scale) : 0;
+        out->of[r] = take(&p[r], n_segs(s->cfg.ids[r].n) * sizeof(struct sampling_seg));
 }
 enum merged { MERGED_OK, MERGED_BAD /* a logit is not finite */, MERGED_NONE /* all are banned */ };
 static enum merged merge_segs(const struct sampler *s, const struct segs *v, float scale, float *max, double *sum)
@@ -405,24 +395,22 @@ static enum merged merge_segs(const struct sampler *s, const struct segs *v, flo
         return MERGED_NONE;
     for (uint32_t r = 0; r < s->cfg.tp; r++)
         for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++)
-            *sum += seg_mass(&v->of[r][g], *max, scale);
+            *sum += sampling_seg_mass(&v->of[r][g], *max, scale);
     return MERGED_OK;
 }
 
-/* Entropy, deviation, and what is made of them: the temperature (then everything is asked for again at it), the floor of top_n_sigma. */
-static void merge_more(const struct sampler *s, struct row_state *st, const struct slot *sl, const struct segs *v, bool none, uint8_t **p)
+/* Entropy and deviation; where the temperature hangs on them, everything is asked for again at it. */
+static void merge_more(const struct sampler *s, struct row_state *st, const struct segs *v, bool none, uint8_t **p)
 {
-    struct sampler_dist *d = &st->adj;
-    struct seg_more all = {0};
+    struct sampling_dist *d = &st->adj;
+    struct sampling_more all = {0};
     for (uint32_t r = 0; r < s->cfg.tp; r++) {
         uint32_t n = n_segs(s->cfg.ids[r].n);
-        const struct seg_more *m = take(&p[r], n * sizeof(*m));
+        const struct sampling_more *m = take(&p[r], n * sizeof(*m));
         for (uint32_t g = 0; g < n; g++) {
-            const struct seg_stat *seg = &v->of[r][g];
-            if (!(seg->max > -INFINITY))
+            if (!(v->of[r][g].max > -INFINITY))
                 continue;
-            float x = (seg->max - d->max) * d->scale;
-            all.dot += (double)fm_exp(x) > 0 ? (double)fm_exp(x) * (m[g].dot + seg->sum * (double)x) : 0;
+            all.dot += sampling_seg_dot(&v->of[r][g], &m[g], d->max, d->scale);
             all.n += m[g].n;
             all.z += m[g].z;
             all.zz += m[g].zz;
@@ -430,20 +418,9 @@ static void merge_more(const struct sampler *s, struct row_state *st, const stru
     }
     if (none)
         return;
-    d->mean = all.dot / d->sum;
-    if (sl->top_n_sigma > 0) {
-        double mean = all.z / all.n, variance = all.zz / all.n - mean * mean;
-        d->floor = (float)((double)d->max - (double)sl->top_n_sigma * sqrt(variance > 0 ? variance : 0));
-    }
-    if (!st->dynamic)
-        return;
+    sampling_settle(&st->sp, &all, st->dynamic, d);
+    st->again = st->dynamic;
     st->dynamic = false;
-    st->again = true;
-    /* Entropy as a share of the largest that so many tokens can have. */
-    double entropy = (double)fm_log((float)d->sum) - d->mean, most = (double)fm_log((float)all.n);
-    float share = most > 0 && entropy > 0 ? fm_exp(sl->dynatemp_exponent * fm_log((float)(entropy / most))) : 0;
-    float low = fmaxf(sl->temperature - sl->dynatemp_range, 0), high = sl->temperature + sl->dynatemp_range;
-    d->scale = 1 / fmaxf(low + (high - low) * share, TEMPERATURE_MIN);
 }
 
 /* No filter: the uniform picks the segment, and how far into it. */
@@ -453,8 +430,8 @@ static void ask_draw(const struct sampler *s, struct row_state *st, const struct
     st->ask = ASK_DRAW;
     for (uint32_t r = 0; r < s->cfg.tp; r++)
         for (uint32_t g = 0; g < n_segs(s->cfg.ids[r].n); g++) {
-            const struct seg_stat *seg = &v->of[r][g];
-            double mass = seg_mass(seg, st->adj.max, st->adj.scale);
+            const struct sampling_seg *seg = &v->of[r][g];
+            double mass = sampling_seg_mass(seg, st->adj.max, st->adj.scale);
             if (mass == 0)
                 continue;
             st->draw_seg = s->cfg.ids[r].first / SEG + g;
@@ -464,12 +441,6 @@ static void ask_draw(const struct sampler *s, struct row_state *st, const struct
                 return;
         }
 }
-static unsigned more_wanted(const struct slot *sl)
-{
-    bool typical = sl->typical_p > 0 && sl->typical_p < 1;
-    return typical || sl->top_n_sigma > 0 ? ASK_MORE : 0;
-}
-
 /* The best n of the ranks' sorted lists, best first. */
 static uint32_t merge_cands(const struct sampler *s, uint8_t **p, uint32_t cap, struct cand *out)
 {
@@ -492,11 +463,15 @@ static uint32_t merge_cands(const struct sampler *s, uint8_t **p, uint32_t cap, 
     return n;
 }
 
-static void pick_candidate(const struct sampler *s, struct row_state *st, struct sampler_row *row, const struct cand *c, uint32_t n)
+static void pick_candidate(const struct sampler *s, struct row_state *st, struct sampler_row *row, const struct cand *c, uint32_t n, float *p)
 {
+    struct sampling_list l = {&c[0].z, sizeof(*c) / sizeof(float), p, n, n};
     uint32_t pick;
-    if (!sampler_filter_pick(&st->adj, row->slot, c, n, &pick, &row->mu)) {
-        st->cand_cap = st->cand_cap > s->cfg.vocab / CAND_GROWTH ? s->cfg.vocab : st->cand_cap * CAND_GROWTH;
+    for (uint32_t i = 0; i < n; i++)
+        p[i] = c[i].z;
+    sampler_math_exps(p, n, st->adj.max, st->adj.scale, p);
+    if (!sampling_pick(&st->adj, &st->sp, &l, &pick, &row->mu)) {
+        st->cand_cap = sampling_cands_more(st->cand_cap, s->cfg.vocab);
         st->ask = ASK_CANDS;
         return;
     }
@@ -506,10 +481,10 @@ static void pick_candidate(const struct sampler *s, struct row_state *st, struct
 
 static float logprob(const struct row_state *st, float raw)
 {
-    return (raw - st->raw_max) - fm_log((float)st->raw_sum);
+    return sampling_logprob(raw, st->raw_max, st->raw_sum);
 }
 
-static void merge(struct sampler *s, uint32_t i, struct cand *scratch)
+static void merge(struct sampler *s, uint32_t i, struct cand *scratch, float *masses)
 {
     struct row_state *st = &s->state[i];
     struct sampler_row *row = &s->rows[i];
@@ -533,7 +508,7 @@ static void merge(struct sampler *s, uint32_t i, struct cand *scratch)
         return;
     bool first_pass = st->dynamic;
     if (st->asked & ASK_MORE)
-        merge_more(s, st, row->slot, &adj, none, p);
+        merge_more(s, st, &adj, none, p);
     if (st->asked & ASK_BEST) {
         struct cand best = {-INFINITY, 0, SAMPLER_NONE, 0}, c;
         for (uint32_t r = 0; r < s->cfg.tp; r++) {
@@ -567,11 +542,11 @@ static void merge(struct sampler *s, uint32_t i, struct cand *scratch)
         return;
     }
     if (first_pass)
-        st->ask = ASK_ADJ | more_wanted(row->slot) | (st->filtered ? ASK_CANDS : 0);
+        st->ask = ASK_ADJ | (st->more ? ASK_MORE : 0) | (st->filtered ? ASK_CANDS : 0);
     else if ((st->asked & ASK_ADJ) && !st->filtered)
         ask_draw(s, st, &adj);
     if (st->asked & ASK_CANDS)
-        pick_candidate(s, st, row, scratch, merge_cands(s, p, st->cand_cap, scratch));
+        pick_candidate(s, st, row, scratch, merge_cands(s, p, st->cand_cap, scratch), masses);
     if (st->asked & ASK_DRAW)
         for (uint32_t r = 0; r < s->cfg.tp; r++) {
             struct cand c;
@@ -592,7 +567,7 @@ static void begin_row(struct sampler *s, uint32_t i)
     struct sampler_row *row = &s->rows[i];
     const struct slot *sl = row->slot;
     struct row_state *st = &s->state[i];
-    *st = (struct row_state){.adj = {.scale = 1, .floor = -INFINITY, .vocab = s->cfg.vocab}};
+    *st = (struct row_state){0};
     row->token = SAMPLER_NONE;
     row->lp = NAN;
     row->mu = sl->mu;
@@ -605,26 +580,22 @@ static void begin_row(struct sampler *s, uint32_t i)
         st->ask |= ASK_TOP | ASK_RAW;
     if (!row->sample)
         return;
-    bool look_back = sl->n_bad || sl->dry_multiplier > 0, by_top_k = sl->top_k > 0 && sl->top_k < s->cfg.vocab;
+    bool look_back = sl->n_bad || sl->dry_multiplier > 0;
+    struct sampling_plan plan;
+    st->sp = slot_params(sl);
+    sampling_begin(&st->sp, s->cfg.vocab, row->position, &plan);
     s->look_back |= look_back;
-    st->adjusted = sl->n_bias || sl->has_penalties || sl->allowed || look_back || sampler_adjust_bans_stops(sl, row->position);
-    st->dynamic = sl->dynatemp_range > 0;
-    st->greedy = !st->dynamic && sl->temperature < TEMPERATURE_MIN;
-    if (st->greedy) {
+    st->adjusted = sl->n_bias || sl->has_penalties || sl->allowed || look_back || (sl->n_stop && sampling_bans_stops(&st->sp, row->position));
+    st->dynamic = plan.dynamic;
+    st->greedy = plan.greedy;
+    st->filtered = plan.filtered;
+    st->more = plan.more;
+    st->adj = plan.dist;
+    st->cand_cap = plan.cands;
+    if (st->greedy)
         st->ask |= ASK_BEST;
-        return;
-    }
-    struct sampler_dist *d = &st->adj;
-    d->scale = st->dynamic ? 1 : 1 / sl->temperature;
-    d->u = rng_uniform(sl->seed, sl->choice, row->position);
-    d->xtc = sl->xtc_probability > 0 && !sl->mirostat && rng_uniform(sl->seed, sl->choice + STREAM_XTC, row->position) < (double)sl->xtc_probability;
-    st->filtered = by_top_k || sl->top_p < 1 || sl->min_p > 0 || more_wanted(sl) || d->xtc || sl->mirostat;
-    st->ask |= ASK_ADJ | more_wanted(sl) | (st->dynamic ? ASK_MORE : 0);
-    if (st->filtered) {
-        st->ask |= st->dynamic ? 0 : ASK_CANDS;
-        uint32_t want = sl->mirostat == 1 ? SAMPLER_FILTER_MIROSTAT_M : by_top_k ? MIN(sl->top_k, (uint32_t)CAND_FIRST_MAX) : (uint32_t)CAND_FIRST;
-        st->cand_cap = MIN(want, s->cfg.vocab);
-    }
+    else
+        st->ask |= ASK_ADJ | (st->more || st->dynamic ? ASK_MORE : 0) | (st->filtered && !st->dynamic ? ASK_CANDS : 0);
 }
 
 static void look_back(struct sampler *s, uint32_t i, unsigned ith)
@@ -639,6 +610,7 @@ static void sampler_pass(void *arg, unsigned ith, unsigned nth)
 {
     struct sampler *s = arg;
     struct cand *scratch = s->scratch + ith * s->scratch_each;
+    float *masses = s->masses + (size_t)ith * s->cfg.vocab;
     uint32_t begin, end;
     for (uint32_t i = ith; s->look_back && i < s->n; i += nth)
         look_back(s, i, ith);
@@ -666,7 +638,7 @@ static void sampler_pass(void *arg, unsigned ith, unsigned nth)
         }
         for (uint32_t i = ith; i < s->n; i += nth)
             if (s->state[i].asked)
-                merge(s, i, scratch);
+                merge(s, i, scratch, masses);
         pool_barrier(s->cfg.pool);
     }
 }
@@ -714,10 +686,11 @@ static void carve_all(struct sampler *s)
     s->z = carve(s, (size_t)s->cfg.ctx * pool_n_threads(s->cfg.pool), sizeof(*s->z));
     s->scratch_each = s->cfg.vocab + segs;
     s->scratch = carve(s, s->scratch_each * pool_n_threads(s->cfg.pool), sizeof(*s->scratch));
+    s->masses = carve(s, (size_t)s->cfg.vocab * pool_n_threads(s->cfg.pool), sizeof(*s->masses));
     s->row_at = carve(s, rows * tp, sizeof(*s->row_at));
     /* All rows with statistics and first candidates; or one row with the candidates of the whole vocabulary. */
-    size_t lists = tp * (MSG_LOGPROBS_MAX + CAND_FIRST + 3) * sizeof(struct cand);
-    s->xchg_cap = rows * (segs * (2 * sizeof(struct seg_stat) + sizeof(struct seg_more)) + lists) + s->cfg.vocab * sizeof(struct cand);
+    size_t lists = tp * (MSG_LOGPROBS_MAX + SAMPLING_CANDS + 3) * sizeof(struct cand);
+    s->xchg_cap = rows * (segs * (2 * sizeof(struct sampling_seg) + sizeof(struct sampling_more)) + lists) + s->cfg.vocab * sizeof(struct cand);
     s->xchg = carve(s, s->xchg_cap, 1);
 }
 

@@ -7,7 +7,7 @@
  *
  * Order: bias, allowed ids, min_tokens (stop ids are banned), penalties, DRY and bad sequences (sampler_history.h), temperature (with dynatemp_range r
  * between t - r and t + r, by the share that the entropy is of the largest possible, to the power dynatemp_exponent), then the filters
- * (sampler_filter.h). A temperature below 1e-5 is greedy (ties: the lowest id). Log-probabilities are of the raw logits. min_p keeps p >= min_p * p_max;
+ * (kernels/sampling_filter.h). A temperature below 1e-5 is greedy (ties: the lowest id). Log-probabilities are of the raw logits. min_p keeps p >= min_p * p_max;
  * top_k the k best (ties: lower id first); top_p the shortest run of the best whose mass reaches top_p of what was left. When bans leave nothing,
  * all but the allowed ids are lifted.
  *
@@ -19,7 +19,7 @@
 #include "worker/comm/comm.h"
 #include "worker/slots.h"
 
-enum { SAMPLER_NONE = 0xffffffff };
+enum { SAMPLER_NONE = SAMPLING_NONE };
 
 struct sampler_config {
     uint32_t tp, tp_rank, vocab, rows_cap, ctx;
@@ -29,6 +29,8 @@ struct sampler_config {
 /* One position whose next token is sampled, or whose next token is known and scored. */
 struct sampler_row {
     const struct slot *slot;
+    uint32_t slot_idx;
+    bool mirostat;         /* the slot's */
     uint32_t position;     /* of the token that these logits predict */
     bool sample;
     bool logprob;          /* of the sampled token */

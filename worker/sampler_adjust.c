@@ -16,7 +16,7 @@ static uint32_t first_bias(const struct slot *sl, uint32_t id)
     return lo;
 }
 
-static uint32_t first_change(const struct sampler_change *c, uint32_t n, uint32_t id)
+static uint32_t first_change(const struct sampling_change *c, uint32_t n, uint32_t id)
 {
     uint32_t lo = 0, hi = n;
     while (lo < hi) {
@@ -29,20 +29,8 @@ static uint32_t first_change(const struct sampler_change *c, uint32_t n, uint32_
     return lo;
 }
 
-static void penalise(const struct slot *sl, uint32_t first, uint32_t n, float *z)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        struct slot_count c = sl->counts[first + i];
-        if (!c.all)
-            continue;
-        z[i] = z[i] > 0 ? z[i] / sl->repetition_penalty : z[i] * sl->repetition_penalty;
-        if (c.output)
-            z[i] -= (float)c.output * sl->frequency_penalty + sl->presence_penalty;
-    }
-}
-
-void sampler_adjust(const struct slot *sl, uint32_t position, const struct sampler_change *changes, uint32_t n_changes, bool lifted, const float *raw,
-                    uint32_t first, uint32_t n, float *z)
+void sampler_adjust(const struct slot *sl, const struct sampling_params *sp, uint32_t position, const struct sampling_change *changes, uint32_t n_changes,
+                    bool lifted, const float *raw, uint32_t first, uint32_t n, float *z)
 {
     memcpy(z, raw, n * sizeof(*z));
     for (uint32_t i = first_bias(sl, first); i < sl->n_bias && sl->bias_id[i] < first + n; i++)
@@ -52,11 +40,11 @@ void sampler_adjust(const struct slot *sl, uint32_t position, const struct sampl
             z[i] = -INFINITY;
     if (lifted)
         return;
-    for (uint32_t i = 0; sampler_adjust_bans_stops(sl, position) && i < sl->n_stop; i++)
+    for (uint32_t i = 0; sampling_bans_stops(sp, position) && i < sl->n_stop; i++)
         if (sl->stop[i] - first < n)
             z[sl->stop[i] - first] = -INFINITY;
-    if (sl->has_penalties)
-        penalise(sl, first, n, z);
+    for (uint32_t i = 0; sl->has_penalties && i < n; i++)
+        z[i] = sampling_penalise(sp, z[i], sl->counts[first + i].all, sl->counts[first + i].output);
     for (uint32_t i = first_change(changes, n_changes, first); i < n_changes && changes[i].id < first + n; i++)
         z[changes[i].id - first] -= changes[i].minus;
 }

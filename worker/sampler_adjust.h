@@ -4,14 +4,9 @@
 
 #include "worker/sampler_history.h"
 
-/* Stop ids may not be sampled at this position yet. */
-static inline bool sampler_adjust_bans_stops(const struct slot *sl, uint32_t position)
-{
-    return sl->n_stop && (position > sl->prompt_len ? position - sl->prompt_len : 0) < sl->min_tokens;
-}
-/* raw[n] are the logits of ids [first, first + n); z[n] gets the adjusted ones: bias, allowed ids, min_tokens, penalties, changes (by rising id). lifted:
+/* sp: slot_params(sl). raw[n] are the logits of ids [first, first + n); z[n] gets the adjusted ones: bias, allowed ids, min_tokens, penalties, changes (by rising id). lifted:
  * only the first two. */
-void sampler_adjust(const struct slot *sl, uint32_t position, const struct sampler_change *changes, uint32_t n_changes, bool lifted, const float *raw,
+void sampler_adjust(const struct slot *sl, const struct sampling_params *sp, uint32_t position, const struct sampling_change *changes, uint32_t n_changes, bool lifted, const float *raw,
                     uint32_t first, uint32_t n, float *z);
 
 #endif

@@ -40,9 +40,9 @@ static double power(double base, uint32_t n)
     return p;
 }
 
-static void sift(struct sampler_change *h, uint32_t n, uint32_t i)
+static void sift(struct sampling_change *h, uint32_t n, uint32_t i)
 {
-    struct sampler_change v = h[i];
+    struct sampling_change v = h[i];
     for (uint32_t c; (c = 2 * i + 1) < n; i = c) {
         if (c + 1 < n && h[c + 1].id > h[c].id)
             c++;
@@ -52,12 +52,12 @@ static void sift(struct sampler_change *h, uint32_t n, uint32_t i)
     }
     h[i] = v;
 }
-static void sort_by_id(struct sampler_change *h, uint32_t n)
+static void sort_by_id(struct sampling_change *h, uint32_t n)
 {
     for (uint32_t i = n / 2; i-- > 0;)
         sift(h, n, i);
     for (uint32_t end = n; end-- > 1;) {
-        struct sampler_change last = h[0];
+        struct sampling_change last = h[0];
         h[0] = h[end];
         h[end] = last;
         sift(h, end, 0);
@@ -65,7 +65,7 @@ static void sort_by_id(struct sampler_change *h, uint32_t n)
 }
 
 /* Gusfield's Z algorithm on the text read backwards: z[k] is how many tokens before the end equal those before the k-th last. */
-static uint32_t dry_changes(const struct slot *sl, uint32_t position, uint32_t *best, uint32_t *z, struct sampler_change *out)
+static uint32_t dry_changes(const struct slot *sl, uint32_t position, uint32_t *best, uint32_t *z, struct sampling_change *out)
 {
     uint32_t n = sl->dry_last_n ? MIN(sl->dry_last_n, position) : position, n_out = 0, allowed = sl->dry_allowed_length;
     if (n <= allowed)
@@ -99,14 +99,14 @@ static uint32_t dry_changes(const struct slot *sl, uint32_t position, uint32_t *
     return n_out;
 }
 
-uint32_t sampler_history_changes(const struct slot *sl, uint32_t position, uint32_t *best, uint32_t *z, struct sampler_change *out)
+uint32_t sampler_history_changes(const struct slot *sl, uint32_t position, uint32_t *best, uint32_t *z, struct sampling_change *out)
 {
     uint32_t n = sl->dry_multiplier > 0 ? dry_changes(sl, position, best, z, out) : 0;
     uint32_t n_output = position > sl->prompt_len ? position - sl->prompt_len : 0;
     for (uint32_t i = 0, at = 0; i < sl->n_bad; at += sl->bad_len[i++]) {
         uint32_t before = sl->bad_len[i] - 1;
         if (before <= n_output && memcmp(sl->tokens + position - before, sl->bad_id + at, before * sizeof(uint32_t)) == 0)
-            out[n++] = (struct sampler_change){sl->bad_id[at + before], INFINITY};
+            out[n++] = (struct sampling_change){sl->bad_id[at + before], INFINITY};
     }
     sort_by_id(out, n);
     return n;

@@ -78,7 +78,15 @@ static void forget(struct slots *s, struct slot *sl)
     if (sl->live && sl->has_penalties && sl->counts)
         madvise(sl->counts, s->counts_bytes, MADV_DONTNEED); /* reads as zeros again */
     sl->live = sl->has_sampled = sl->hidden_valid = sl->has_penalties = sl->has_history = false;
-    sl->pos = sl->n_blocks = 0;
+    sl->pos = sl->n_blocks = sl->pending = 0;
+}
+
+bool slots_known(const struct slots *s, const struct step *step)
+{
+    for (uint32_t i = 0; i < step->n_runs; i++)
+        if (step->slot[i] >= s->cfg.max_seqs)
+            return false;
+    return true;
 }
 
 void slots_reset(struct slots *s)
@@ -399,7 +407,8 @@ void slots_advance(struct slots *s, const struct step *st, uint32_t run, const u
 {
     struct slot *sl = &s->slot[st->slot[run]];
     for (uint32_t i = 0; i < st->n_tokens[run] && (sl->has_penalties || sl->has_history); i++)
-        learn(sl, sl->pos + i, tokens[i]);
+        if (tokens[i] != STEP_TOKEN_SAMPLED) /* else the device alone knows, which then keeps the account */
+            learn(sl, sl->pos + i, tokens[i]);
     sl->pos += st->n_tokens[run];
     sl->has_sampled = (st->want[run] & RUN_WANT_SAMPLE) != 0;
 }

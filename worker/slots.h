@@ -7,6 +7,7 @@
 #ifndef WORKER_SLOTS_H
 #define WORKER_SLOTS_H
 
+#include "kernels/sampling.h"
 #include "model/shard.h"
 #include "proto/msg.h"
 
@@ -23,6 +24,7 @@ struct slot {
     uint32_t n_blocks;
     uint32_t *blocks;       /* [ctx / 16] */
     bool has_sampled;       /* the last run sampled the token of position pos ... */
+    uint32_t pending;       /* samples that the device has and the host does not yet */
     uint32_t sampled;       /* ... which was this (known on the last stage, and on stage 0 once it was handed over) */
     bool hidden_valid;      /* the device keeps the hidden state of position pos - 1 */
 
@@ -64,6 +66,15 @@ static inline bool slot_bit(const uint32_t *bits, uint32_t id)
 {
     return bits[id / 32] >> id % 32 & 1;
 }
+static inline struct sampling_params slot_params(const struct slot *sl)
+{
+    return (struct sampling_params){
+        .seed = sl->seed, .choice = sl->choice, .top_k = sl->top_k, .temperature = sl->temperature, .top_p = sl->top_p, .min_p = sl->min_p,
+        .repetition_penalty = sl->repetition_penalty, .presence_penalty = sl->presence_penalty, .frequency_penalty = sl->frequency_penalty,
+        .typical_p = sl->typical_p, .top_n_sigma = sl->top_n_sigma, .xtc_probability = sl->xtc_probability, .xtc_threshold = sl->xtc_threshold,
+        .dynatemp_range = sl->dynatemp_range, .dynatemp_exponent = sl->dynatemp_exponent, .mirostat_tau = sl->mirostat_tau,
+        .mirostat_eta = sl->mirostat_eta, .mirostat = sl->mirostat, .min_tokens = sl->min_tokens, .prompt_len = sl->prompt_len};
+}
 
 struct slots_config {
     uint32_t max_seqs, ctx, vocab, dim, n_kv_blocks, max_step_tokens;
@@ -85,6 +96,8 @@ void slots_reset(struct slots *s);
 
 /* Every index, length and value of the step against the slots as they are; changes nothing. ERR_PROTOCOL names run, field and numbers. */
 enum err slots_check(struct slots *s, const struct step *step);
+/* Every run's slot exists, so that it may be looked at before the check. */
+bool slots_known(const struct slots *s, const struct step *step);
 /* Frees, sets up, appends blocks. The step has passed slots_check. */
 void slots_apply(struct slots *s, const struct step *step);
 /* After slots_apply, once per run in order: its input tokens, none of them STEP_TOKEN_SAMPLED any more. Advances pos, counts. */

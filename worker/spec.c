@@ -7,11 +7,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { SPEC_MAGIC = 0x72616b31, SPEC_MSG_MAX = 1 << 20 };
+enum { SPEC_MAGIC = 0x72616b32, SPEC_MSG_MAX = 1 << 20 };
 
 /* At offset 0; then the text, then the message. */
 struct head {
-    uint32_t magic, n_threads, own_core, msg_len;
+    uint32_t magic, n_threads, own_core, msg_len, kind, ordinal;
     uint64_t memory_bytes;
     char text[SPEC_TEXT_MAX];
 };
@@ -42,7 +42,7 @@ enum err spec_write(const struct spec *s, int *fd)
         e = err_set(ERR_TOO_BIG, "a START_WORKER of %zu bytes", b.len);
         goto fail;
     }
-    struct head h = {SPEC_MAGIC, s->n_threads, s->own_core, (uint32_t)b.len, s->memory_bytes, ""};
+    struct head h = {SPEC_MAGIC, s->n_threads, s->own_core, (uint32_t)b.len, s->kind, s->ordinal, s->memory_bytes, ""};
     *fd = memfd_create("racklm-spec", MFD_CLOEXEC);
     if (*fd < 0) {
         e = err_set(ERR_IO, "memfd: %s", strerror(errno));
@@ -64,7 +64,7 @@ enum err spec_read(int fd, struct arena *arena, struct spec *out)
 {
     struct head h;
     struct msg m;
-    if (pread(fd, &h, sizeof(h), 0) != (ssize_t)sizeof(h) || h.magic != SPEC_MAGIC || h.msg_len > SPEC_MSG_MAX)
+    if (pread(fd, &h, sizeof(h), 0) != (ssize_t)sizeof(h) || h.magic != SPEC_MAGIC || h.msg_len > SPEC_MSG_MAX || h.kind > DEVICE_EMULATED)
         return err_set(ERR_PROTOCOL, "--child: descriptor %d holds no worker's description (only the agent starts workers)", fd);
     void *bytes = arena_alloc(arena, h.msg_len);
     if (!bytes)
@@ -74,7 +74,7 @@ enum err spec_read(int fd, struct arena *arena, struct spec *out)
     TRY(codec_decode(bytes, h.msg_len, arena, &m));
     if (m.type != MSG_START_WORKER)
         return err_set(ERR_PROTOCOL, "--child: the worker's description is another message");
-    *out = (struct spec){m.start_worker, h.memory_bytes, h.n_threads, h.own_core != 0};
+    *out = (struct spec){m.start_worker, h.memory_bytes, h.n_threads, h.own_core != 0, (enum device_kind)h.kind, h.ordinal};
     return ERR_OK;
 }
 

@@ -4,6 +4,7 @@
 #ifndef WORKER_SPEC_H
 #define WORKER_SPEC_H
 
+#include "proto/device.h"
 #include "proto/msg.h"
 
 enum { SPEC_TEXT_MAX = 512 };
@@ -13,6 +14,8 @@ struct spec {
     uint64_t memory_bytes;         /* budget of the worker */
     uint32_t n_threads;
     bool own_core;
+    enum device_kind kind;
+    uint32_t ordinal;              /* of a GPU: for cudaSetDevice in this process, whose environment shows what it may use */
 };
 
 /* Close-on-exec; *fd is the caller's. ERR_IO, ERR_TOO_BIG. */

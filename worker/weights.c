@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { CHUNK_BYTES = 512 << 10, PACK_ROWS = 16 };
+enum { CHUNK_BYTES = 512 << 10, PACK_ROWS = 16, PART_ALIGN = 256 /* of a part, as every device wants it */ };
 #define HUGE_PAGE (2ull << 20)
 
 /* The tensors of a layer, and where the loaded part is hung in. */
@@ -45,7 +45,7 @@ static void plan_part(struct weights *w, const struct gguf_tensor *t, const stru
         p->bytes = bytes(t->type, rows.n, cols.n);
         p->src_bytes = quant_row_bytes(t->type, cols.n) * rows.n;
     }
-    w->planned_bytes = ROUND_UP(p->offset + p->bytes, (uint64_t)KERNELS_ALIGN);
+    w->planned_bytes = ROUND_UP(p->offset + p->bytes, (uint64_t)PART_ALIGN);
     w->file_bytes += p->src_bytes;
 }
 
@@ -120,8 +120,7 @@ static uint32_t part_chunks(const struct weights_part *p)
     return (uint32_t)(((uint64_t)p->rows.n + per - 1) / per);
 }
 
-/* One call maps a chunk's pages that a thousand faults would map one by one (Linux 5.14; elsewhere it fails and the faults come). */
-static void take_pages(const uint8_t *p, uint64_t len)
+void weights_take_pages(const uint8_t *p, uint64_t len)
 {
 #ifdef MADV_POPULATE_READ
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), b = (uintptr_t)p / page * page;
@@ -132,9 +131,7 @@ static void take_pages(const uint8_t *p, uint64_t len)
 #endif
 }
 
-/* The mapping's whole pages inside [p, p + len) leave this process; they stay in the page cache, which gives them up when memory is
- * wanted and until then makes a restarted worker load at memory speed. */
-static void drop_pages(const uint8_t *p, uint64_t len)
+void weights_drop_pages(const uint8_t *p, uint64_t len)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     uintptr_t b = ROUND_UP((uintptr_t)p, page), e = ((uintptr_t)p + len) / page * page;
@@ -158,10 +155,10 @@ static void load_chunk(struct load *ld, const struct weights_part *p, uint32_t c
         const uint8_t *src = p->t->data + (uint64_t)(p->rows.first + row0) * row;
         bytes = n * row;
         if (ld->g->files[p->t->file_idx].fd >= 0)
-            take_pages(src, bytes);
+            weights_take_pages(src, bytes);
         ld->k->weight_pack(p->t->type, p->rows.n, cols, src, row0, n, ld->w->base + p->offset);
         if (ld->g->files[p->t->file_idx].fd >= 0)
-            drop_pages(src, bytes);
+            weights_drop_pages(src, bytes);
     }
     atomic_fetch_add_explicit(&ld->done, bytes, memory_order_relaxed);
 }

@@ -56,6 +56,11 @@ void weights_hang(struct weights *w, const struct gguf *g, const struct hparams 
 /* Allocates, fills and hangs, on this host. All columns (SHARD_CUT_ROWS). ERR_NOMEM, ERR_ABORTED (progress said no). */
 enum err weights_load(struct weights *w, const struct gguf *g, const struct hparams *hp, uint32_t stage, const struct shard_split *split,
                       const struct kernels *k, struct pool *pool, weights_progress_fn *progress, void *arg);
+/* Of a file's mapping, before and after [p, p + len) is read. take: one call maps the pages that a thousand faults would map one by one (Linux 5.14; elsewhere it fails
+ * and the faults come). drop: whole pages inside leave this process; they stay in the page cache, which gives them up when memory is
+ * wanted and until then makes a restarted worker load at memory speed. */
+void weights_take_pages(const uint8_t *p, uint64_t len);
+void weights_drop_pages(const uint8_t *p, uint64_t len);
 void weights_deinit(struct weights *w);
 /* Bytes of the mapping that the kernel reports as resident. */
 uint64_t weights_resident_bytes(const struct weights *w);

@@ -32,6 +32,7 @@ enum {
     TICK_MS = 20,             /* how often the link is read inside a step: how late a RESET may be heard */
     PROGRESS_MS = 100,        /* between two LOAD_PROGRESS */
     SPIN_US = 300,            /* of the pool's threads, where they own their cores */
+    DEVICE_POLL_US = 20,      /* while a device works on a step and nothing else is to do */
     STOP_GRACE_MS = 700,      /* SIGTERM in the middle of a step: the step may end */
     INBOX_SPARE = 8,          /* over the pp + 1 steps that an engine has in flight */
     MESSAGE_MAX = 256 << 20,  /* decoded */
@@ -155,7 +156,7 @@ static void send_error(struct worker *w, enum err e, uint64_t step_id, bool fata
     LOG(ERROR, WORKER, fatal ? "cannot serve" : "epoch failed", "epoch=%llu step=%llu error=%s detail=\"%s\"",
         (unsigned long long)w->epoch, (unsigned long long)step_id, err_name(e), text);
     if (fatal)
-        end_with(w, WORKER_EXIT_FAILED, text);
+        end_with(w, e == ERR_DEVICE ? WORKER_EXIT_GPU : WORKER_EXIT_FAILED, text);
     w->state = STATE_FAILED;
 }
 
@@ -335,30 +336,57 @@ static void connect_peers(struct worker *w, const struct msg_comm_peers *p)
 fail:
     free(addrs);
     if (!w->quit && w->reset_epoch == 0)
-        send_error(w, e, 0, false);
+        send_error(w, e, 0, e == ERR_DEVICE);
     w->state = STATE_FAILED;
+}
+
+static void step_failed(struct worker *w, enum err e)
+{
+    if (!w->quit && w->reset_epoch == 0) /* a RESET is on its way: the engine knows */
+        send_error(w, e, w->step_id, e == ERR_DEVICE);
+    w->state = STATE_FAILED;
+}
+
+/* The oldest step that was begun: its result goes out. */
+static bool finish_step(struct worker *w)
+{
+    struct msg m = {.type = MSG_STEP_RESULT};
+    bool has_result = false;
+    enum err e = runner_finish(w->runner, &m.step_result, &has_result);
+    w->progress++;
+    if (e != ERR_OK) {
+        step_failed(w, e);
+        return false;
+    }
+    if (has_result)
+        send_msg(w, &m);
+    return true;
+}
+
+static void finish_ready(struct worker *w)
+{
+    while (w->state == STATE_SERVING && runner_in_flight(w->runner) && runner_is_ready(w->runner))
+        if (!finish_step(w))
+            return;
 }
 
 static void run_step(struct worker *w, const struct step *s)
 {
-    struct msg m = {.type = MSG_STEP_RESULT};
-    bool has_result = false;
     if (s->epoch != w->epoch || w->state != STATE_SERVING || w->reset_epoch > w->epoch)
         return;
+    if (w->comm)
+        comm_set_deadline(w->comm, clock_ns() + w->start->step_timeout_ms * NS_PER_MS);
+    while (runner_in_flight(w->runner) && !runner_may_begin(w->runner, s))
+        if (!finish_step(w))
+            return;
     w->step_id = s->step_id;
     check_context("epoch %llu step %llu rank %u", (unsigned long long)s->epoch, (unsigned long long)s->step_id,
                   w->start->stage * w->start->tp + w->start->tp_rank);
-    if (w->comm)
-        comm_set_deadline(w->comm, clock_ns() + w->start->step_timeout_ms * NS_PER_MS);
-    enum err e = runner_step(w->runner, s, &m.step_result, &has_result);
-    w->progress++;
-    if (e == ERR_OK && has_result)
-        send_msg(w, &m);
-    if (e == ERR_OK)
-        return;
-    if (!w->quit && w->reset_epoch == 0) /* a RESET is on its way: the engine knows */
-        send_error(w, e, s->step_id, false);
-    w->state = STATE_FAILED;
+    enum err e = runner_begin(w->runner, s);
+    if (e != ERR_OK)
+        step_failed(w, e);
+    else
+        finish_ready(w);
 }
 
 /* ---- loading ---- */
@@ -379,7 +407,7 @@ static bool on_progress(void *arg, uint64_t done, uint64_t total)
 
 static enum err load(struct worker *w)
 {
-    static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32"};
+    static const char *const backends[] = {"auto", "cpu", "ref", "ref_f32", "cuda"};
     const struct msg_start_worker *s = w->start;
     if (s->n_share != s->tp || s->n_layer_first != s->pp + 1 || s->kv_type > KV_FP8)
         return err_set(ERR_PROTOCOL, "START_WORKER with %u shares for tp %u, %u layer bounds for pp %u, KV type %u", s->n_share,
@@ -387,7 +415,8 @@ static enum err load(struct worker *w)
     struct runner_config cfg = {
         .model_path = s->model_path, .model_bytes = s->model_bytes, .tp = s->tp, .pp = s->pp, .tp_rank = s->tp_rank,
         .stage = s->stage, .share = s->share, .layer_first = s->layer_first,
-        .kernels = kernels_by_name(backends[w->opts->backend]), .n_threads = MAX(w->spec.n_threads, 1),
+        .kernels = w->spec.kind == DEVICE_CPU ? kernels_by_name(backends[w->opts->backend]) : kernels_cpu(), .use_cuda = w->spec.kind != DEVICE_CPU,
+        .cuda_ordinal = w->spec.ordinal, .deterministic = s->deterministic, .n_threads = MAX(w->spec.n_threads, 1),
         .spin_us = w->spec.own_core ? SPIN_US : 0, .ctx = s->ctx, .max_seqs = s->max_seqs,
         .max_step_tokens = s->max_step_tokens, .kv_type = (enum kv_type)s->kv_type, .memory_bytes = w->spec.memory_bytes,
         .kv_memory_bytes = s->kv_memory_bytes, .progress = on_progress, .progress_arg = w,
@@ -430,6 +459,13 @@ static void wait_for_news(struct worker *w)
     uint64_t now = clock_ns();
     if (w->inbox_n > 0 || w->quit)
         return;
+    if (w->state == STATE_SERVING && runner_in_flight(w->runner)) {
+        struct timespec ts = {0, DEVICE_POLL_US * 1000};
+        if (!runner_is_ready(w->runner))
+            nanosleep(&ts, NULL);
+        finish_ready(w);
+        return;
+    }
     struct pollfd fds[2] = {{link_client_fd(w->link), POLLIN, 0}, {w->stop_fd, POLLIN, 0}};
     if (now < w->next_heartbeat_ns)
         poll(fds, 2, (int)((w->next_heartbeat_ns - now) / NS_PER_MS) + 1);

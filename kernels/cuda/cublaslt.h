@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 /* y[i][r] = sum over j of x[i][j] * w[r][j], plus bias[r], plus the old y[i][r] where accumulate is set. Strides are in elements, from row to row. Pointers
- * are device memory, aligned to 16 bytes, as are the strides of x and w in bytes; y (and bias, workspace) to 16, too, its stride to 4 bytes. */
+ * are device memory, aligned to 16 bytes, workspace to 256; the strides of x and w are multiples of 16 bytes. */
 struct cublaslt_problem {
     enum cuda_type type;   /* of w and x */
     enum cuda_type y_type; /* CUDA_F32, or type */

@@ -31,8 +31,9 @@ enum { CUDA_SMALL_BATCH = 64 };
 
 /* ---- weights (pack.cu; the layout: layout.h)
  *
- * A matrix [rows][cols], a row is an output. F32, F16, BF16: row-major as in the file, rows padded to 16 bytes. Quantised: planes (layout.h), each row-major,
- * so that rows and, at block borders, columns can be cut anywhere. */
+ * A matrix [rows][cols], a row is an output. F32, F16, BF16: row-major as in the file, rows padded (layout.h). Quantised: tiles of 16 rows x 128 or 256 columns in
+ * the order in which a warp reads them (layout.h): what a rank does not have is cut from the file's rows, before packing. Weights are multiplied as f16: beyond 65504
+ * they are infinite. */
 struct cuda_weight {
     enum quant type;
     uint32_t rows, cols; /* rows = 0: none here */
@@ -65,7 +66,8 @@ struct cuda_matmul {
     size_t y_stride;
 };
 struct cuda_context; /* below */
-/* Up to 4 matrices with one input (q, k, v; gate, up): as few launches as their types allow. All of x's type. x->n tokens. */
+/* Up to 4 matrices with one input (q, k, v; gate, up): as few launches as their types allow. All of x's type. x->n tokens; x->k is their columns rounded up to 8, what is
+ * beyond them being anything finite. Needs nothing of the workspace, but is faster with it. */
 cudaError_t cuda_matmul(struct cuda_context *c, const struct cuda_matmul *m, uint32_t n_m, const struct cuda_act *x, cudaStream_t stream);
 
 /* ---- fused elementwise (fused.cu). n tokens each. */
@@ -81,6 +83,30 @@ cudaError_t cuda_act_from_f32(const float *x, size_t stride, const struct cuda_a
 cudaError_t cuda_swiglu(const float *gate, const float *up, size_t stride, const struct cuda_act *out, cudaStream_t stream);
 /* out[i] = x[index[i]] for n rows of dim floats; an index of UINT32_MAX leaves the row alone. */
 cudaError_t cuda_gather_rows(const float *x, const uint32_t *index, uint32_t n, uint32_t dim, float *out, cudaStream_t stream);
+
+/* ---- the step's block (step.cu)
+ *
+ * The host writes what it has to say about a batch into one of n_blocks blocks of pinned memory, `stride` apart; the device takes block *turn % n_blocks and
+ * counts on. So a captured graph needs no argument that changes, and the host writes one block while the device has yet to read another. */
+/* dst = the block, `bytes` (a multiple of 16) of it. ring: pinned, as the device sees it. */
+cudaError_t cuda_step_fetch(const void *ring, size_t stride, uint32_t n_blocks, const uint32_t *turn, size_t bytes, void *dst, cudaStream_t stream);
+/* Entry i < *n: tables[u[i].slot * table_stride + u[i].at] = u[i].block; no place is named twice. n_max: bound of *n. Then ++*turn. */
+struct cuda_table_update {
+    uint32_t slot, at, block;
+};
+cudaError_t cuda_step_tables(uint32_t *tables, size_t table_stride, const struct cuda_table_update *u, const uint32_t *n, uint32_t n_max, uint32_t *turn,
+                             cudaStream_t stream);
+
+/* What was sampled, back into the same turn's place of a pinned ring: results [n], top_id and top_lp [n][top_cap] (only the n_top of each row), as they lie at out on the
+ * device. Called after cuda_step_tables, so the turn is *turn - 1. */
+struct cuda_sample_result;
+struct cuda_step_results {
+    struct cuda_sample_result *out;
+    uint32_t *top_id;
+    float *top_lp;
+};
+cudaError_t cuda_step_store(const struct cuda_step_results *from, const struct cuda_step_results *to /* [n_blocks], by value */, uint32_t n_blocks,
+                            const uint32_t *turn, uint32_t n, uint32_t top_cap, cudaStream_t stream);
 
 /* ---- KV cache and attention (rope_kv.cu, attention_decode.cu, attention_prefill.cu)
  *

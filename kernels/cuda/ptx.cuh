@@ -402,6 +402,32 @@ PTX_ADD(ptx_red_release_gpu, "release.gpu")
 PTX_ADD(ptx_red_release_sys, "release.sys")
 PTX_FENCE(ptx_fence_gpu, "gpu")
 PTX_FENCE(ptx_fence_sys, "sys")
+/* Two neighbours of 8 bytes, 16-byte aligned: each comes as a whole, the two in any order (8.2.2: a vector access is scalar accesses in no order). */
+#ifdef RACKLM_EMU
+PTX void ptx_ld_relaxed_sys_v2(const void *p, uint64_t &lo, uint64_t &hi)
+{
+    const uint64_t *q = (const uint64_t *)p;
+    hi = __atomic_load_n(q + 1, __ATOMIC_RELAXED);
+    emu::yield(); /* also lets those run whom a loop over several of these waits for */
+    lo = __atomic_load_n(q, __ATOMIC_RELAXED);
+}
+PTX void ptx_st_relaxed_sys_v2(void *p, uint64_t lo, uint64_t hi)
+{
+    uint64_t *q = (uint64_t *)p;
+    __atomic_store_n(q + 1, hi, __ATOMIC_RELAXED);
+    emu::yield();
+    __atomic_store_n(q, lo, __ATOMIC_RELAXED);
+}
+#else
+PTX void ptx_ld_relaxed_sys_v2(const void *p, uint64_t &lo, uint64_t &hi)
+{
+    asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];" : "=l"(lo), "=l"(hi) : "l"(__cvta_generic_to_global(p)) : "memory");
+}
+PTX void ptx_st_relaxed_sys_v2(void *p, uint64_t lo, uint64_t hi)
+{
+    asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "l"(lo), "l"(hi) : "memory");
+}
+#endif
 #undef PTX_LOAD
 #undef PTX_STORE
 #undef PTX_ADD

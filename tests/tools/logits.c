@@ -2,6 +2,7 @@
  * threads, and writes the raw fp32 logits of every position, [n][vocab]. The oracle suite compares them with an independent computation.
  *
  *   --backend cpu|ref|ref_f32   --tp N --pp N --shares a,b --layers a,b --threads N --kv-type f32|f16|bf16|q8_0
+ *   --gpus N   ranks run on N GPUs (racklm-logits-emu: emulated ones)   --deterministic
  *   --chunk N   tokens a step (default: all at once)   --decode   one token a step
  *   --generate N  greedy continuation after the ids: the new ids, then their log-probabilities as bits (hexadecimal), on standard output
  *   --pool mean|last  instead of the logits: the pooled state after the final norm, [dim]
@@ -115,11 +116,13 @@ static void parse_args(struct tool *t, int argc, char **argv)
     static uint32_t shares[SHARD_TP_MAX], layers[SHARD_PP_MAX], first[SHARD_PP_MAX + 1];
     static const char *const kv[] = {"f32", "f16", "bf16", "q8_0", "fp8"};
     static const struct option opts[] = {{"backend", 1, 0, 'b'}, {"tp", 1, 0, 't'}, {"pp", 1, 0, 'p'}, {"shares", 1, 0, 's'}, {"layers", 1, 0, 'l'},
-                                         {"threads", 1, 0, 'j'}, {"chunk", 1, 0, 'c'}, {"decode", 0, 0, 'd'}, {"kv-type", 1, 0, 'k'},
+                                         {"threads", 1, 0, 'j'}, {"chunk", 1, 0, 'c'}, {"decode", 0, 0, 'd'}, {"kv-type", 1, 0, 'k'}, {"gpus", 1, 0, 'G'}, {"deterministic", 0, 0, 'D'},
                                          {"pool", 1, 0, 'P'}, {"targets", 1, 0, 'T'}, {"generate", 1, 0, 'g'}, {"sample", 1, 0, 'S'}, {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", opts, NULL)) != -1;) {
         switch (c) {
         case 'b': t->cfg.backend = optarg; break;
+        case 'G': t->cfg.n_gpus = (uint32_t)atoi(optarg); break;
+        case 'D': t->cfg.deterministic = true; break;
         case 't': t->cfg.tp = (uint32_t)atoi(optarg); break;
         case 'p': t->cfg.pp = (uint32_t)atoi(optarg); break;
         case 's': parse_list(optarg, shares, SHARD_TP_MAX); t->cfg.share = shares; break;

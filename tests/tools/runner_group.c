@@ -2,6 +2,9 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#ifdef RUNNER_GROUP_CUDA
+#include "worker/comm/comm_nccl.h"
+#endif
 
 #include <pthread.h>
 #include <stdio.h>
@@ -13,6 +16,7 @@ struct rank {
     uint32_t world_rank;
     struct runner *runner;
     struct comm *comm;
+    struct comm_addr address;
     bool connected;
     pthread_t thread;
     struct step_result res;
@@ -25,11 +29,30 @@ struct runner_group {
     struct comm_hub *hub;
     uint32_t n;
     struct rank *ranks;
+    struct comm_addr *addresses; /* [n] of GPU workers */
     pthread_barrier_t go, done; /* n + 1 */
     const struct step *step;    /* [n_steps] of this turn; NULL: leave */
     uint32_t n_steps;
     uint32_t *tokens;           /* [n_steps] or NULL */
 };
+
+/* Rank r has GPU r, or they take turns on fewer. */
+static enum err make_comm(struct rank *r)
+{
+    const struct runner_group_config *c = &r->g->cfg;
+    struct comm *local;
+    TRY(comm_local_create(r->g->hub, r->world_rank, &local));
+#ifdef RUNNER_GROUP_CUDA
+    if (c->n_gpus) {
+        struct comm_nccl_config nc = {.comm = {.rank = r->world_rank, .tp = c->tp, .pp = c->pp}, .device = (int)(r->world_rank % c->n_gpus), .inner = local};
+        return comm_nccl_create(&nc, &r->comm, &r->address);
+    }
+#endif
+    if (c->n_gpus)
+        return err_set(ERR_UNSUPPORTED, "this program was built without CUDA");
+    r->comm = local;
+    return ERR_OK;
+}
 
 static enum err load(struct rank *r)
 {
@@ -37,12 +60,14 @@ static enum err load(struct rank *r)
     struct runner_config rc = {.model_path = c->model_path, .tp = c->tp, .pp = c->pp, .tp_rank = r->world_rank % c->tp,
                                .stage = r->world_rank / c->tp, .share = c->share, .layer_first = c->layer_first,
                                .kernels = kernels_by_name(c->backend), .n_threads = c->n_threads, .ctx = c->ctx, .max_seqs = c->max_seqs,
-                               .max_step_tokens = c->max_step_tokens, .kv_type = c->kv_type};
+                               .max_step_tokens = c->max_step_tokens, .kv_type = c->kv_type, .use_cuda = c->n_gpus > 0,
+                               .cuda_ordinal = c->n_gpus ? r->world_rank % c->n_gpus : 0, .deterministic = c->deterministic};
     if (!rc.kernels)
         return err_set(ERR_INVALID, "no backend %s", c->backend);
     TRY(runner_create(&rc, &r->runner));
-    TRY(comm_local_create(r->g->hub, r->world_rank, &r->comm));
-    runner_set_comm(r->runner, r->comm);
+    TRY(make_comm(r));
+    if (c->tp * c->pp > 1 || !c->n_gpus)
+        runner_set_comm(r->runner, r->comm);
     return ERR_OK;
 }
 
@@ -57,7 +82,7 @@ static enum err step(struct rank *r)
 {
     uint64_t deadline = clock_ns() + 300 * NS_PER_S;
     if (!r->connected)
-        TRY(comm_connect(r->comm, NULL, deadline));
+        TRY(comm_connect(r->comm, r->g->addresses, deadline));
     r->connected = true;
     comm_set_deadline(r->comm, deadline);
     for (uint32_t i = 0; i < r->g->n_steps; i++) {
@@ -101,7 +126,8 @@ enum err runner_group_create(const struct runner_group_config *cfg, struct runne
     g->cfg = *cfg;
     g->n = cfg->tp * cfg->pp;
     g->ranks = calloc(g->n, sizeof(*g->ranks));
-    ASSERT(g->ranks);
+    g->addresses = calloc(g->n, sizeof(*g->addresses));
+    ASSERT(g->ranks && g->addresses);
     enum err e = comm_hub_create(cfg->tp, cfg->pp, &g->hub);
     ASSERT(e == ERR_OK);
     pthread_barrier_init(&g->go, NULL, g->n + 1);
@@ -112,6 +138,8 @@ enum err runner_group_create(const struct runner_group_config *cfg, struct runne
         ASSERT(pthread_create(&g->ranks[i].thread, NULL, rank_main, &g->ranks[i]) == 0);
     }
     pthread_barrier_wait(&g->done);
+    for (uint32_t i = 0; i < g->n; i++)
+        g->addresses[i] = g->ranks[i].address;
     e = first_error(g);
     if (e != ERR_OK)
         runner_group_destroy(&g);
@@ -134,6 +162,7 @@ void runner_group_destroy(struct runner_group **gp)
     comm_hub_destroy(&g->hub);
     pthread_barrier_destroy(&g->go);
     pthread_barrier_destroy(&g->done);
+    free(g->addresses);
     free(g->ranks);
     free(g);
     *gp = NULL;

@@ -11,6 +11,8 @@ struct runner_group_config {
     const uint32_t *share, *layer_first; /* or NULL */
     uint32_t n_threads, ctx, max_seqs, max_step_tokens;
     enum kv_type kv_type;
+    uint32_t n_gpus;     /* > 0: ranks run on GPUs 0 .. n_gpus - 1 in turn (only in programs built with CUDA or the emulator) */
+    bool deterministic;
 };
 /* Loads all ranks, in parallel. On failure err_detail() of this thread says why. */
 enum err runner_group_create(const struct runner_group_config *cfg, struct runner_group **out);

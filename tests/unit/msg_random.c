@@ -68,6 +68,18 @@ static uint8_t *blob(struct msg_random *r, uint32_t *len)
     return p;
 }
 
+static void fill_device(struct msg_random *r, struct msg_device *m)
+{
+    *m = (struct msg_device){
+        .name = text(r), .kind = text(r), .model = text(r), .memory_bytes = wide(r), .cores = word(r), .numa = word(r), .uuid = text(r), .bus_id = text(r),
+        .sm = word(r), .memory_total_bytes = wide(r), .memory_free_bytes = wide(r), .temperature_c = word(r), .power_mw = word(r),
+        .utilization_percent = word(r), .throttle = word(r), .lost = msg_random_below(r, 2), .why = text(r), .state_age_ms = word(r),
+    };
+    m->n_peers = count(r, MSG_DEVICES_MAX);
+    m->path = words(r, m->n_peers);
+    m->nvlinks = words(r, m->n_peers);
+}
+
 static void fill_hello(struct msg_random *r, struct msg_hello *m)
 {
     m->version_min = word(r) / 2;
@@ -80,7 +92,23 @@ static void fill_hello(struct msg_random *r, struct msg_hello *m)
     m->n_devices = count(r, MSG_DEVICES_MAX);
     m->devices = list(r, m->n_devices, sizeof *m->devices);
     for (uint32_t i = 0; i < m->n_devices; i++)
-        m->devices[i] = (struct msg_device){text(r), text(r), text(r), wide(r), word(r), word(r)};
+        fill_device(r, &m->devices[i]);
+    m->gpu_driver = text(r);
+    m->cuda_version = word(r);
+    m->gpu_note = text(r);
+}
+
+static void fill_heartbeat(struct msg_random *r, struct msg_heartbeat *m)
+{
+    *m = (struct msg_heartbeat){.progress = wide(r), .step_id = wide(r), .epoch = wide(r)};
+    m->n_devices = count(r, MSG_DEVICES_MAX);
+    uint32_t **lists[] = {&m->device, &m->temperature_c, &m->power_mw, &m->utilization_percent, &m->throttle, &m->lost};
+    for (size_t i = 0; i < ARRAY_LEN(lists); i++)
+        *lists[i] = words(r, m->n_devices);
+    m->memory_free_bytes = list(r, m->n_devices, sizeof *m->memory_free_bytes);
+    for (uint32_t i = 0; i < m->n_devices; i++)
+        m->memory_free_bytes[i] = wide(r);
+    m->why = text(r);
 }
 
 static void fill_start_worker(struct msg_random *r, struct msg_start_worker *m)
@@ -110,6 +138,7 @@ static void fill_start_worker(struct msg_random *r, struct msg_start_worker *m)
     m->endpoint = text(r);
     m->heartbeat_ms = word(r);
     m->step_timeout_ms = word(r);
+    m->deterministic = msg_random_below(r, 2);
 }
 
 /* Ids in sequences of one to three. Returns how many ids. */
@@ -242,6 +271,8 @@ static void fill_worker_info(struct msg_random *r, struct msg_worker_info *m)
         .replica = word(r), .stage = word(r), .tp_rank = word(r), .layer_first = word(r), .layer_end = word(r),
         .weights_bytes = wide(r), .weights_bytes_planned = wide(r), .kv_bytes = wide(r), .kv_blocks = word(r), .load_ms = word(r),
         .restarts = word(r), .steps = wide(r), .heartbeat_age_ms = word(r), .deployment = text(r),
+        .device_kind = text(r), .device_model = text(r), .device_uuid = text(r), .device_memory_bytes = wide(r), .memory_free_bytes = wide(r),
+        .temperature_c = word(r), .power_mw = word(r), .utilization_percent = word(r), .throttle = word(r), .device_lost = msg_random_below(r, 2),
     };
 }
 
@@ -297,7 +328,7 @@ void msg_random_fill(struct msg_random *r, enum msg_type type, struct msg *m)
     case MSG_START_WORKER: fill_start_worker(r, &m->start_worker); break;
     case MSG_STOP_WORKER: m->stop_worker.worker_id = wide(r); break;
     case MSG_WORKER_EXITED: m->worker_exited = (struct msg_worker_exited){wide(r), word(r), (int32_t)word(r), text(r)}; break;
-    case MSG_HEARTBEAT: m->heartbeat = (struct msg_heartbeat){wide(r), wide(r), wide(r)}; break;
+    case MSG_HEARTBEAT: fill_heartbeat(r, &m->heartbeat); break;
     case MSG_LOAD_PROGRESS: m->load_progress = (struct msg_load_progress){wide(r), wide(r)}; break;
     case MSG_WORKER_READY:
         m->worker_ready = (struct msg_worker_ready){.epoch = wide(r), .kv_blocks = word(r), .weights_bytes = wide(r),
@@ -330,12 +361,22 @@ void msg_random_fill(struct msg_random *r, enum msg_type type, struct msg *m)
 static const char *diff_device(const struct msg_device *a, const struct msg_device *b)
 {
     SAME_STR(name); SAME_STR(kind); SAME_STR(model); SAME(memory_bytes); SAME(cores); SAME(numa);
+    SAME_STR(uuid); SAME_STR(bus_id); SAME(sm); SAME(memory_total_bytes); SAME(memory_free_bytes); SAME(temperature_c); SAME(power_mw);
+    SAME(utilization_percent); SAME(throttle); SAME(lost); SAME_STR(why); SAME(state_age_ms); SAME_LIST(path, n_peers); SAME_LIST(nvlinks, n_peers);
     return NULL;
 }
 static const char *diff_hello(const struct msg_hello *a, const struct msg_hello *b)
 {
     SAME(version_min); SAME(version_max); SAME_STR(role); SAME_STR(host); SAME(peer_id); SAME(epoch); SAME(pid);
     SAME_EACH(devices, n_devices, diff_device);
+    SAME_STR(gpu_driver); SAME(cuda_version); SAME_STR(gpu_note);
+    return NULL;
+}
+static const char *diff_heartbeat(const struct msg_heartbeat *a, const struct msg_heartbeat *b)
+{
+    SAME(progress); SAME(step_id); SAME(epoch); SAME_LIST(device, n_devices); SAME_LIST(temperature_c, n_devices); SAME_LIST(power_mw, n_devices);
+    SAME_LIST(utilization_percent, n_devices); SAME_LIST(throttle, n_devices); SAME_LIST(memory_free_bytes, n_devices); SAME_LIST(lost, n_devices);
+    SAME_STR(why);
     return NULL;
 }
 static const char *diff_start_worker(const struct msg_start_worker *a, const struct msg_start_worker *b)
@@ -343,6 +384,7 @@ static const char *diff_start_worker(const struct msg_start_worker *a, const str
     SAME(worker_id); SAME_STR(device); SAME_STR(model_path); SAME(model_bytes); SAME_STR(deployment); SAME(replica); SAME(tp); SAME(pp);
     SAME(tp_rank); SAME(stage); SAME_LIST(share, n_share); SAME_LIST(layer_first, n_layer_first); SAME(epoch); SAME(ctx); SAME(max_seqs);
     SAME(max_step_tokens); SAME(kv_memory_bytes); SAME(kv_type); SAME_STR(endpoint); SAME(heartbeat_ms); SAME(step_timeout_ms);
+    SAME(deterministic);
     return NULL;
 }
 static const char *diff_setup(const struct slot_setup *a, const struct slot_setup *b)
@@ -390,6 +432,8 @@ static const char *diff_worker_info(const struct msg_worker_info *a, const struc
     SAME(worker_id); SAME_STR(host); SAME_STR(device); SAME_STR(state); SAME_STR(backend); SAME(pid); SAME(replica); SAME(stage);
     SAME(tp_rank); SAME(layer_first); SAME(layer_end); SAME(weights_bytes); SAME(weights_bytes_planned); SAME(kv_bytes); SAME(kv_blocks);
     SAME(load_ms); SAME(restarts); SAME(steps); SAME(heartbeat_age_ms); SAME_STR(deployment);
+    SAME_STR(device_kind); SAME_STR(device_model); SAME_STR(device_uuid); SAME(device_memory_bytes); SAME(memory_free_bytes);
+    SAME(temperature_c); SAME(power_mw); SAME(utilization_percent); SAME(throttle); SAME(device_lost);
     return NULL;
 }
 static const char *diff_admin_reply(const struct msg_admin_reply *a, const struct msg_admin_reply *b)
@@ -421,7 +465,7 @@ const char *msg_random_diff(const struct msg *a, const struct msg *b)
     case MSG_WORKER_EXITED:
         SAME(worker_exited.worker_id); SAME(worker_exited.pid); SAME(worker_exited.status); SAME_STR(worker_exited.text);
         return NULL;
-    case MSG_HEARTBEAT: SAME(heartbeat.progress); SAME(heartbeat.step_id); SAME(heartbeat.epoch); return NULL;
+    case MSG_HEARTBEAT: return diff_heartbeat(&a->heartbeat, &b->heartbeat);
     case MSG_LOAD_PROGRESS: SAME(load_progress.bytes_done); SAME(load_progress.bytes_total); return NULL;
     case MSG_WORKER_READY:
         SAME(worker_ready.epoch); SAME(worker_ready.kv_blocks); SAME(worker_ready.weights_bytes); SAME(worker_ready.weights_bytes_planned);

@@ -1,9 +1,10 @@
 /* The real racklm-worker (agent and its workers) against a coordinator played by the test: hello, refusals, start, failure, death of each
  * process, recovery into a new epoch, silence, and what stays behind (nothing).
  *
- * RACKLM_WORKER_BIN: the program. The model is the demo model in deploy/demo (6 layers, vocabulary 2048: its README). */
+ * RACKLM_WORKER_BIN: the program. WORKER_GPUS_BIN: the same with made-up GPUs (tests/tools/worker_gpus.c, fake_nvml.c). The model is the demo model in deploy/demo (6 layers, vocabulary 2048: its README). */
 #include "base/check.h"
 #include "base/clock.h"
+#include "proto/device.h"
 #include "proto/link.h"
 #include "tests/tools/sanitized.h"
 #include "tests/tools/shared_memory.h"
@@ -56,7 +57,13 @@ static struct cell {
         int32_t status;
         char text[600];
     } exited;
+    struct states { /* the last of GPUs, taken when it came */
+        uint32_t n, lost[8], temperature[8];
+        char why[200];
+    } states;
     bool deaf; /* does not answer heartbeats */
+    const char *program;
+    char gpu_events[100];
     pid_t agent;
     int parent_fd;
 } g;
@@ -76,6 +83,7 @@ static int open_cell(void **state)
     assert_int_equal(link_server_open(g.links, g.engine, 1u << KEY_ROLE_WORKER, &g.workers), ERR_OK);
     arena_init(&g.arena, 0);
     g.parent_fd = -1;
+    g.program = RACKLM_WORKER_BIN;
     return 0;
 }
 
@@ -114,7 +122,7 @@ static void start_agent(const char *devices, bool with_parent, const char *key, 
         if (with_parent)
             close(fds[1]);
         snprintf(number, sizeof(number), "%d", fds[0]);
-        execl(RACKLM_WORKER_BIN, "racklm-worker", "--join", g.control, "--key-file", key, "--devices", devices, "--threads", "1",
+        execl(g.program, "racklm-worker", "--join", g.control, "--key-file", key, "--devices", devices, "--threads", "1",
               "--parent-fd", number, (char *)NULL);
         _exit(99);
     }
@@ -148,6 +156,17 @@ static void note_exited(const struct msg_worker_exited *m)
     snprintf(g.exited.text, sizeof(g.exited.text), "%s", m->text);
 }
 
+static void note_states(const struct msg_heartbeat *m)
+{
+    assert_in_range(m->n_devices, 1, ARRAY_LEN(g.states.lost));
+    g.states.n = m->n_devices;
+    for (uint32_t i = 0; i < m->n_devices; i++) {
+        g.states.lost[m->device[i]] = m->lost[i];
+        g.states.temperature[m->device[i]] = m->temperature_c[i];
+    }
+    snprintf(g.states.why, sizeof(g.states.why), "%s", m->why);
+}
+
 static uint32_t fewest_beats(void)
 {
     return MIN(g.beats[0], MIN(g.beats[1], g.beats[RANKS]));
@@ -167,6 +186,8 @@ static struct msg *next_of(struct link_server *s, enum msg_type type, unsigned m
                     break;
                 assert_int_equal(e, ERR_OK);
                 if (g.msg.type == MSG_HEARTBEAT) {
+                    if (g.msg.heartbeat.n_devices)
+                        note_states(&g.msg.heartbeat);
                     if (rank_of(&g.from) >= 0 || both[k] == g.cluster)
                         g.beats[both[k] == g.cluster ? RANKS : rank_of(&g.from)]++;
                     if (!g.deaf)
@@ -600,6 +621,215 @@ static void an_agent_that_is_sent_away_again_and_again_keeps_its_distance(void *
     join_agent();
 }
 
+/* ---- GPUs ---- */
+
+static int open_gpus(void **state)
+{
+    open_cell(state);
+    g.program = WORKER_GPUS_BIN;
+    snprintf(g.gpu_events, sizeof(g.gpu_events), "%s/gpu-events", g.dir);
+    setenv("RACKLM_NVML", FAKE_NVML, 1);
+    setenv("RACKLM_EMU_DEVICES", "3", 1);
+    setenv("RACKLM_EMU_NVML", "memory=80G;temperature=51|52|53;throttle=4;link=6", 1);
+    setenv("RACKLM_EMU_NVML_EVENTS", g.gpu_events, 1);
+    return 0;
+}
+
+static int close_gpus(void **state)
+{
+    static const char *const vars[] = {"RACKLM_NVML", "RACKLM_EMU_DEVICES", "RACKLM_EMU_NVML", "RACKLM_EMU_NVML_EVENTS", "TEST_GPU_SUPPORT", "TEST_CHILD_HANGS", "RACKLM_BACKEND",
+                                       "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"};
+    for (unsigned i = 0; i < ARRAY_LEN(vars); i++)
+        unsetenv(vars[i]);
+    return close_cell(state);
+}
+
+static void gpu_event(const char *line)
+{
+    FILE *f = fopen(g.gpu_events, "a");
+    assert_non_null(f);
+    fprintf(f, "%s\n", line);
+    fclose(f);
+}
+
+/* START_WORKER of a replica of its own on a GPU. */
+static void start_on_gpu(uint64_t id, const char *device)
+{
+    static uint32_t share[1] = {1}, layers[2] = {0, MODEL_LAYERS};
+    struct msg m = {.type = MSG_START_WORKER,
+                    .start_worker = {.worker_id = id, .device = (char *)(uintptr_t)device, .model_path = MODEL, .deployment = "test", .tp = 1, .pp = 1, .share = share, .n_share = 1,
+                                     .layer_first = layers, .n_layer_first = 2, .epoch = 1, .ctx = 128, .max_seqs = 2, .max_step_tokens = 64, .kv_type = 1, .endpoint = g.engine,
+                                     .heartbeat_ms = HEARTBEAT_MS, .step_timeout_ms = PATIENCE_MS}};
+    assert_int_equal(link_server_send(g.cluster, &g.agent_peer, &m), ERR_OK);
+}
+
+/* The newest child of the agent that `not` is not; it may be about to begin. */
+static pid_t child_of_agent(pid_t not)
+{
+    char path[64], text[128];
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int)g.agent, (int)g.agent);
+    for (unsigned i = 0; i < PATIENCE_MS / 10; i++) {
+        FILE *f = fopen(path, "r");
+        int pid = 0, got;
+        assert_non_null(f);
+        while (fscanf(f, "%d", &got) == 1)
+            pid = got != not ? got : pid;
+        fclose(f);
+        snprintf(text, sizeof(text), "/proc/%d/cmdline", pid);
+        char line[64] = "";
+        if (pid && (f = fopen(text, "r"))) {
+            size_t n = fread(line, 1, sizeof(line) - 1, f);
+            fclose(f);
+            if (n > 20 && strcmp(line + strlen(line) + 1, "--child") == 0) /* has begun */
+                return pid;
+        }
+        assert_null(next_of(g.cluster, MSG_STEP, 10));
+    }
+    fail_msg("the agent starts no worker");
+    return 0;
+}
+
+static bool has_variable(pid_t pid, const char *text)
+{
+    char path[64];
+    struct buf b;
+    buf_init(&b);
+    snprintf(path, sizeof(path), "/proc/%d/environ", (int)pid);
+    assert_int_equal(buf_read_file(&b, path, 1 << 20), ERR_OK);
+    bool found = false;
+    for (size_t at = 0; at < b.len; at += strlen(b.data + at) + 1)
+        found |= strcmp(b.data + at, text) == 0;
+    buf_deinit(&b);
+    return found;
+}
+
+static void the_agent_offers_gpus_with_their_topology(void **state)
+{
+    (void)state;
+    start_agent("cuda:0,cuda:2,cpu:0", false, g.key, NULL);
+    join_agent();
+    const struct msg_hello *h = &g.msg.hello;
+    assert_int_equal(h->n_devices, 3);
+    assert_string_equal(h->gpu_driver, "580.00.00");
+    assert_int_equal(h->cuda_version, 13000);
+    assert_string_equal(h->gpu_note, "");
+    const struct msg_device *d = &h->devices[1];
+    assert_string_equal(d->name, "cuda:2");
+    assert_string_equal(d->kind, "emulated");
+    assert_string_equal(d->model, "Emulated GPU");
+    assert_string_equal(d->uuid, "GPU-e0000002-e000-4000-8000-000000000002");
+    assert_string_equal(d->bus_id, "0000:3b:00.0");
+    assert_int_equal(d->sm, 90);
+    assert_int_equal(d->memory_total_bytes, 80ull << 30);
+    assert_int_equal(d->memory_bytes, (80ull << 30) - (1ull << 30) - (80ull << 30) / 64);
+    assert_int_equal(d->temperature_c, 53);
+    assert_int_equal(d->throttle, DEVICE_THROTTLE_SW_POWER_CAP);
+    assert_false(d->lost);
+    assert_int_equal(d->n_peers, 3); /* of the HELLO's devices, in its order */
+    assert_int_equal(d->path[0], DEVICE_PATH_NODE);
+    assert_int_equal(d->path[1], DEVICE_PATH_SELF);
+    assert_int_equal(d->path[2], DEVICE_PATH_UNKNOWN);
+    assert_int_equal(d->nvlinks[0], 6);
+    assert_int_equal(d->nvlinks[1], 0);
+    assert_string_equal(h->devices[2].kind, "cpu");
+    assert_string_equal(h->devices[2].uuid, "");
+    kill(g.agent, SIGTERM);
+    assert_int_equal(agent_exit_code(), WORKER_EXIT_OK);
+}
+
+static void a_worker_sees_its_gpu_alone(void **state)
+{
+    (void)state;
+    setenv("TEST_GPU_SUPPORT", "cuda", 1);
+    setenv("TEST_CHILD_HANGS", "1", 1);
+    setenv("CUDA_VISIBLE_DEVICES", "2,1", 1);
+    setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST", 1);
+    start_agent("cuda:0,cuda:1", false, g.key, NULL);
+    join_agent();
+    assert_string_equal(g.msg.hello.devices[0].kind, "cuda");
+    start_on_gpu(21, "cuda:0");
+    pid_t pid = child_of_agent(0);
+    assert_true(has_variable(pid, "CUDA_DEVICE_ORDER=PCI_BUS_ID"));
+    assert_true(has_variable(pid, "CUDA_VISIBLE_DEVICES=GPU-e0000002-e000-4000-8000-000000000002"));
+    assert_false(has_variable(pid, "CUDA_VISIBLE_DEVICES=2,1"));
+    assert_false(has_variable(pid, "CUDA_DEVICE_ORDER=FASTEST_FIRST"));
+}
+
+static void workers_end_with_their_gpu_and_the_others_go_on(void **state)
+{
+    (void)state;
+    setenv("TEST_CHILD_HANGS", "1", 1);
+    start_agent("cuda:0,cuda:1", false, g.key, NULL);
+    join_agent();
+    start_on_gpu(31, "cuda:0");
+    pid_t other = child_of_agent(0);
+    start_on_gpu(32, "cuda:1");
+    pid_t pid = child_of_agent(other);
+    assert_false(g.exited.is);
+    gpu_event("xid 1 79");
+    const struct exited *x = exit_of(32);
+    assert_string_equal(x->text, "GPU cuda:1 (Emulated GPU, GPU-e0000001-e000-4000-8000-000000000001) reported Xid 79: fallen off the bus");
+    assert_true(g.states.lost[1] && !g.states.lost[0]); /* told before the worker's end */
+    assert_string_equal(g.states.why, "reported Xid 79: fallen off the bus");
+    assert_int_equal(g.states.temperature[0], 51);
+    assert_true(gone(pid, PATIENCE_MS));
+    assert_false(gone(other, 0));
+    start_on_gpu(33, "cuda:1"); /* of a coordinator that has not heard of it */
+    assert_non_null(strstr(exit_of(33)->text, "GPU cuda:1 (Emulated GPU, GPU-e0000001-e000-4000-8000-000000000001) reported Xid 79"));
+    assert_false(g.exited.is);
+    kill(g.agent, SIGTERM);
+    assert_int_equal(agent_exit_code(), WORKER_EXIT_OK);
+    assert_true(gone(other, 0));
+}
+
+static void a_worker_that_fails_has_its_gpus_error_beside_its_own(void **state)
+{
+    (void)state;
+    setenv("TEST_CHILD_HANGS", "1", 1);
+    start_agent("cuda:0", false, g.key, NULL);
+    join_agent();
+    start_on_gpu(41, "cuda:0");
+    pid_t pid = child_of_agent(0);
+    gpu_event("xid 0 31"); /* its own doing: the GPU stays */
+    kill(pid, SIGKILL);
+    const char *text = exit_of(41)->text;
+    assert_non_null(strstr(text, "GPU cuda:0 (Emulated GPU, GPU-e0000000-e000-4000-8000-000000000000) reported Xid 31: GPU memory page fault; killed by signal 9"));
+    start_on_gpu(42, "cuda:0");
+    pid = child_of_agent(0);
+    kill(pid, SIGKILL);
+    assert_string_equal(exit_of(42)->text, "killed by signal 9 (SIGKILL)"); /* an old error is not told again */
+    start_on_gpu(43, "cuda:0");
+    pid = child_of_agent(0);
+    gpu_event("lost 0"); /* without an Xid: seen when the worker fails */
+    kill(pid, SIGKILL);
+    assert_non_null(strstr(exit_of(43)->text, "is lost: the driver cannot reach it any more; killed by signal 9"));
+    assert_true(g.states.lost[0]);
+}
+
+static void gpus_that_cannot_be_used_are_said(void **state)
+{
+    (void)state;
+    char log[128];
+    struct buf b;
+    snprintf(log, sizeof(log), "%s/log", g.dir);
+    setenv("RACKLM_EMU_NVML", "cuda=12080;driver=570.10", 1);
+    start_agent("", false, g.key, log); /* CPUs go on */
+    join_agent();
+    assert_string_equal(g.msg.hello.devices[0].name, "cpu:0");
+    assert_non_null(strstr(g.msg.hello.gpu_note, "570.10 knows CUDA up to 12.8, racklm needs 13.0"));
+    kill(g.agent, SIGTERM);
+    assert_int_equal(agent_exit_code(), WORKER_EXIT_OK);
+    setenv("RACKLM_BACKEND", "cuda", 1);
+    start_agent("", false, g.key, log);
+    assert_int_equal(agent_exit_code(), WORKER_EXIT_USAGE);
+    buf_init(&b);
+    assert_int_equal(buf_read_file(&b, log, 1 << 20), ERR_OK);
+    buf_putc(&b, 0);
+    assert_non_null(strstr(b.data, "GPUs are not used why=\"the NVIDIA driver 570.10 knows CUDA up to 12.8"));
+    assert_non_null(strstr(b.data, "status=2 why=\"--backend cuda: the NVIDIA driver 570.10"));
+    buf_deinit(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -613,6 +843,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_agent_that_is_sent_away_again_and_again_keeps_its_distance, open_cell, close_cell),
         cmocka_unit_test_setup_teardown(a_coordinator_that_forgot_the_agent_gets_a_new_hello_and_no_old_workers, open_cell,
                                         close_cell),
+        cmocka_unit_test_setup_teardown(the_agent_offers_gpus_with_their_topology, open_gpus, close_gpus),
+        cmocka_unit_test_setup_teardown(a_worker_sees_its_gpu_alone, open_gpus, close_gpus),
+        cmocka_unit_test_setup_teardown(workers_end_with_their_gpu_and_the_others_go_on, open_gpus, close_gpus),
+        cmocka_unit_test_setup_teardown(a_worker_that_fails_has_its_gpus_error_beside_its_own, open_gpus, close_gpus),
+        cmocka_unit_test_setup_teardown(gpus_that_cannot_be_used_are_said, open_gpus, close_gpus),
     };
     return cmocka_run_group_tests_name("agent", tests, NULL, NULL);
 }

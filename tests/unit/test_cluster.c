@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "coordinator/cluster.h"
+#include "proto/device.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -430,6 +431,177 @@ static void roles_and_versions_are_checked(void **state)
     close_fixture(&f);
 }
 
+/* An agent with a GPU of each model: "A|A|B". */
+static void hello_gpus(struct link_client *l, uint64_t peer_id, const char *models, uint64_t memory)
+{
+    struct msg_device d[4] = {0};
+    char names[4][16], model[4][32];
+    static uint32_t path[] = {DEVICE_PATH_SELF, DEVICE_PATH_SWITCH, DEVICE_PATH_SYSTEM, DEVICE_PATH_SYSTEM}, nvlinks[] = {0, 4, 0, 0};
+    uint32_t n = 0;
+    for (const char *p = models; *p; p += strcspn(p, "|"), p += *p == '|', n++) {
+        snprintf(names[n], sizeof names[n], "cuda:%u", n);
+        snprintf(model[n], sizeof model[n], "%.*s", (int)strcspn(p, "|"), p);
+        d[n] = (struct msg_device){.name = names[n], .kind = "cuda", .model = model[n], .memory_bytes = memory, .cores = 2, .uuid = "GPU-1", .bus_id = "0000:1b:00.0", .sm = 90,
+                                   .memory_total_bytes = memory, .temperature_c = 40, .path = path, .nvlinks = nvlinks, .n_peers = 4};
+    }
+    struct msg m = {.type = MSG_HELLO};
+    m.hello = (struct msg_hello){.version_min = PROTO_VERSION_MAX, .version_max = PROTO_VERSION_MAX, .role = "agent", .host = "there", .peer_id = peer_id, .devices = d, .n_devices = n,
+                                 .gpu_driver = "580.00", .cuda_version = 13000, .gpu_note = "a note"};
+    OK(link_client_send(l, &m));
+}
+
+static void a_device_state(struct link_client *l, uint32_t device, bool is_lost)
+{
+    uint32_t temperature = 77, power = 500000, utilization = 99, throttle = DEVICE_THROTTLE_HW_THERMAL, lost = is_lost;
+    uint64_t memory_free = 123;
+    struct msg m = {.type = MSG_HEARTBEAT};
+    m.heartbeat = (struct msg_heartbeat){.device = &device, .temperature_c = &temperature, .power_mw = &power, .utilization_percent = &utilization, .throttle = &throttle,
+                                         .memory_free_bytes = &memory_free, .lost = &lost, .n_devices = 1, .why = is_lost ? "reported Xid 79" : ""};
+    OK(link_client_send(l, &m));
+}
+
+static void gpus_of_two_models_do_not_make_a_replica(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct front_health h;
+    open_fixture(&f, 2);
+    f.d[0].own.deterministic = true;
+    start_cluster(&f);
+    struct link_client *one = dial(&f, &f.worker_key), *two = dial(&f, &f.worker_key);
+    hello_gpus(one, 1, "NVIDIA H100|NVIDIA H200", 1ull << 30);
+    expect(&f, one, MSG_WELCOME);
+    for (int i = 0; i < WAIT_MS / 10; i++) {
+        cluster_health(f.cluster, NULL, &h);
+        if (strstr(h.text, "of one type"))
+            break;
+        usleep(10000);
+    }
+    assert_string_equal(h.text, "waiting for devices: the 2 workers of a replica need GPUs of one type, there are 1 NVIDIA H100, 1 NVIDIA H200: lower tp or pp, or name devices of one type");
+    assert_false(h.fatal); /* others may join: */
+    hello_gpus(two, 2, "NVIDIA H200", 1ull << 30);
+    struct msg a = expect(&f, one, MSG_START_WORKER), b = expect(&f, two, MSG_START_WORKER);
+    assert_string_equal(a.start_worker.device, "cuda:1");
+    assert_string_equal(b.start_worker.device, "cuda:0");
+    assert_true(a.start_worker.deterministic && b.start_worker.deterministic);
+    link_client_close(&one);
+    link_client_close(&two);
+    close_fixture(&f);
+}
+
+/* Under `racklm serve` nobody else will come. */
+static void what_can_never_be_placed_ends_the_start(const char *models, uint64_t memory, const char *why)
+{
+    struct fixture f;
+    char text[256] = "";
+    open_fixture(&f, 2);
+    f.opts.parent_fd = 0;
+    start_cluster(&f);
+    struct link_client *l = dial(&f, &f.worker_key);
+    hello_gpus(l, 1, models, memory);
+    for (int i = 0; i < WAIT_MS / 10 && !cluster_fatal(f.cluster, text, sizeof text); i++)
+        usleep(10000);
+    if (!strstr(text, why))
+        fail_msg("'%s' does not say '%s'", text, why);
+    link_client_close(&l);
+    close_fixture(&f);
+}
+
+static void a_start_that_cannot_be_is_ended_with_the_reason(void **state)
+{
+    (void)state;
+    what_can_never_be_placed_ends_the_start("NVIDIA H100|NVIDIA H200", 1ull << 30, "need GPUs of one type, there are 1 NVIDIA H100, 1 NVIDIA H200");
+    /* The demo's 6.9 MB in two halves of some 3.3 MiB: two devices of 2 MiB hold less, four would do. */
+    what_can_never_be_placed_ends_the_start("G|G", 2u << 20, "the largest G has room for 2.00 MiB: 1.");
+    what_can_never_be_placed_ends_the_start("G|G", 2u << 20, "are missing (tp * pp from about 4 on");
+}
+
+static void workers_leave_a_device_that_is_lost(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, 1);
+    start_cluster(&f);
+    struct link_client *l = dial(&f, &f.worker_key), *viewer = dial(&f, &f.viewer_key);
+    hello(viewer, "admin", 9, 0, 0, PROTO_VERSION_MAX);
+    hello_gpus(l, 1, "G|G", 1ull << 30);
+    struct msg a = expect(&f, l, MSG_START_WORKER);
+    assert_string_equal(a.start_worker.device, "cuda:0");
+    uint64_t id = a.start_worker.worker_id;
+    a_device_state(l, 0, true);
+    struct msg beat = expect(&f, l, MSG_HEARTBEAT);
+    for (int i = 0; i < 100 && beat.heartbeat.n_devices; i++)
+        beat = expect(&f, l, MSG_HEARTBEAT);
+    assert_int_equal(beat.heartbeat.n_devices, 0); /* the echo is the heartbeat alone */
+    exited(l, id, "GPU cuda:0 (G, GPU-1) reported Xid 79: fallen off the bus");
+    struct msg b = expect(&f, l, MSG_START_WORKER);
+    assert_string_equal(b.start_worker.device, "cuda:1");
+
+    struct msg_admin_reply r = ask(&f, viewer, ADMIN_WORKERS);
+    assert_int_equal(r.n_nodes, 1);
+    const struct msg_hello *n = &r.nodes[0];
+    assert_string_equal(n->gpu_driver, "580.00");
+    assert_int_equal(n->cuda_version, 13000);
+    assert_string_equal(n->gpu_note, "a note");
+    assert_true(n->devices[0].lost && !n->devices[1].lost);
+    assert_string_equal(n->devices[0].why, "reported Xid 79");
+    assert_int_equal(n->devices[0].temperature_c, 77);
+    assert_int_equal(n->devices[0].power_mw, 500000);
+    assert_int_equal(n->devices[0].utilization_percent, 99);
+    assert_int_equal(n->devices[0].throttle, DEVICE_THROTTLE_HW_THERMAL);
+    assert_int_equal(n->devices[0].memory_free_bytes, 123);
+    assert_int_equal(n->devices[1].temperature_c, 40);
+    assert_int_equal(n->devices[1].n_peers, 4);
+    assert_int_equal(n->devices[1].path[1], DEVICE_PATH_SWITCH);
+    assert_int_equal(n->devices[1].nvlinks[1], 4);
+    assert_string_equal(r.workers[0].device, "cuda:1");
+    assert_string_equal(r.workers[0].device_kind, "cuda");
+    assert_string_equal(r.workers[0].device_model, "G");
+    assert_string_equal(r.workers[0].device_uuid, "GPU-1");
+    assert_int_equal(r.workers[0].temperature_c, 40);
+    assert_int_equal(r.workers[0].device_memory_bytes, 1ull << 30);
+    assert_false(r.workers[0].device_lost);
+
+    /* The other one goes too: the worker waits; one comes back: it starts there. */
+    a_device_state(l, 1, true);
+    exited(l, b.start_worker.worker_id, "gone");
+    for (int i = 0; i < WAIT_MS / 10; i++) {
+        r = ask(&f, viewer, ADMIN_WORKERS);
+        if (strcmp(r.workers[0].state, "waiting for a device") == 0)
+            break;
+        usleep(10000);
+    }
+    assert_string_equal(r.workers[0].state, "waiting for a device");
+    a_device_state(l, 0, false);
+    assert_string_equal(expect(&f, l, MSG_START_WORKER).start_worker.device, "cuda:0");
+    a_device_state(l, 200, true); /* one that there is not: nothing happens */
+    r = ask(&f, viewer, ADMIN_WORKERS);
+    assert_string_equal(r.nodes[0].devices[0].why, "");
+    link_client_close(&l);
+    link_client_close(&viewer);
+    close_fixture(&f);
+}
+
+static void a_gpu_is_taken_before_a_cpu(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, 2);
+    struct link_client *cpus, *gpus;
+    start_cluster(&f);
+    cpus = dial(&f, &f.worker_key);
+    gpus = dial(&f, &f.worker_key);
+    hello(cpus, "agent", 1, 1, 1ull << 40, PROTO_VERSION_MAX); /* one of the two that are needed */
+    expect(&f, cpus, MSG_WELCOME);
+    hello_gpus(gpus, 2, "G|G", 1ull << 30);
+    expect(&f, gpus, MSG_WELCOME);
+    assert_string_equal(expect(&f, gpus, MSG_START_WORKER).start_worker.device, "cuda:0");
+    assert_string_equal(expect(&f, gpus, MSG_START_WORKER).start_worker.device, "cuda:1");
+    link_client_close(&cpus);
+    link_client_close(&gpus);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -439,6 +611,10 @@ int main(void)
         cmocka_unit_test(a_context_beyond_the_memory_is_fatal_with_both_numbers),
         cmocka_unit_test(a_deployment_lives_for_itself),
         cmocka_unit_test(a_device_is_shared_by_those_that_name_it_only),
+        cmocka_unit_test(gpus_of_two_models_do_not_make_a_replica),
+        cmocka_unit_test(a_start_that_cannot_be_is_ended_with_the_reason),
+        cmocka_unit_test(workers_leave_a_device_that_is_lost),
+        cmocka_unit_test(a_gpu_is_taken_before_a_cpu),
         cmocka_unit_test(roles_and_versions_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -65,14 +65,43 @@ static void two_sockets(void)
 }
 
 static struct inventory v;
+static struct gpu_info gpus; /* what gpu_info.h would say; n = 0: there are none */
+static enum gpu_support support = GPU_SUPPORT_CUDA;
+static enum inventory_want want;
+static uint64_t device_memory;
 
-static void look(const char *allowed, const char *devices, uint32_t threads)
+static enum err try_look(const char *allowed, const char *devices, uint32_t threads)
 {
     int cpus[64];
     int n = inventory_parse_list(allowed, cpus, 64);
     assert_true(n > 0);
     inventory_deinit(&v);
-    assert_int_equal(inventory_read(root, cpus, (uint32_t)n, devices, threads, &v), ERR_OK);
+    return inventory_read(&(struct inventory_config){.root = root, .allowed = cpus, .n_allowed = (uint32_t)n, .devices = devices, .threads = threads, .device_memory = device_memory,
+                                                     .want = want, .gpus = &gpus, .support = support},
+                          &v);
+}
+
+static void look(const char *allowed, const char *devices, uint32_t threads)
+{
+    assert_int_equal(try_look(allowed, devices, threads), ERR_OK);
+}
+
+static void refuses(const char *devices, const char *why)
+{
+    assert_int_equal(try_look("0-3", devices, 0), ERR_CONFIG);
+    if (!strstr(err_detail(), why))
+        fail_msg("'%s' does not say '%s'", err_detail(), why);
+}
+
+/* Names separated by '|'; 80 GiB each, 60 of them free, on NUMA nodes 0 1 0 1 ... */
+static void put_gpus(const char *names)
+{
+    gpus.state = GPU_INFO_OK;
+    for (const char *p = names; *p; p += strcspn(p, "|"), p += *p == '|') {
+        struct gpu *g = &gpus.gpus[gpus.n];
+        *g = (struct gpu){.memory_bytes = 80ull << 30, .free_bytes = 60ull << 30, .sm = 90, .numa = (int)(gpus.n++ % 2)};
+        snprintf(g->name, sizeof(g->name), "%.*s", (int)strcspn(p, "|"), p);
+    }
 }
 
 static bool has(const struct inventory_device *d, int cpu)
@@ -218,14 +247,159 @@ static void v1_groups_hold_too(void **state)
 static void wrong_device_lists_are_named(void **state)
 {
     (void)state;
-    static const char *const bad[][2] = {{"cuda:0", "cuda:0"}, {"cpu:0,cpu:0", "twice"}, {"cpu:", "'cpu:'"}, {"cpu:x", "cpu:x"},
-                                         {"cpu:0,,cpu:1", "''"}};
-    int cpus[] = {0, 1};
-    for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
-        struct inventory w;
-        assert_int_equal(inventory_read(root, cpus, 2, bad[i][0], 0, &w), ERR_CONFIG);
-        assert_non_null(strstr(err_detail(), bad[i][1]));
+    static const char *const bad[][2] = {{"gpu:0", "'gpu:0'"}, {"cpu:0,cpu:0", "cpu:0 stands there twice"}, {"cpu:", "'cpu:'"}, {"cpu:x", "cpu:x"}, {"cpu:0,,cpu:1", "''"},
+                                         {"cuda:2", "its GPUs are cuda:0 to cuda:1"}, {"cuda:0,cuda:0", "cuda:0 stands there twice"}, {"cuda:1x", "'cuda:1x'"},
+                                         {"cuda:99999999999", "'cuda:99999999999'"}};
+    put_gpus("H|H");
+    for (unsigned i = 0; i < ARRAY_LEN(bad); i++)
+        refuses(bad[i][0], bad[i][1]);
+}
+
+static void gpus_are_taken_where_there_are_some(void **state)
+{
+    (void)state;
+    two_sockets();
+    put_gpus("NVIDIA H200|NVIDIA H200|NVIDIA H200");
+    look("0-15", NULL, 0);
+    assert_int_equal(v.n_devices, 3);
+    for (uint32_t k = 0; k < 3; k++) {
+        const struct inventory_device *d = &v.devices[k];
+        char name[16];
+        snprintf(name, sizeof(name), "cuda:%u", k);
+        assert_string_equal(d->name, name);
+        assert_string_equal(d->model, "NVIDIA H200");
+        assert_int_equal(d->kind, DEVICE_CUDA);
+        assert_int_equal(d->gpu, k);
+        /* Near it: the CPUs of its node, as two_sockets has them; two threads, one that launches and one that reads. */
+        assert_int_equal(d->numa, k % 2);
+        assert_int_equal(d->n_cpus, 8);
+        assert_true(has(d, k % 2 ? 4 : 0) && has(d, k % 2 ? 12 : 8));
+        assert_int_equal(d->n_threads, 2);
+        assert_true(d->own_core);
+        /* What is free, less 1 GiB and a 64th of 80 GiB. */
+        assert_int_equal(d->memory_bytes, (60ull << 30) - (1ull << 30) - (80ull << 30) / 64);
     }
+    device_memory = 10ull << 30;
+    look("0-15", "cuda:2", 1);
+    assert_int_equal(v.n_devices, 1);
+    assert_int_equal(v.devices[0].gpu, 2);
+    assert_int_equal(v.devices[0].n_threads, 1);
+    assert_int_equal(v.devices[0].memory_bytes, 10ull << 30);
+    gpus.gpus[2].free_bytes = 1 << 20; /* somebody else has it all: that is not "not known", which is 0 */
+    look("0-15", "cuda:2", 1);
+    assert_int_equal(v.devices[0].memory_bytes, 1);
+}
+
+static void a_gpu_of_an_unknown_node_may_use_every_cpu(void **state)
+{
+    (void)state;
+    two_sockets();
+    put_gpus("G|G");
+    gpus.gpus[0].numa = -1;
+    look("4-7,12-15", "cuda:0,cuda:1", 0);
+    assert_int_equal(v.devices[0].n_cpus, 8);
+    gpus.gpus[1].numa = 0; /* where this process has no CPU */
+    look("4-7,12-15", "cuda:1", 0);
+    assert_int_equal(v.devices[0].n_cpus, 8);
+    assert_int_equal(v.devices[0].numa, 1);
+    look("4", "cuda:0,cuda:1", 0);
+    assert_int_equal(v.devices[0].n_threads, 1); /* one CPU for two workers */
+    assert_false(v.devices[0].own_core);
+}
+
+static void cpus_and_gpus_can_be_offered_together(void **state)
+{
+    (void)state;
+    two_sockets();
+    put_gpus("G|G");
+    look("0-15", "cpu:0,cuda:1,cpu:1", 0);
+    assert_int_equal(v.n_devices, 3);
+    assert_int_equal(v.devices[0].kind, DEVICE_CPU);
+    assert_int_equal(v.devices[0].n_cpus, 8);
+    assert_int_equal(v.devices[2].numa, 1); /* the CPUs are cut as if there were no GPU */
+    assert_int_equal(v.devices[2].memory_bytes, v.memory_bytes / 2);
+    assert_string_equal(v.devices[2].model, "Made-up CPU 9000");
+}
+
+static void a_backend_keeps_to_its_kind(void **state)
+{
+    (void)state;
+    put_gpus("G|G");
+    want = INVENTORY_WANT_CPU;
+    look("0-3", NULL, 0);
+    assert_string_equal(v.devices[0].name, "cpu:0");
+    refuses("cuda:0", "--backend chooses CPUs");
+    assert_false(inventory_needs_gpus(NULL, want));
+    want = INVENTORY_WANT_GPU;
+    look("0-3", NULL, 0);
+    assert_int_equal(v.n_devices, 2);
+    assert_string_equal(v.devices[0].name, "cuda:0");
+    refuses("cpu:0", "--backend cuda runs on GPUs only");
+    gpus = (struct gpu_info){.state = GPU_INFO_NONE, .why = "there is no NVIDIA driver on this host"};
+    refuses(NULL, "--backend cuda: there is no NVIDIA driver on this host");
+    refuses("any:2", "--backend cuda: there is no NVIDIA driver on this host");
+    want = INVENTORY_WANT_ANY;
+    look("0-3", NULL, 0);
+    assert_string_equal(v.devices[0].name, "cpu:0");
+    refuses("cuda:0", "no GPU can be used as cuda:0: there is no NVIDIA driver on this host");
+    assert_true(inventory_needs_gpus(NULL, want) && inventory_needs_gpus("cpu:0,any:1", want) && inventory_needs_gpus("cuda:1", want));
+    assert_false(inventory_needs_gpus("cpu:0,cpu:1", want));
+}
+
+static void as_many_as_are_needed_are_of_one_type(void **state)
+{
+    (void)state;
+    look("0-3", "cpu:1,any:3", 0); /* no GPU: CPU devices with the lowest numbers that are left */
+    assert_int_equal(v.n_devices, 4);
+    assert_string_equal(v.devices[1].name, "cpu:0");
+    assert_string_equal(v.devices[2].name, "cpu:2");
+    put_gpus("NVIDIA H100|NVIDIA H200|NVIDIA H200|NVIDIA H100|NVIDIA H200");
+    for (uint32_t i = 0; i < 5; i++)
+        if (strstr(gpus.gpus[i].name, "H200"))
+            gpus.gpus[i].memory_bytes = 141ull << 30;
+    look("0-3", "any:2", 0); /* the larger type; the third stands by, and takes no CPU from the two */
+    assert_int_equal(v.n_devices, 3);
+    assert_string_equal(v.devices[0].name, "cuda:1");
+    assert_string_equal(v.devices[1].name, "cuda:2");
+    assert_string_equal(v.devices[2].name, "cuda:4");
+    assert_int_equal(v.devices[2].n_threads, 2);
+    assert_true(v.devices[0].own_core);
+    look("0-3", "cuda:1,cuda:4,any:2", 0); /* of which one is left */
+    assert_string_equal(v.devices[2].name, "cuda:0");
+    assert_string_equal(v.devices[3].name, "cuda:3");
+    refuses("any:4", "4 GPUs of one type are needed, this host has 2 NVIDIA H100, 3 NVIDIA H200");
+    gpus.gpus[2].lost = true;
+    snprintf(gpus.gpus[2].why, sizeof(gpus.gpus[2].why), "reported Xid 79: fallen off the bus");
+    refuses("any:3", "this host has 2 NVIDIA H100, 2 NVIDIA H200");
+    refuses("cuda:2", "reported Xid 79");
+    look("0-3", NULL, 0);
+    assert_int_equal(v.n_devices, 4);
+    assert_null(inventory_find(&v, "cuda:2"));
+}
+
+static void what_stands_against_gpus_is_said(void **state)
+{
+    (void)state;
+    char why[400];
+    put_gpus("G");
+    struct inventory_config c = {.gpus = &gpus, .support = GPU_SUPPORT_CUDA};
+    inventory_why_no_gpu(&c, why, sizeof(why));
+    assert_string_equal(why, "");
+    c.support = GPU_SUPPORT_NONE;
+    inventory_why_no_gpu(&c, why, sizeof(why));
+    assert_non_null(strstr(why, "-DRACKLM_CUDA=ON"));
+    support = GPU_SUPPORT_NONE;
+    look("0-3", NULL, 0);
+    assert_string_equal(v.devices[0].name, "cpu:0");
+    refuses("cuda:0", "built without CUDA");
+    support = GPU_SUPPORT_EMULATED;
+    look("0-3", NULL, 0);
+    assert_int_equal(v.devices[0].kind, DEVICE_EMULATED);
+    assert_string_equal(device_kind_name(v.devices[0].kind), "emulated");
+    support = GPU_SUPPORT_CUDA;
+    gpus = (struct gpu_info){.state = GPU_INFO_BROKEN, .why = "the driver is too old"};
+    look("0-3", NULL, 0); /* CPUs go on */
+    assert_string_equal(v.devices[0].name, "cpu:0");
 }
 
 static void this_host_has_a_device(void **state)
@@ -235,13 +409,17 @@ static void this_host_has_a_device(void **state)
     uint32_t n = inventory_allowed(cpus, INVENTORY_CPUS_MAX);
     assert_true(n >= 1 && n <= (uint32_t)sysconf(_SC_NPROCESSORS_CONF));
     inventory_deinit(&v);
-    assert_int_equal(inventory_read("", cpus, n, NULL, 0, &v), ERR_OK);
+    assert_int_equal(inventory_read(&(struct inventory_config){.root = "", .allowed = cpus, .n_allowed = n}, &v), ERR_OK);
     assert_true(v.n_devices >= 1 && v.devices[0].memory_bytes > 0 && v.host[0] && v.devices[0].n_threads >= 1);
 }
 
 static int last(void **state)
 {
     inventory_deinit(&v);
+    gpus = (struct gpu_info){.state = GPU_INFO_NONE};
+    support = GPU_SUPPORT_CUDA;
+    want = INVENTORY_WANT_ANY;
+    device_memory = 0;
     return drop_root(state);
 }
 
@@ -256,6 +434,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_v2_quota_and_limit_hold_from_any_group_above, make_root, last),
         cmocka_unit_test_setup_teardown(v1_groups_hold_too, make_root, last),
         cmocka_unit_test_setup_teardown(wrong_device_lists_are_named, make_root, last),
+        cmocka_unit_test_setup_teardown(gpus_are_taken_where_there_are_some, make_root, last),
+        cmocka_unit_test_setup_teardown(a_gpu_of_an_unknown_node_may_use_every_cpu, make_root, last),
+        cmocka_unit_test_setup_teardown(cpus_and_gpus_can_be_offered_together, make_root, last),
+        cmocka_unit_test_setup_teardown(a_backend_keeps_to_its_kind, make_root, last),
+        cmocka_unit_test_setup_teardown(as_many_as_are_needed_are_of_one_type, make_root, last),
+        cmocka_unit_test_setup_teardown(what_stands_against_gpus_is_said, make_root, last),
         cmocka_unit_test_setup_teardown(this_host_has_a_device, make_root, last),
     };
     return cmocka_run_group_tests_name("inventory", tests, NULL, NULL);

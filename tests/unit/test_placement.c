@@ -25,7 +25,7 @@ static void a_stage_stays_on_one_node(void **state)
 {
     (void)state;
     /* Node 0 has one device, node 1 has two: tp 2 goes to node 1 although node 0 comes first and is larger. */
-    const struct placement_device d[] = {{0, 90 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false}};
+    const struct placement_device d[] = {{0, 90 * GB, false, 0}, {1, 20 * GB, false, 0}, {1, 20 * GB, false, 0}};
     uint32_t out[2];
     CLEAR(out);
     assert_true(assign(d, 3, 2, 1, 10 * GB, out));
@@ -37,8 +37,8 @@ static void a_stage_stays_on_one_node(void **state)
 static void stages_share_a_node_when_it_holds_them_all(void **state)
 {
     (void)state;
-    const struct placement_device d[] = {{0, 40 * GB, false}, {0, 40 * GB, false}, {1, 20 * GB, false},
-                                         {1, 20 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false}};
+    const struct placement_device d[] = {{0, 40 * GB, false, 0}, {0, 40 * GB, false, 0}, {1, 20 * GB, false, 0},
+                                         {1, 20 * GB, false, 0}, {1, 20 * GB, false, 0}, {1, 20 * GB, false, 0}};
     uint32_t out[4];
     CLEAR(out);
     assert_true(assign(d, 6, 2, 2, 10 * GB, out));
@@ -47,7 +47,7 @@ static void stages_share_a_node_when_it_holds_them_all(void **state)
     /* With too little memory for that, a stage each. */
     CLEAR(out);
     const struct placement_device e[] = {
-        {0, 40 * GB, false}, {0, 40 * GB, false}, {1, 20 * GB, false}, {1, 20 * GB, false}};
+        {0, 40 * GB, false, 0}, {0, 40 * GB, false, 0}, {1, 20 * GB, false, 0}, {1, 20 * GB, false, 0}};
     assert_true(assign(e, 4, 2, 2, 10 * GB, out));
     assert_int_equal(e[out[0]].node, e[out[1]].node);
     assert_int_equal(e[out[2]].node, e[out[3]].node);
@@ -57,7 +57,7 @@ static void stages_share_a_node_when_it_holds_them_all(void **state)
 static void the_largest_need_gets_the_largest_device(void **state)
 {
     (void)state;
-    const struct placement_device d[] = {{0, 10 * GB, false}, {0, 30 * GB, false}};
+    const struct placement_device d[] = {{0, 10 * GB, false, 0}, {0, 30 * GB, false, 0}};
     const uint64_t need[] = {8 * GB, 24 * GB};
     uint32_t out[2];
     CLEAR(out);
@@ -69,7 +69,7 @@ static void the_largest_need_gets_the_largest_device(void **state)
 static void too_few_devices_change_nothing(void **state)
 {
     (void)state;
-    const struct placement_device d[] = {{0, 10 * GB, true}, {0, 10 * GB, false}, {1, 1 * GB, false}};
+    const struct placement_device d[] = {{0, 10 * GB, true, 0}, {0, 10 * GB, false, 0}, {1, 1 * GB, false, 0}};
     uint32_t out[2];
     CLEAR(out);
     assert_false(assign(d, 3, 2, 1, 5 * GB, out)); /* one is taken, one too small */
@@ -77,14 +77,14 @@ static void too_few_devices_change_nothing(void **state)
     assert_int_equal((int)out[1], NONE);
     assert_false(assign(NULL, 0, 1, 1, 1, out));
     /* Memory that nobody knows is taken to suffice. */
-    const struct placement_device u[] = {{0, 0, false}, {0, 0, false}};
+    const struct placement_device u[] = {{0, 0, false, 0}, {0, 0, false, 0}};
     assert_true(assign(u, 2, 2, 1, 5 * GB, out));
 }
 
 static void a_lost_rank_goes_back_to_its_group(void **state)
 {
     (void)state;
-    const struct placement_device d[] = {{0, 10 * GB, false}, {0, 10 * GB, false}, {1, 90 * GB, false}};
+    const struct placement_device d[] = {{0, 10 * GB, false, 0}, {0, 10 * GB, false, 0}, {1, 90 * GB, false, 0}};
     uint32_t out[2] = {0, PLACEMENT_NONE};
     assert_true(assign(d, 3, 2, 1, 5 * GB, out));
     assert_int_equal(out[0], 0);
@@ -94,12 +94,39 @@ static void a_lost_rank_goes_back_to_its_group(void **state)
 static void ranks_span_nodes_when_no_node_holds_the_stage(void **state)
 {
     (void)state;
-    const struct placement_device d[] = {{0, 10 * GB, false}, {1, 10 * GB, false}, {1, 10 * GB, false}};
+    const struct placement_device d[] = {{0, 10 * GB, false, 0}, {1, 10 * GB, false, 0}, {1, 10 * GB, false, 0}};
     uint32_t out[3];
     CLEAR(out);
     assert_true(assign(d, 3, 3, 1, 5 * GB, out));
     assert_int_equal(out[0] + out[1] + out[2], 3);
     assert_true(out[0] != out[1] && out[1] != out[2] && out[0] != out[2]);
+}
+
+static void a_replica_has_devices_of_one_type(void **state)
+{
+    (void)state;
+    /* One large GPU, two of another type, three CPUs; types in the order in which they are wanted. */
+    const struct placement_device d[] = {{0, 90 * GB, false, 0}, {0, 40 * GB, false, 1}, {1, 40 * GB, false, 1},
+                                         {0, 99 * GB, false, 2}, {0, 99 * GB, false, 2}, {0, 99 * GB, false, 2}};
+    uint32_t out[3];
+    CLEAR(out);
+    assert_true(assign(d, 6, 1, 1, 10 * GB, out));
+    assert_int_equal(out[0], 0);
+    CLEAR(out);
+    assert_true(assign(d, 6, 2, 1, 10 * GB, out)); /* rather over two nodes than of two types */
+    assert_int_equal(out[0] + out[1], 3);
+    CLEAR(out);
+    assert_true(assign(d, 6, 3, 1, 10 * GB, out));
+    assert_true(out[0] >= 3 && out[1] >= 3 && out[2] >= 3);
+    CLEAR(out);
+    assert_true(assign(d, 6, 1, 2, 50 * GB, out)); /* too small a type is passed over */
+    assert_true(out[0] >= 3 && out[1] >= 3);
+    /* A rank that is missing comes back to the type of the others, or waits. */
+    uint32_t two[] = {1, PLACEMENT_NONE}, one[] = {0, PLACEMENT_NONE};
+    assert_true(assign(d, 6, 2, 1, 10 * GB, two));
+    assert_int_equal(two[1], 2);
+    assert_false(assign(d, 6, 2, 1, 10 * GB, one));
+    assert_int_equal((int)one[1], NONE);
 }
 
 static void the_context_is_what_half_of_the_rest_holds(void **state)
@@ -132,6 +159,7 @@ int main(void)
         cmocka_unit_test(too_few_devices_change_nothing),
         cmocka_unit_test(a_lost_rank_goes_back_to_its_group),
         cmocka_unit_test(ranks_span_nodes_when_no_node_holds_the_stage),
+        cmocka_unit_test(a_replica_has_devices_of_one_type),
         cmocka_unit_test(the_context_is_what_half_of_the_rest_holds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

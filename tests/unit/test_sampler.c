@@ -1,5 +1,5 @@
 /* The sampler against the mathematics, computed here in double and in the plainest way: sort everything, cut, normalise. Random logits from a
- * fixed generator of this file; nothing is shared with worker/sampler.c but the Philox uniforms (base/rng.c has its own published vectors). */
+ * fixed generator of this file; nothing is shared with worker/sampler.c but the Philox uniforms (base/rng.h has its own published vectors). */
 #include "base/rng.h"
 #include "tests/tools/sanitized.h"
 #include "tests/unit/sampler_stage.h"

@@ -347,7 +347,7 @@ static void test_dry_equals_comparing_everything_with_everything(void **state)
     enum { TEXTS = 3000, LEN = 120 };
     lcg = 77;
     uint32_t tokens[LEN], best[64] = {0}, z[LEN], stop[2], tail[2], dry_id[8], dry_len[3], penalised = 0, broken = 0;
-    struct sampler_change out[LEN + 8];
+    struct sampling_change out[LEN + 8];
     for (uint32_t t = 0; t < TEXTS; t++) {
         uint32_t n = 1 + (uint32_t)(uniform01() * LEN), alphabet = 1 + (uint32_t)(uniform01() * 12);
         for (uint32_t i = 0; i < n; i++)
@@ -390,7 +390,7 @@ static void test_dry_of_a_long_repetition(void **state)
     (void)state;
     enum { LEN = 1 << 20 };
     uint32_t *tokens = calloc(LEN, 4), *z = calloc(LEN, 4), best[64] = {0}, none[2] = {0};
-    struct sampler_change *out = calloc(LEN, sizeof(*out));
+    struct sampling_change *out = calloc(LEN, sizeof(*out));
     struct slot sl = {.tokens = tokens, .dry_multiplier = 1, .dry_base = 2, .dry_allowed_length = 2, .dry_stop = none, .dry_tail = none, .prompt_len = LEN};
     for (uint32_t i = 0; i < LEN; i++) {
         tokens[i] = i % 3;

@@ -29,8 +29,8 @@ cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream);
  * replay of a graph, so state in its captures begins anew each time. It must not wait, nor call cuda functions. */
 cudaError_t enqueue_operation(cudaStream_t stream, std::function<bool()> attempt, const char *name = "operation");
 
-/* runtime.cc: whether a kernel may use this address: inside a live allocation of a device or pinned. */
-bool device_accessible(const void *p);
+/* runtime.cc: whether a kernel may use this address: inside a live allocation of a device or pinned (or_end: or just behind one). */
+bool device_accessible(const void *p, bool or_end = false);
 /* runtime.cc: what an address is, for reports: "byte 104 of 100 bytes of device memory at 0x7f...". Empty when the runtime is locked. */
 std::string describe_address(const void *p);
 

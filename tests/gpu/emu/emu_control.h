@@ -3,10 +3,10 @@
  *   RACKLM_EMU_DEVICES   how many there are (1)
  *   RACKLM_EMU_MEMORY    bytes of memory of each, K, M or G may follow (2G)
  *   RACKLM_EMU_SEED      of everything random
- *   RACKLM_EMU_LAG_MS    emu_set_lag_ms (20)
+ *   RACKLM_EMU_LAG_MS    emu_set_lag_ms (5)
  *   CUDA_VISIBLE_DEVICES as on a GPU, numbers only
  *   RACKLM_EMU_FAULT     a list, by commas, of kind[@when][:device]; when is N, the N-th kernel (N-th allocation for oom) from 1, or Tms, that
- *                        long after the device's first use, which a device notices at its next call; device is a number of the machine, else all of them.
+ *                        long after the device's first use, which is noticed at the next call or in a wait; device is a number of the machine, else all of them.
  *     oom@N         that allocation (cudaMalloc, cudaMallocAsync, cudaHostAlloc, cudaHostRegister) fails: cudaErrorMemoryAllocation
  *     illegal@when  the device is lost: cudaErrorIllegalAddress from every call that follows, as CUDA's documentation says of such errors
  *     launch@when   the same with cudaErrorLaunchFailure
@@ -49,7 +49,8 @@ void emu_set_memory(int device, size_t bytes);
 void emu_hang_stream(cudaStream_t stream, bool hang);
 /* The order of streams from here on. */
 void emu_set_order_seed(uint64_t seed);
-/* A device works on its own when for so long no host thread has given it work or waited for it; 0: never. */
+/* A device works on its own when for so long no host thread has given it work or waited for it; 0: never; negative: at once, and threads of the host
+ * only look on, which kernels need that wait for the host. */
 void emu_set_lag_ms(int ms);
 /* A fault of a kernel becomes the device's sticky error instead of ending the process. */
 void emu_catch_faults(bool on);

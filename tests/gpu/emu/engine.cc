@@ -17,10 +17,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -126,6 +126,7 @@ struct engine {
     std::vector<block *> resident;
     std::vector<grid *> grids;
     uint64_t quiet_since; /* ns; 0: something else than polling has happened */
+    uint64_t quiet_max;   /* after that it is a fault */
     uint64_t n_launches;
     std::vector<std::unique_ptr<fiber>> fibers;
     std::vector<std::unique_ptr<block>> blocks;
@@ -536,17 +537,19 @@ void all_poll()
             g->width = g->resident + 1;
             return;
         }
+    uint64_t quiet = 0;
     if (idle_hook && idle_hook())
         eng->quiet_since = 0;
     else if (eng->quiet_since == 0)
         eng->quiet_since = clock_ns();
-    else
-        sched_yield();
-    static const uint64_t limit = [] {
-        const char *s = getenv("RACKLM_EMU_SPIN_S");
-        return uint64_t(s ? atoi(s) : 60) * 1000000000u;
-    }();
-    bool late = eng->quiet_since != 0 && clock_ns() - eng->quiet_since > limit;
+    else {
+        quiet = clock_ns() - eng->quiet_since;
+        if (quiet > 1000000) { /* another thread or process is waited for */
+            timespec t = {0, 50000};
+            nanosleep(&t, nullptr);
+        }
+    }
+    bool late = quiet > eng->quiet_max;
     for (block *b : eng->resident)
         for (uint32_t i = 0; i < b->n_warps; i++) {
             warp *w = &b->warps[i];
@@ -581,6 +584,8 @@ void schedule()
 
 /* ---- signals: an access outside of device or shared memory meets a guard page (or nothing). */
 
+std::mutex signals_mutex;
+uint32_t signals_users; /* OS threads that run kernels */
 struct sigaction old_segv, old_bus;
 
 [[noreturn]] void landed()
@@ -607,7 +612,8 @@ void on_signal(int sig, siginfo_t *info, void *context)
         fprintf(stderr, ": access out of bounds, %td bytes from the start of %zu bytes of shared memory, at pc %p\n", addr - b->smem, b->smem_bytes,
                 (void *)uc->uc_mcontext.gregs[REG_RIP]);
     else
-        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP]);
+        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP],
+                describe_address(info->si_addr).c_str());
     grid_fail(b->g, fault::out_of_bounds);
     if (stack)
         abort();
@@ -617,8 +623,12 @@ void on_signal(int sig, siginfo_t *info, void *context)
     uc->uc_mcontext.gregs[REG_RIP] = greg_t((size_t)landed);
 }
 
+/* Only while kernels run: test frameworks and sanitizers have handlers of their own. */
 void signals_take()
 {
+    std::lock_guard<std::mutex> l(signals_mutex);
+    if (signals_users++ > 0)
+        return;
     struct sigaction a = {};
     a.sa_sigaction = on_signal;
     a.sa_flags = SA_SIGINFO | SA_ONSTACK;
@@ -627,6 +637,9 @@ void signals_take()
 }
 void signals_give_back()
 {
+    std::lock_guard<std::mutex> l(signals_mutex);
+    if (--signals_users > 0)
+        return;
     sigaction(SIGSEGV, &old_segv, nullptr);
     sigaction(SIGBUS, &old_bus, nullptr);
 }
@@ -709,6 +722,8 @@ fault run_kernel(const kernel_launch &launch)
         if (e->rng == 0)
             e->rng = 1;
         random64();
+        const char *spin = getenv("RACKLM_EMU_SPIN_S");
+        e->quiet_max = uint64_t(spin ? atoi(spin) : 60) * 1000000000u;
         signals_take();
     }
     grid g = {};

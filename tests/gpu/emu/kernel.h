@@ -12,6 +12,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <source_location>
 #include <tuple>
@@ -76,7 +77,7 @@ uint64_t clock_ns();
 template <class T> inline T poison()
 {
     T v;
-    memset(&v, 0xff, sizeof v);
+    memset(static_cast<void *>(&v), 0xff, sizeof v);
     return v;
 }
 
@@ -104,7 +105,7 @@ template <class T, shfl_mode mode> inline constexpr warp_op shfl_op = {
     shfl_run<T>, false};
 template <class T, shfl_mode mode> inline T shfl(uint32_t mask, T value, uint32_t by, uint32_t width, here at)
 {
-    static_assert((sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8) && std::is_trivially_copyable_v<T>);
+    static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
     uint32_t lane = self->lane_idx, seg = lane & ~(width - 1), src;
     if constexpr (mode == shfl_mode::idx)
         src = seg | (by & (width - 1));
@@ -178,14 +179,28 @@ template <class A, class B> inline A bit_cast(B b)
 {
     static_assert(sizeof(A) == sizeof(B));
     A a;
-    memcpy(&a, &b, sizeof a);
+    memcpy(static_cast<void *>(&a), &b, sizeof a);
     return a;
+}
+
+/* Stricter than a GPU, which finds out when the kernel uses it: a pointer that a kernel is given is NULL or of memory that it may use. */
+template <class T> inline bool pointer_fits(const char *name, const T &v)
+{
+    if constexpr (std::is_pointer_v<T> && !std::is_function_v<std::remove_pointer_t<T>>) {
+        if (v != nullptr && !device_accessible(const_cast<const void *>(static_cast<const volatile void *>(v)), true)) {
+            fprintf(stderr, "emu: kernel %s is given %p, which is no memory of a device, nor pinned\n", name, (const volatile void *)v);
+            return false;
+        }
+    }
+    return true;
 }
 
 template <class... P, class... A>
 inline cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, A... args)
 {
     std::tuple<P...> bound(static_cast<P>(args)...);
+    if (!std::apply([name](const P &...p) { return (pointer_fits(name, p) && ...); }, bound))
+        return cudaErrorInvalidValue;
     return enqueue_kernel({name, grid, block, smem, [kernel, bound] { std::apply(kernel, bound); }}, stream);
 }
 

@@ -111,7 +111,7 @@ void begin(runtime &r)
         d->streams.push_back(d->legacy);
         r.devices.push_back(std::move(d));
     }
-    r.lag_ms = (int)number_of("RACKLM_EMU_LAG_MS", 20);
+    r.lag_ms = (int)number_of("RACKLM_EMU_LAG_MS", 5);
     if (r.devices.empty())
         r.no_driver = cudaErrorNoDevice;
     if (const char *s = getenv("RACKLM_EMU_FAULT"); s != nullptr) {
@@ -153,6 +153,11 @@ cudaError_t enter(runtime &r)
         d.in_use = true;
         d.begun = clock::now();
     }
+    return check_time(r, d);
+}
+
+cudaError_t check_time(runtime &r, device &d)
+{
     for (const emu_fault &f : d.faults)
         if (d.sticky == cudaSuccess && f.at_kernel == 0 && clock::now() - d.begun >= std::chrono::milliseconds(f.after_ms))
             fail_device(r, d, f.error);
@@ -595,8 +600,12 @@ void emu_reset(void)
     lock l(r.mutex);
     wait_until_free(r, l);
     graphs_reset(r);
+    for (auto &d : r.devices)
+        for (const stream_ref &s : d->streams)
+            s->queue.clear(); /* which may hold the stream itself */
     r.streams.clear();
     r.events.clear();
+    expose_memory(r);
     for (auto &d : r.devices)
         memory_reset(r, *d);
     r.devices.clear();

@@ -101,8 +101,9 @@ struct runtime {
     uint64_t n_allocations = 0;
     std::vector<uint64_t> failing_allocations;
     unsigned slow_us = 0;
-    int lag_ms = 20;
+    int lag_ms = 5;
     bool worker_started = false;
+    bool exposed = false; /* device memory can be touched (runtime_memory.cc) */
 };
 
 runtime &rt();
@@ -110,7 +111,10 @@ runtime &rt();
 device &current_device(runtime &r);
 /* What every call begins with: the lock, whether there is a driver, whether the device is still alive; and ends with: the thread's last error. */
 cudaError_t enter(runtime &r);
+/* Faults that come after a time: the device's error by now. */
+cudaError_t check_time(runtime &r, device &d);
 cudaError_t note(cudaError_t e);
+void hide_memory(runtime &r);
 template <typename F> cudaError_t api(F f)
 {
     runtime &r = rt();
@@ -118,6 +122,7 @@ template <typename F> cudaError_t api(F f)
     cudaError_t e = enter(r);
     if (e == cudaSuccess)
         e = f(r, l, current_device(r));
+    hide_memory(r);
     return note(e);
 }
 /* A line on standard error about a call that was refused. Gives e. */
@@ -127,6 +132,8 @@ cudaError_t refuse(cudaError_t e, const char *format, ...) __attribute__((format
 cudaError_t check_launch(const kernel_launch &k);
 
 /* ---- runtime_memory.cc */
+/* Before anything touches the memory of devices, and (hide_memory) when nothing does any more: a program that does it by itself is to fault. */
+void expose_memory(runtime &r);
 /* The live range that holds p, or NULL. */
 range *find_range(runtime &r, const void *p);
 /* What lies around each allocation is as it was; else says where it was written, after what, and ends the process. */

@@ -10,6 +10,7 @@ struct CUgraphNode_st {
     emu::operation op;
     std::vector<size_t> deps; /* indices of nodes before this one */
     size_t index;
+    std::vector<size_t> next = {}; /* of an instantiated graph: those that have this one among their deps */
 };
 
 struct CUgraph_st {
@@ -119,9 +120,9 @@ struct replay {
             if (p == progress::done) {
                 ready.erase(ready.begin() + (ptrdiff_t)at);
                 left--;
-                for (const CUgraphNode_st &n : *nodes)
-                    if (std::find(n.deps.begin(), n.deps.end(), node) != n.deps.end() && --missing[n.index] == 0)
-                        ready.push_back(n.index);
+                for (size_t n : (*nodes)[node].next)
+                    if (--missing[n] == 0)
+                        ready.push_back(n);
             }
             return left == 0 ? progress::done : progress::more;
         }
@@ -346,8 +347,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
         if (exec == nullptr || flags != 0 || r.graphs.count(graph) == 0)
             return cudaErrorInvalidValue;
         auto nodes = std::make_shared<std::vector<CUgraphNode_st>>();
-        for (const auto &n : graph->nodes)
+        for (const auto &n : graph->nodes) {
             nodes->push_back(*n);
+            for (size_t before : n->deps)
+                (*nodes)[before].next.push_back(n->index);
+        }
         *exec = new CUgraphExec_st{graph->dev, std::move(nodes)};
         r.execs.insert(*exec);
         return cudaSuccess;

@@ -5,7 +5,10 @@
  * (under AddressSanitizer they are poisoned, too). Fresh bytes are POISON: NaN as fp32, f16 and bf16, a wild index as an integer. Freed memory faults; its addresses
  * are not used again for long.
  *
- * Large allocations are private mappings of one small file of poison, so that only what is written takes memory of the machine. */
+ * Large allocations are private mappings of one small file of poison, so that only what is written takes memory of the machine.
+ *
+ * A program that touches device memory by itself, not by a copy, faults: the pages are closed while no operation runs. That costs two system calls an allocation
+ * and wait, so it is done while there are no more than PROTECTED bytes; beyond them nothing is closed. */
 #include "tests/gpu/emu/runtime.h"
 
 #include <cstdio>
@@ -26,6 +29,7 @@
 namespace emu {
 namespace {
 
+constexpr size_t PROTECTED = 64 << 20;
 constexpr size_t PAGE = 4096, ALIGN = 256, TILE = 2 << 20, QUARANTINE = 4096;
 constexpr uint16_t POISON = 0xffc5;
 constexpr unsigned char BORDER = 0xa7;
@@ -153,6 +157,13 @@ void check_range(const range &a, const char *after)
     abort();
 }
 
+void protect_memory(runtime &r, int protection)
+{
+    for (auto &[base, a] : r.ranges)
+        if (a.kind == range::kind::device || a.kind == range::kind::imported)
+            mprotect(a.map, a.map_bytes, protection);
+}
+
 bool allocation_fails(runtime &r)
 {
     r.n_allocations++;
@@ -173,12 +184,15 @@ range *add_range(runtime &r, device &d, enum range::kind kind, size_t size, unsi
     char *base = map + bytes - round_up(size, ALIGN);
     range a = {kind, base, size, &d, map, bytes, -1, 0, 1, flags};
     make_borders(a);
-    return &r.ranges.emplace((uintptr_t)base, a).first->second;
+    range *added = &r.ranges.emplace((uintptr_t)base, a).first->second;
+    expose_memory(r); /* all in one state */
+    return added;
 }
 
 void remove_range(runtime &r, range *a)
 {
     if (a->map != nullptr) {
+        expose_memory(r);
         check_range(*a, "before it was freed");
         ASAN_UNPOISON_MEMORY_REGION(a->map, a->map_bytes);
         unmap_pages(a->map, a->map_bytes);
@@ -327,6 +341,26 @@ range *find_range(runtime &r, const void *p)
     return (const char *)p < a.base + a.size ? &a : nullptr;
 }
 
+void expose_memory(runtime &r)
+{
+    if (!r.exposed)
+        protect_memory(r, PROT_READ | PROT_WRITE);
+    r.exposed = true;
+}
+
+void hide_memory(runtime &r)
+{
+    if (!r.exposed || r.busy)
+        return;
+    size_t bytes = 0;
+    for (auto &[base, a] : r.ranges)
+        bytes += a.kind == range::kind::device || a.kind == range::kind::imported ? a.map_bytes : 0;
+    if (bytes > PROTECTED)
+        return;
+    protect_memory(r, PROT_NONE);
+    r.exposed = false;
+}
+
 void check_bounds(runtime &r, const device *d, const char *after)
 {
     for (auto &[base, a] : r.ranges)
@@ -343,11 +377,11 @@ void memory_reset(runtime &r, device &d)
     }
 }
 
-bool device_accessible(const void *p)
+bool device_accessible(const void *p, bool or_end)
 {
     runtime &r = rt();
     lock l(r.mutex);
-    return find_range(r, p) != nullptr;
+    return find_range(r, p) != nullptr || (or_end && find_range(r, (const char *)p - 1) != nullptr);
 }
 
 std::string describe_address(const void *p)
@@ -645,7 +679,7 @@ struct ipc_handle {
 static_assert(sizeof(ipc_handle) <= sizeof(cudaIpcMemHandle_t));
 constexpr char IPC_MAGIC[8] = "emu-ipc";
 
-cudaError_t move_to_file(range *a)
+cudaError_t move_to_file(runtime &r, range *a)
 {
     int fd = memory_file("racklm-emu-shared", a->map_bytes);
     char *p = fd < 0 ? (char *)MAP_FAILED : (char *)mmap(nullptr, a->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -654,6 +688,7 @@ cudaError_t move_to_file(range *a)
             close(fd);
         return cudaErrorMemoryAllocation;
     }
+    expose_memory(r);
     ASAN_UNPOISON_MEMORY_REGION(a->map, a->map_bytes);
     memcpy(p, a->map, a->map_bytes);
     munmap(p, a->map_bytes);
@@ -671,7 +706,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p)
         range *a = find_range(r, p);
         if (handle == nullptr || a == nullptr || a->base != p || a->kind != range::kind::device)
             return cudaErrorInvalidValue;
-        if (cudaError_t e = a->fd < 0 ? move_to_file(a) : cudaSuccess; e != cudaSuccess)
+        if (cudaError_t e = a->fd < 0 ? move_to_file(r, a) : cudaSuccess; e != cudaSuccess)
             return e;
         ipc_handle h = {{}, (int)getpid(), a->fd, a->map_bytes, (size_t)(a->base - a->map), a->size};
         memcpy(h.magic, IPC_MAGIC, sizeof(h.magic));
@@ -713,6 +748,7 @@ cudaError_t cudaIpcOpenMemHandle(void **p, cudaIpcMemHandle_t handle, unsigned f
         range a = {range::kind::imported, map + h.offset, h.size, &d, map, h.map_bytes, h.fd, h.pid, 1, 0};
         *p = a.base;
         r.ranges.emplace((uintptr_t)a.base, a);
+        expose_memory(r);
         return cudaSuccess;
     });
 }

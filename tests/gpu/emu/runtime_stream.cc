@@ -68,6 +68,7 @@ bool step(runtime &r, lock &l, device &d)
         return false;
     bool outermost = !r.busy;
     r.busy = s->running = true;
+    expose_memory(r);
     l.unlock();
     progress p = s->queue.front().attempt(d); /* stays where it is while others append */
     l.lock();
@@ -98,7 +99,7 @@ bool run_another()
 bool step_any(runtime &r, lock &l, device &d)
 {
     d.touched = clock::now();
-    if (r.busy)
+    if (r.busy || r.lag_ms < 0)
         return false;
     if (step(r, l, d))
         return true;
@@ -110,7 +111,7 @@ bool step_any(runtime &r, lock &l, device &d)
 
 template <typename P> cudaError_t wait_until(runtime &r, lock &l, device &d, P done)
 {
-    while (d.sticky == cudaSuccess && !done())
+    while (check_time(r, d) == cudaSuccess && !done())
         if (!step_any(r, l, d) && d.sticky == cudaSuccess && !done())
             r.changed.wait_for(l, PATIENCE);
     return d.sticky;
@@ -124,15 +125,16 @@ void work_alone()
     for (;;) {
         bool ran = false, waits = false;
         for (auto &d : r.devices)
-            if (r.lag_ms > 0 && !r.busy && has_work(*d)) {
+            if (r.lag_ms != 0 && !r.busy && has_work(*d)) {
                 waits = true;
-                if (clock::now() - d->touched >= std::chrono::milliseconds(r.lag_ms))
+                if (r.lag_ms < 0 || clock::now() - d->touched >= std::chrono::milliseconds(r.lag_ms))
                     ran |= step(r, l, *d);
             }
+        hide_memory(r);
         if (ran)
             continue;
         if (waits)
-            r.changed.wait_for(l, std::chrono::milliseconds(1));
+            r.changed.wait_for(l, r.lag_ms < 0 ? RETRY : std::chrono::milliseconds(1));
         else
             r.changed.wait(l);
     }
@@ -203,7 +205,7 @@ cudaError_t enqueue(runtime &r, const stream_ref &s, operation op, uint64_t *seq
     if (seq != nullptr)
         *seq = s->issued;
     d.touched = clock::now();
-    if (r.lag_ms > 0) {
+    if (r.lag_ms != 0) {
         if (!r.worker_started)
             std::thread(work_alone).detach();
         r.worker_started = true;

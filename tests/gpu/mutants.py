@@ -1,0 +1,369 @@
+#!/usr/bin/env python3
+"""Shows that the emulated tests can fail: weakens one barrier, wait, bound, predicate or zero fill of the kernels at a time and runs the tests that come by it.
+
+  mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--verbose]
+
+A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with AddressSanitizer, holds all mutants. First each cmocka test runs alone, to
+know its time and which places it comes by; then each mutant meets those tests, the quickest first, until one fails, does not end, or none is left. A mutant that
+survives must be listed in mutants.txt with the reason; an entry whose mutants are caught is an error, as is a share of caught ones below 95%.
+
+The emulator keeps the order of one thread for memory, so what orders memory between blocks (__threadfence, release and acquire) cannot show: those places are counted
+as survivors unless something else fails."""
+import argparse
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+WORK = TOP / "build/mutants"
+LISTED = TOP / "tests/gpu/mutants.txt"
+SHARE = 0.95
+NOT_KERNELS = {"ptx.cuh", "launch.cuh"}
+KINDS = ["barrier", "fence", "wait", "commit", "bound", "step", "guard", "min", "mask", "zero fill"]
+
+
+@dataclass
+class Mutant:
+    id: int
+    file: str   # under kernels/cuda
+    line: int
+    kind: str
+    text: str   # the line as it would read
+
+
+# --- the source: what is code of the device, and where it can be weakened
+
+def blanked(text):
+    """The same length, with comments, strings and preprocessor lines as spaces."""
+    def spaces(m):
+        return re.sub(r"[^\n]", " ", m[0])
+    text = re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', spaces, text, flags=re.S)
+    return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", spaces, text, flags=re.M)
+
+
+def matching(code, at):
+    """The position of what closes the bracket at `at`."""
+    pairs, depth = {"(": ")", "{": "}", "[": "]"}, 0
+    for i in range(at, len(code)):
+        if code[i] == code[at]:
+            depth += 1
+        elif code[i] == pairs[code[at]]:
+            depth -= 1
+            if depth == 0:
+                return i
+    raise ValueError("unbalanced brackets")
+
+
+def device_bodies(code):
+    spans, done = [], 0
+    for m in re.finditer(r"\b__(?:global|device)__\b", code):
+        if m.start() < done:
+            continue
+        i = m.end()
+        while i < len(code) and code[i] not in ";{":
+            i = matching(code, i) + 1 if code[i] == "(" else i + 1
+        if i < len(code) and code[i] == "{":
+            done = matching(code, i)
+            spans.append((i, done))
+    return spans
+
+
+def left_out(code):
+    """Constant expressions and checks: nothing there is a bound of the kernel."""
+    spans = []
+    for m in re.finditer(r"\b(?:static_assert|ASSERT|if constexpr)\s*\(", code):
+        spans.append((m.start(), matching(code, m.end() - 1)))
+    for m in re.finditer(r"\bconstexpr\b", code):
+        end = re.compile(r"[;{]").search(code, m.end())
+        spans.append((m.start(), end.start() if end else len(code)))
+    return spans
+
+
+def arguments(code, at):
+    """Spans of the arguments of the call whose ( stands at `at`."""
+    end, spans, start, i = matching(code, at), [], at + 1, at + 1
+    while i < end:
+        if code[i] in "({[":
+            i = matching(code, i)
+        elif code[i] == ",":
+            spans.append((start, i))
+            start = i + 1
+        i += 1
+    return spans + [(start, end)]
+
+
+def places(code):
+    """(start, end, kind, how the span reads weakened, how it reads with a switch; {} is the number). Places of one span come together."""
+    for m in re.finditer(r"\b(__syncthreads|__syncwarp|__threadfence(?:_block|_system)?|ptx_\w*(?:fence|barrier|bar_sync)\w*)(?:<[^<>()]*>)?\s*\(", code):
+        end = matching(code, m.end() - 1) + 1
+        kind = "fence" if "fence" in m[1] else "barrier"
+        yield m.start(), end, kind, "", "(mutant::on({}) ? (void)0 : (void)" + esc(code[m.start():end]) + ")"
+    for m in re.finditer(r"\bptx_cp_async_wait<([^;]+?)>\s*\(\)|\bptx_cp_async_wait_all\s*\(\)", code):
+        call, n = m[0], m[1]
+        yield m.start(), m.end(), "wait", "", "(mutant::on({}) ? (void)0 : " + esc(call) + ")"
+        weaker = f"ptx_cp_async_wait<{n} + 1>()" if n else "ptx_cp_async_wait<1>()"
+        yield m.start(), m.end(), "wait", weaker, "(mutant::on({}) ? " + esc(weaker) + " : {inner})"
+    for m in re.finditer(r"\bptx_\w*commit\w*\s*\(\)", code):
+        yield m.start(), m.end(), "commit", "", "(mutant::on({}) ? (void)0 : " + esc(m[0]) + ")"
+    for m in re.finditer(r"(?<= )(<=?|>=?)(?= )", code):
+        op = m[1]
+        before, after = code[:m.start()].rstrip(), code[m.end():].lstrip()
+        if op == ">" and re.match(r"0; \w+ (?:/=|>>=)", after):
+            yield m.start(), m.end(), "step", "> 1 +", "> mutant::more{{{}}} >"
+            continue
+        if re.search(r"\b[A-Z][A-Z0-9_]*$", before):
+            continue # a constant: chooses code, bounds nothing
+        left, right = re.search(r"([\w.\[\]]+)$", before), re.match(r"([\w.\[\]]+) \? ([\w.\[\]]+) : ([\w.\[\]]+)", after)
+        if left and right and {left[1], right[1]} == {right[2], right[3]}:
+            continue # a maximum or minimum: no difference where both are equal
+        name, weak = {"<": ("lt", "<="), "<=": ("le", "<= 1 +"), ">": ("gt", ">="), ">=": ("ge", ">")}[op]
+        yield m.start(), m.end(), "bound", weak, f"{op} mutant::{name}{{{{{{}}}}}} {op}"
+    for m in re.finditer(r"(?<= )(==|!=)(?= (?:UINT32_MAX|nullptr|NULL)\b)", code):
+        op = m[1]
+        name, weak = ("eq", "!= UINT64_MAX && false && 0 ==") if op == "==" else ("ne", "!= 0 || true || 0 !=")
+        yield m.start(), m.end(), "guard", weak, f"{op} mutant::{name}{{{{{{}}}}}} {op}"
+    for m in re.finditer(r"\b(?:MIN|min)(\()", code):
+        yield m.start(), m.end(), "min", "MAX(", "mutant::min({}, "
+    for m in re.finditer(r"\b__(?:shfl\w*|ballot|any|all|reduce_\w+|match_\w+)_sync(\()", code):
+        s, e = arguments(code, m.start(1))[0]
+        yield s, e, "mask", "~1u & (" + code[s:e] + ")", "mutant::mask({}, " + esc(code[s:e]) + ")"
+    for m in re.finditer(r"\bptx_cp_async_(\d+)(\()", code):
+        args = arguments(code, m.start(2))
+        if len(args) == 3:
+            s, e = args[2]
+            yield s, e, "zero fill", " " + m[1], " mutant::full({}, " + esc(code[s:e]) + f", {m[1]})"
+
+
+def esc(text):
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def mutate(file, text, first_id):
+    """The text with its switches, and the mutants there."""
+    code = blanked(text)
+    inside, outside = device_bodies(code), left_out(code)
+    edits, mutants = {}, []
+    for start, end, kind, weak, switch in sorted(places(code), key=lambda p: (p[0], p[1])):
+        if not any(a < start < b for a, b in inside) or any(a <= start < b for a, b in outside):
+            continue
+        line_start, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", start)
+        shown = re.sub(r"\s*/\*.*", "", " ".join((text[line_start:start] + weak + text[end:max(end, line_end)]).split()))
+        if shown in ("", ";"): # what is gone is told by what comes next
+            shown = "(gone) " + next((" ".join(s.split()) for s in code[max(end, line_end):].split("\n") if s.strip()), "")
+        m = Mutant(first_id + len(mutants), file, text.count("\n", 0, start) + 1, kind, shown)
+        mutants.append(m)
+        edits[start, end] = switch.format(m.id, inner=edits.get((start, end), ""))
+    # From the end, so that positions stay; a span inside another one is left to the outer one's text, which is the unchanged source: none may overlap but by nesting.
+    out, cut = text, len(text) + 1
+    for (start, end), new in sorted(edits.items(), reverse=True):
+        if end > cut:
+            raise ValueError(f"{file}: places overlap at {start}")
+        out, cut = out[:start] + new + out[end:], start
+    return out, mutants
+
+
+# --- the copy and its build
+
+def put(path, data):
+    if not path.exists() or path.read_bytes() != data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def copy_tree():
+    """The tree as it is, with switches in the kernels. Files that did not change keep their time, so that ninja builds what is new only."""
+    names = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=TOP, capture_output=True, check=True).stdout.decode().split("\0")
+    here, mutants = set(), []
+    for name in sorted(filter(None, names)):
+        source = TOP / name
+        if not source.is_file() or name.startswith(("tests/fuzz/", "tests/data/")) and not name.endswith("CMakeLists.txt"):
+            continue
+        data = source.read_bytes()
+        if source.parent == TOP / "kernels/cuda" and source.suffix in (".cu", ".cuh") and source.name not in NOT_KERNELS:
+            text, found = mutate(source.name, data.decode(), len(mutants) + 1)
+            mutants += found
+            head = '#include "tests/gpu/mutant.h"\n#line 1\n' if source.suffix == ".cu" else ""
+            data = (head + text).encode()
+        put(WORK / "src" / name, data)
+        here.add(WORK / "src" / name)
+    for path in (WORK / "src").rglob("*"):
+        if path.is_file() and path not in here:
+            path.unlink()
+    return mutants
+
+
+def build(jobs, targets):
+    out = WORK / "out"
+    if not (out / "build.ninja").exists():
+        run_or_die(["cmake", "-S", WORK / "src", "-B", out, "-G", "Ninja", "-DRACKLM_CUDA=AUTO", "-DRACKLM_SANITIZE=address", "-DCMAKE_CXX_FLAGS=-w",
+                    "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1", "-DCMAKE_C_FLAGS_RELEASE=-O1 -g1"])
+    run_or_die(["ninja", "-C", out, f"-j{jobs}", *targets])
+    return out
+
+
+def run_or_die(command):
+    r = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if r.returncode:
+        print(r.stdout[-6000:])
+        sys.exit(f"mutants: {command[0]} failed")
+
+
+# --- running
+
+@dataclass
+class Test:
+    program: Path
+    name: str
+    seconds: float
+    seen: bytes
+
+
+def environment(**more):
+    env = dict(os.environ, ASAN_OPTIONS="detect_leaks=0", UCX_MEM_EVENTS="n", UCX_MEM_MALLOC_HOOKS="n", UCX_MEM_MMAP_HOOK_MODE="none")
+    env.update({k: str(v) for k, v in more.items()})
+    return env
+
+
+def run(test, seed, limit, **env):
+    """(passed, output)"""
+    r = subprocess.Popen([test.program], cwd=TOP, env=environment(RACKLM_EMU_SEED=seed, RACKLM_MUTANT_TEST=test.name, **env), stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        out, _ = r.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(r.pid, 9)
+        r.communicate()
+        return False, b"did not end"
+    return r.returncode == 0, out
+
+
+def baseline(program):
+    """Each cmocka test of the program alone, without a mutant."""
+    listing = subprocess.run([program], cwd=TOP, env=environment(), capture_output=True, timeout=1800)
+    text = (listing.stdout + listing.stderr).decode(errors="replace")
+    if listing.returncode not in (0, 77):
+        print(text[-3000:])
+        sys.exit(f"mutants: {program.name} fails without a mutant")
+    tests = []
+    for name in dict.fromkeys(re.findall(r"\[ RUN      \] (\w+)", text)):
+        t = Test(program, name, 0, b"")
+        seen, start = WORK / f"seen.{program.name}", time.monotonic()
+        seen.unlink(missing_ok=True)
+        ok, out = run(t, 1, 1800, RACKLM_MUTANT_SEEN=seen)
+        if not ok or not seen.exists():
+            print(out.decode(errors="replace")[-3000:])
+            sys.exit(f"mutants: {program.name} {name} fails alone without a mutant")
+        t.seconds, t.seen = time.monotonic() - start, seen.read_bytes()
+        tests.append(t)
+    return tests
+
+
+def try_mutant(m, tests, seeds):
+    """(None, why) when it survives, else (what failed, seconds)"""
+    mine = sorted((t for t in tests if t.seen[m.id]), key=lambda t: t.seconds)
+    if not mine:
+        return None, "no test comes by"
+    start = time.monotonic()
+    for seed in range(1, seeds + 1):
+        for t in mine:
+            ok, out = run(t, seed, 10 + 6 * t.seconds, RACKLM_MUTANT=m.id)
+            if not ok:
+                return f"{t.program.name} {t.name}, seed {seed}" + (", did not end" if out == b"did not end" else ""), time.monotonic() - start
+    return None, f"{len(mine)} tests x {seeds} seeds pass"
+
+
+# --- what is listed: file | kind | text | reason
+
+def read_listed():
+    entries = {}
+    if LISTED.exists():
+        for n, line in enumerate(LISTED.read_text().splitlines(), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            parts = [p.strip() for p in re.split(r" \| ", line)]
+            if len(parts) < 4 or parts[1] not in KINDS:
+                sys.exit(f"mutants.txt:{n}: file | kind | text | reason")
+            entries[parts[0], parts[1], " | ".join(parts[2:-1])] = parts[-1]
+    return entries
+
+
+def table(title, rows):
+    print(f"{title:24} {'mutants':>8} {'caught':>7} {'listed':>7} {'not':>5}")
+    for name, c in rows:
+        print(f"{name:24} {c['all']:8} {c['caught']:7} {c['listed']:7} {c['not']:5}")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--jobs", type=int, default=2)
+    p.add_argument("--only", action="append", default=[], help="a file of kernels/cuda")
+    p.add_argument("--kind", action="append", default=[], choices=KINDS)
+    p.add_argument("--sample", type=int)
+    p.add_argument("--seed", type=int, default=time.localtime().tm_yday)
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--list", action="store_true")
+    p.add_argument("--tests", help="names of test programs; default: all with the label gpu")
+    p.add_argument("--verbose", action="store_true")
+    a = p.parse_args()
+
+    all_mutants = copy_tree()
+    mutants = [m for m in all_mutants if (not a.only or m.file in a.only) and (not a.kind or m.kind in a.kind)]
+    if a.list:
+        for m in mutants:
+            print(f"{m.file}:{m.line} {m.kind}: {m.text}")
+        for kind, n in Counter(m.kind for m in mutants).items():
+            print(f"{kind}: {n}")
+        return
+    targets = a.tests.split(",") if a.tests else ["tests_gpu"]
+    start = time.monotonic()
+    out = build(a.jobs, targets)
+    programs = sorted(out / "tests" / t for t in targets) if a.tests else sorted((out / "tests").glob("test_*_emu"))
+    print(f"built in {time.monotonic() - start:.0f} s")
+    start = time.monotonic()
+    with ThreadPoolExecutor(a.jobs) as pool:
+        tests = [t for found in pool.map(baseline, programs) for t in found if any(t.seen)]
+    print(f"{len(tests)} tests of {len(programs)} programs come by kernels, {sum(t.seconds for t in tests):.0f} s of CPU; {len(mutants)} mutants", flush=True)
+    if a.sample and a.sample < len(mutants):
+        mutants = random.Random(a.seed).sample(mutants, a.sample)
+        print(f"{a.sample} of them, --seed {a.seed}")
+
+    start, listed, used, bad = time.monotonic(), read_listed(), set(), []
+    by_kind, by_file = defaultdict(Counter), defaultdict(Counter)
+    with ThreadPoolExecutor(a.jobs) as pool:
+        for m, (caught, detail) in zip(mutants, pool.map(lambda m: try_mutant(m, tests, a.seeds), mutants)):
+            key = (m.file, m.kind, m.text)
+            what = "caught" if caught else "listed" if key in listed else "not"
+            if what == "listed":
+                used.add(key)
+            for c in (by_kind[m.kind], by_file[m.file]):
+                c[what] += 1
+                c["all"] += 1
+            if what == "not":
+                bad.append(m)
+            if what == "not" or a.verbose:
+                print(f"{'caught  ' if caught else 'SURVIVED'} {m.file}:{m.line} {m.kind}: {m.text}   ({caught or detail}{f', {detail:.1f} s' if caught else ''})", flush=True)
+    # An entry is stale when all its mutants were tried and caught, or there are none any more.
+    tried = {(m.file, m.kind, m.text) for m in mutants}
+    exist = {(m.file, m.kind, m.text) for m in all_mutants}
+    stale = [k for k in listed if k not in exist or (k in tried and k not in used and not a.sample)]
+    table("kind", [(k, by_kind[k]) for k in KINDS if k in by_kind])
+    table("file", sorted(by_file.items()))
+    n, caught, n_listed = len(mutants), sum(c["caught"] for c in by_file.values()), sum(c["listed"] for c in by_file.values())
+    for k in stale:
+        print(f"mutants.txt: stale: {' | '.join(k)}")
+    share = caught / n if n else 1
+    print(f"{caught} of {n} caught ({share:.1%}), {n_listed} listed, {len(bad)} neither; {time.monotonic() - start:.0f} s")
+    failed = (share < SHARE and not (a.sample or a.only or a.kind)) or bad or stale
+    print(f"{0 if failed else 1} passed, {1 if failed else 0} failed, 0 skipped")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
