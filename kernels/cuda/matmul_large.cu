@@ -41,7 +41,7 @@ __global__ void finish_kernel(matmul_job j, const float *scale)
 
 struct matmul_form matmul_large_form(enum quant type)
 {
-    return {n_tiles(type), m_tiles(type), 1};
+    return {n_tiles(type), m_tiles(type), 1, 1};
 }
 
 cudaError_t matmul_large(enum quant type, const struct matmul_args *a, cudaStream_t stream)

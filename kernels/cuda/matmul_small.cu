@@ -65,7 +65,7 @@ cudaError_t by_tokens(const matmul_args *a, cudaStream_t stream)
 struct matmul_form matmul_small_form(enum quant type, uint32_t n)
 {
     uint32_t n_tiles = n <= 8 ? 1 : n <= 16 ? 2 : n <= 32 ? 4 : 8;
-    return {n_tiles, m_tiles(type, n_tiles), MIN(matmul_chunk(n_tiles), (uint32_t)MATMUL_WARPS)};
+    return {n_tiles, m_tiles(type, n_tiles), MIN(matmul_chunk(n_tiles), (uint32_t)MATMUL_WARPS), blocks(type, n_tiles)};
 }
 
 cudaError_t matmul_small(enum quant type, const struct matmul_args *a, cudaStream_t stream)
