@@ -1,4 +1,5 @@
-/* Which kernel, and how its blocks lie over a matrix. Everything here is a guess from bytes and instructions until a GPU measures it (kernels/README.md). */
+/* Which kernel, and how its blocks lie over a matrix. Everything here is a guess from bytes and instructions until a GPU measures it
+ * (kernels/README.md). */
 #include "kernels/cuda/matmul.h"
 
 #include "base/check.h"
@@ -41,8 +42,8 @@ static size_t partial_bytes(const struct matmul_form *f, const struct shape *s, 
 {
     return tiles * s->splits * s->warps_row * f->m_tiles * f->n_tiles * (128 * sizeof(float));
 }
-/* In how many parts k is cut: such that the last round of blocks is as full as may be, each part being taken to cost a twentieth more, and what it writes and reads beside
- * the weights; at most as many as steps and the workspace allow. tiles: blocks of one part. */
+/* In how many parts k is cut: such that the last round of blocks is as full as may be, each part being taken to cost a twentieth more, and what it
+ * writes and reads beside the weights; at most as many as steps and the workspace allow. tiles: blocks of one part. */
 static uint32_t splits_for(const struct cuda_context *c, enum quant type, const struct matmul_form *f, uint32_t warps_row, size_t tiles, uint32_t steps)
 {
     size_t slots = (size_t)c->cfg.n_sms * f->blocks;
@@ -59,8 +60,8 @@ static uint32_t splits_for(const struct cuda_context *c, enum quant type, const 
     return best;
 }
 
-/* The more rows a block has, the less often x is read from L2 (n * 2 bytes a column and block, against the block's rows of weights): rows enough for x to be
- * half of the weights at most; fewer where that leaves SMs without a block; splits where even that does. */
+/* The more rows a block has, the less often x is read from L2 (n * 2 bytes a column and block, against the block's rows of weights): rows enough for x
+ * to be half of the weights at most; fewer where that leaves SMs without a block; splits where even that does. */
 static struct shape pick(const struct cuda_context *c, enum quant type, const struct matmul_args *a, const struct matmul_form *f)
 {
     uint32_t tok = MIN(a->n, f->n_tiles * 8), tok_tiles = div_up(a->n, f->n_tiles * 8), least = MATMUL_WARPS / f->warps_k_max, w = least;
@@ -71,8 +72,8 @@ static struct shape pick(const struct cuda_context *c, enum quant type, const st
     return (struct shape){w, splits_for(c, type, f, w, (size_t)row_tiles(a, f, w) * tok_tiles, div_up(a->k, LAYOUT_STEP))};
 }
 
-/* The same for any number of tokens: only what does not depend on it is asked. (Fewer tokens have half as many row groups a warp at least, so up to twice the tiles and counters, and
- * less scratch.) */
+/* The same for any number of tokens: only what does not depend on it is asked. (Fewer tokens have half as many row groups a warp at least, so up to
+ * twice the tiles and counters, and less scratch.) */
 static struct shape pick_deterministic(const struct cuda_context *c, enum quant type, const struct matmul_args *a)
 {
     struct matmul_form largest = matmul_small_form(type, CUDA_SMALL_BATCH);

@@ -1,5 +1,5 @@
-/* Between a file's rows and the packed layout (layout.h): pack and look-up of rows. Not tuned beyond what it takes to keep up with a disk: one thread a block of 32
- * columns, byte reads that the L1 cache joins.
+/* Between a file's rows and the packed layout (layout.h): pack and look-up of rows. Not tuned beyond what it takes to keep up with a disk: one thread
+ * a block of 32 columns, byte reads that the L1 cache joins.
  *
  * The formats are those of kernels/ref/decode.c, which is also the oracle of both. */
 #include "kernels/cuda/launch.cuh"
@@ -208,8 +208,8 @@ __device__ __forceinline__ float f16_value(uint16_t h)
     return __half2float(__ushort_as_half(h));
 }
 
-/* Thread: 32 columns of a row. The products are exact in fp32 (11 bits of d, at most 8 of the scale, 8 of the code), so a weight has at most one rounding,
- * that of the sum, as ref_dequant has it. Indices: i a row of y, id the row of the matrix. */
+/* Thread: 32 columns of a row. The products are exact in fp32 (11 bits of d, at most 8 of the scale, 8 of the code), so a weight has at most one
+ * rounding, that of the sum, as ref_dequant has it. Indices: i a row of y, id the row of the matrix. */
 template <quant T>
 __global__ void rows_kernel(const void *data, uint32_t rows, uint32_t cols, const uint32_t *ids, uint32_t n, uint32_t first_id, float *y)
 {
