@@ -5,7 +5,7 @@
  *
  * Numerics. The residual stream, norms, scores, softmax and all outputs of matrices are fp32. What a matrix is multiplied with is 16 bits wide (struct
  * cuda_act): bf16 for BF16 weights, else f16 with one power of two a token taken out, so that nothing overflows. Products are summed in fp32 on
- * tensor cores. The oracle is kernels_ref_f32; the tolerance belongs to each case (tests/gpu/test_kernels.cc).
+ * tensor cores. The oracle is kernels_ref_f32; the tolerance belongs to each case (tests/gpu/cases_gpu.c).
  *
  * Deterministic form (cuda_config.deterministic): only our own kernels, with tiles and an order of summation that do not depend on how many tokens or
  * sequences run together, so that a token's results have the same bits in any batch and for any chunking. */

@@ -1,4 +1,5 @@
-/* Which kernel, and how its blocks lie over a matrix. Everything here is a guess from bytes and instructions until a GPU measures it (kernels/README.md). */
+/* Which kernel, and how its blocks lie over a matrix. Everything here is a guess from bytes and instructions until a GPU measures it
+ * (kernels/README.md). */
 #include "kernels/cuda/matmul.h"
 
 #include "base/check.h"
@@ -7,14 +8,14 @@
 
 enum {
     SPLIT_STEPS_MIN = 4,      /* steps of 128 columns that a block keeps when k is split over blocks */
+    SPLITS_MAX = 16,
     DETERMINISTIC_WARPS_ROW = 4,
-    SCRATCH_MAX = 32 << 20    /* what cuBLASLt is best given on Hopper, and twice what splitting ever takes with 132 SMs */
+    SCRATCH_MAX = 32 << 20    /* what cuBLASLt is best given on Hopper */
 };
 
 size_t matmul_scratch_bytes(const struct cuda_limits *l)
 {
-    /* 8 parts of everything are more than any split makes of a small matrix. */
-    size_t all = (size_t)8 * ROUND_UP(l->rows_max, 256u) * ROUND_UP(l->n_tok, 128u) * sizeof(float);
+    size_t all = (size_t)SPLITS_MAX * ROUND_UP(l->rows_max, 256u) * ROUND_UP(l->n_tok, 128u) * sizeof(float);
     return MIN(all, (size_t)SCRATCH_MAX);
 }
 
@@ -41,20 +42,26 @@ static size_t partial_bytes(const struct matmul_form *f, const struct shape *s, 
 {
     return tiles * s->splits * s->warps_row * f->m_tiles * f->n_tiles * (128 * sizeof(float));
 }
-/* Splits so that every SM has a block, as far as steps and the workspace go. tiles: blocks of one split. */
-static uint32_t splits_for(const struct cuda_context *c, const struct matmul_form *f, uint32_t warps_row, size_t tiles, uint32_t steps)
+/* In how many parts k is cut: such that the last round of blocks is as full as may be, each part being taken to cost a twentieth more, and what it
+ * writes and reads beside the weights; at most as many as steps and the workspace allow. tiles: blocks of one part. */
+static uint32_t splits_for(const struct cuda_context *c, enum quant type, const struct matmul_form *f, uint32_t warps_row, size_t tiles, uint32_t steps)
 {
-    uint32_t splits = tiles >= c->cfg.n_sms ? 1 : (uint32_t)(c->cfg.n_sms / tiles);
-    splits = MIN(splits, MAX(steps / SPLIT_STEPS_MIN, 1u));
-    if (!c->counters || tiles > CONTEXT_COUNTERS)
-        return 1;
-    while (splits > 1 && partial_bytes(f, &(struct shape){warps_row, splits}, tiles) > c->scratch_bytes)
-        splits--;
-    return splits;
+    size_t slots = (size_t)c->cfg.n_sms * f->blocks;
+    uint32_t best = 1, most = c->counters && 2 * tiles <= CONTEXT_COUNTERS ? MIN(steps / SPLIT_STEPS_MIN, (uint32_t)SPLITS_MAX) : 1;
+    double best_time = 0, cost = 0.05 + 2.0 * LAYOUT_ROWS * 8 * f->n_tiles * sizeof(float) / ((double)steps * step_bytes(type));
+    for (uint32_t s = 1; s <= MAX(most, 1u); s++) {
+        double time = (double)((tiles * s + slots - 1) / slots) / s * (1 + cost * (s - 1));
+        bool fits = s == 1 || partial_bytes(f, &(struct shape){warps_row, s}, tiles) <= c->scratch_bytes;
+        if (fits && (s == 1 || time < best_time)) {
+            best = s;
+            best_time = time;
+        }
+    }
+    return best;
 }
 
-/* The more rows a block has, the less often x is read from L2 (n * 2 bytes a column and block, against the block's rows of weights): rows enough for x to be
- * half of the weights at most; fewer where that leaves SMs without a block; splits where even that does. */
+/* The more rows a block has, the less often x is read from L2 (n * 2 bytes a column and block, against the block's rows of weights): rows enough for x
+ * to be half of the weights at most; fewer where that leaves SMs without a block; splits where even that does. */
 static struct shape pick(const struct cuda_context *c, enum quant type, const struct matmul_args *a, const struct matmul_form *f)
 {
     uint32_t tok = MIN(a->n, f->n_tiles * 8), tok_tiles = div_up(a->n, f->n_tiles * 8), least = MATMUL_WARPS / f->warps_k_max, w = least;
@@ -62,15 +69,16 @@ static struct shape pick(const struct cuda_context *c, enum quant type, const st
         w *= 2;
     while (w > least && row_tiles(a, f, w) * tok_tiles < c->cfg.n_sms)
         w /= 2;
-    return (struct shape){w, splits_for(c, f, w, (size_t)row_tiles(a, f, w) * tok_tiles, div_up(a->k, LAYOUT_STEP))};
+    return (struct shape){w, splits_for(c, type, f, w, (size_t)row_tiles(a, f, w) * tok_tiles, div_up(a->k, LAYOUT_STEP))};
 }
 
-/* The same for any number of tokens: only what does not depend on it is asked. */
+/* The same for any number of tokens: only what does not depend on it is asked. (Fewer tokens have half as many row groups a warp at least, so up to
+ * twice the tiles and counters, and less scratch.) */
 static struct shape pick_deterministic(const struct cuda_context *c, enum quant type, const struct matmul_args *a)
 {
     struct matmul_form largest = matmul_small_form(type, CUDA_SMALL_BATCH);
     uint32_t w = DETERMINISTIC_WARPS_ROW;
-    return (struct shape){w, splits_for(c, &largest, w, row_tiles(a, &largest, w), div_up(a->k, LAYOUT_STEP))};
+    return (struct shape){w, splits_for(c, type, &largest, w, row_tiles(a, &largest, w), div_up(a->k, LAYOUT_STEP))};
 }
 
 static void place(const struct cuda_context *c, struct matmul_args *a, const struct shape *s)

@@ -31,9 +31,9 @@ struct matmul_args {
     float *partial;     /* [row tile, token tile][split][tile], where splits > 1 */
     uint32_t *counters; /* [row tile, token tile], 0 before and after */
 };
-/* Tokens and rows of 16 that a warp of the kernel for n tokens has; how many warps can divide k among them. */
+/* What a warp of the kernel for n tokens has; how many warps can divide k among them; how many blocks an SM holds. */
 struct matmul_form {
-    uint32_t n_tiles /* of 8 tokens */, m_tiles /* of 16 rows */, warps_k_max;
+    uint32_t n_tiles /* of 8 tokens */, m_tiles /* of 16 rows */, warps_k_max, blocks;
 };
 struct matmul_form matmul_small_form(enum quant type, uint32_t n); /* n: up to CUDA_SMALL_BATCH; more runs in tiles of that many */
 struct matmul_form matmul_large_form(enum quant type);

@@ -2,8 +2,8 @@
  *
  *   y[i][r] = sum over k of w[r][k] * x[i][k] + bias[r]         oracle: kernels_ref_f32
  *
- * A warp: a row times TOKENS tokens; lane l takes columns 4l .. 4l + 3, + 128, ... in one chain of fmaf each, the lanes are added as a tree: one order for any n. Reads a row
- * once for TOKENS tokens, x from L1: n <= 8 is bound by memory (expected: as matmul_small.cu), more by L1. */
+ * A warp: a row times TOKENS tokens; lane l takes columns 4l .. 4l + 3, + 128, ... in one chain of fmaf each, the lanes are added as a tree: one order
+ * for any n. Reads a row once for TOKENS tokens, x from L1: n <= 8 is bound by memory (expected: as matmul_small.cu), more by L1. */
 #include "kernels/cuda/launch.cuh"
 
 #include "kernels/cuda/layout.h"

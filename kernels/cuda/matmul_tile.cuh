@@ -1,18 +1,20 @@
-/* The loop of matmul_small.cu and matmul_large.cu: weights dequantised in registers, once a block, times 16-bit activations, on mma.m16n8k16 with sums in fp32.
+/* The loop of matmul_small.cu and matmul_large.cu: weights dequantised in registers, once a block, times 16-bit activations, on mma.m16n8k16 with sums
+ * in fp32.
  *
  *   y[i][r] = scale[i] * sum over k of w[r][k] * x[i][k] + bias[r]         oracle: kernels_ref_f32
  *
- * A block is 8 warps: R (warps_row) over rows, 8 / R over k. A warp owns M groups of 16 rows and N tiles of 8 tokens: weights are operand A, tokens the columns of B. It walks
- * its steps (128 columns) s0 + its number, + 8/R, ...: weights come straight from memory into registers, AHEAD steps ahead, in whole 128- to 512-byte pieces, and
- * are read by no other warp. There are only as many blocks as the GPU holds at once; each goes on with the row tile gridDim.x further, and its loads are ahead across that
- * border too, so that memory has work while sums are joined and stored. x comes by cp.async: all of it once, where it fits (few tokens), else in chunks for the block,
- * into one of two buffers while the other is used, one barrier a chunk.
+ * A block is 8 warps: R (warps_row) over rows, 8 / R over k. A warp owns M groups of 16 rows and N tiles of 8 tokens: weights are operand A, tokens
+ * the columns of B. It walks its steps (128 columns) s0 + its number, + 8/R, ...: weights come straight from memory into registers, AHEAD steps ahead,
+ * in whole 128- to 512-byte pieces, and are read by no other warp. There are only as many blocks as the GPU holds at once; each goes on with the row
+ * tile gridDim.x further, and its loads are ahead across that border too, so that memory has work while sums are joined and stored. x comes by
+ * cp.async: all of it once, where it fits (few tokens), else in chunks for the block, into one of two buffers while the other is used, one barrier a
+ * chunk.
  *
  * x in shared memory: [token][step of the chunk][16-byte piece] with 64 bytes between tokens, the pieces of a step in the order in which lanes take
  * them (x_piece): the 8 lanes of a quarter warp, two tokens x 4 pieces, then lie in 8 different groups of 4 banks.
  *
- * Then the k parts of the block are added in order through shared memory, and those of other blocks (splits) in order by the last block of a tile to come,
- * from the workspace: any order of arrival gives the same bits.
+ * Then the k parts of the block are added in order through shared memory, and those of other blocks (splits) in order by the last block of a tile to
+ * come, from the workspace: any order of arrival gives the same bits.
  *
  * A token's sums depend on warps_row and splits, never on N, M or other tokens: with these two fixed, results have the same bits in any batch. */
 #ifndef KERNELS_CUDA_MATMUL_TILE_CUH
@@ -39,7 +41,8 @@ struct matmul_smem {
     uint32_t sums, total;   /* bytes: where sums begin; in all. A flag is last. */
 };
 constexpr uint32_t MATMUL_X_MAX = 36 << 10; /* of few tokens, that are there once for all rows */
-static __host__ __device__ __forceinline__ matmul_smem matmul_smem_of(uint32_t n_tiles, uint32_t m_tiles, uint32_t n, uint32_t k, uint32_t splits, uint32_t warps_k)
+static __host__ __device__ __forceinline__ matmul_smem matmul_smem_of(uint32_t n_tiles, uint32_t m_tiles, uint32_t n, uint32_t k, uint32_t splits,
+                                                                          uint32_t warps_k)
 {
     uint32_t steps = ((k + LAYOUT_STEP - 1) / LAYOUT_STEP + splits - 1) / splits; /* at most, of a split */
     uint32_t tokens = n_tiles == 1 && n < 8 ? n : n_tiles * 8, all = (steps + MATMUL_WARPS - 1) / MATMUL_WARPS * MATMUL_WARPS;
@@ -186,8 +189,8 @@ struct matmul_tile {
         }
         load_step += warps_k;
     }
-    /* Rounds of a row tile: in each, every warp over k has a step, but for the last ones; rounded up, so that a tile begins with the first of the AHEAD + 1 places for
-     * what was loaded. */
+    /* Rounds of a row tile: in each, every warp over k has a step, but for the last ones; rounded up, so that a tile begins with the first of the
+     * AHEAD + 1 places for what was loaded. */
     __device__ __forceinline__ void run()
     {
         static_assert(AHEAD > 0);
@@ -356,10 +359,12 @@ __global__ void __launch_bounds__(MATMUL_THREADS, BLOCKS) matmul_kernel(const __
 template <quant T, uint32_t N, uint32_t M, uint32_t AHEAD, uint32_t BLOCKS>
 static cudaError_t matmul_launch(const matmul_args &a, cudaStream_t stream)
 {
-    uint32_t rows = a.warps_row * M, warps_k = MATMUL_WARPS / a.warps_row, row_tiles = (a.groups + rows - 1) / rows, token_tiles = (a.n + N * 8 - 1) / (N * 8);
+    uint32_t rows = a.warps_row * M, warps_k = MATMUL_WARPS / a.warps_row;
+    uint32_t row_tiles = (a.groups + rows - 1) / rows, token_tiles = (a.n + N * 8 - 1) / (N * 8);
     ASSERT(warps_k <= matmul_chunk(N));
     dim3 grid(MIN(row_tiles, MAX(a.n_sms * BLOCKS / (a.splits * token_tiles), 1u)), a.splits, token_tiles);
-    return LAUNCH((matmul_kernel<T, N, M, AHEAD, BLOCKS>), grid, dim3(MATMUL_THREADS), matmul_smem_of(N, M, a.n, a.k, a.splits, warps_k).total, stream, a);
+    matmul_smem smem = matmul_smem_of(N, M, a.n, a.k, a.splits, warps_k);
+    return LAUNCH((matmul_kernel<T, N, M, AHEAD, BLOCKS>), grid, dim3(MATMUL_THREADS), smem.total, stream, a);
 }
 
 #endif

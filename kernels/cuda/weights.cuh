@@ -1,4 +1,5 @@
-/* Packed weights (layout.h) in registers: what a lane reads of 16 rows x 128 columns, and how it becomes operand A of mma.m16n8k16. weight_step<T>, of each type:
+/* Packed weights (layout.h) in registers: what a lane reads of 16 rows x 128 columns, and how it becomes operand A of mma.m16n8k16. weight_step<T>, of
+ * each type:
  *
  *   source, open()     where a lane reads a group of 16 rows
  *   load()             a step of it into registers
@@ -6,10 +7,10 @@
  *   operand<i>(q, a)   a[j]: operand A of mma 2i + j, i = 0 .. 3
  *   RUN                columns of a row that a lane owns side by side (x_piece() in matmul_tile.cuh)
  *
- * Dequantised in f16: c = code - offset is exact, w = c * s or fma(c, s, t), with s = d * sc and t = m * mn each rounded to f16 once, and w once. (Exact codes with scales on
- * the sums instead would save an instruction a pair and cost 4 a tile of tokens and block of 16 or 32; as would f16 denormals without the 1024, whose scales
- * overflow from 0.25 on.) A pair takes an and-or, a subtraction or fma that takes 1024 away, the fma with its scales: with shifts 1.6 instructions a weight of 2 or 4
- * bits, 1.5 of 8, 2.1 to 2.4 of 3, 5 or 6, and 0.1 to 0.4 for scales. */
+ * Dequantised in f16: c = code - offset is exact, w = c * s or fma(c, s, t), with s = d * sc and t = m * mn each rounded to f16 once, and w once.
+ * (Exact codes with scales on the sums instead would save an instruction a pair and cost 4 a tile of tokens and block of 16 or 32; as would f16
+ * denormals without the 1024, whose scales overflow from 0.25 on.) A pair takes an and-or, a subtraction or fma that takes 1024 away, the fma with its
+ * scales: with shifts 1.6 instructions a weight of 2 or 4 bits, 1.5 of 8, 2.1 to 2.4 of 3, 5 or 6, and 0.1 to 0.4 for scales. */
 #ifndef KERNELS_CUDA_WEIGHTS_CUH
 #define KERNELS_CUDA_WEIGHTS_CUH
 
@@ -72,7 +73,8 @@ struct weight_step {
     static constexpr layout_kind KIND = layout_scales(T);
     static constexpr int OFFSET = layout_offset(T);
     static constexpr bool HAS_MIN = KIND == LAYOUT_DM || KIND == LAYOUT_K4 || KIND == LAYOUT_K2, HALVES = KIND == LAYOUT_K2 || KIND == LAYOUT_KS;
-    static constexpr uint32_t WORDS = 2 * LOW + 2 * HIGH + (KIND == LAYOUT_DM ? 2 : 1) + (KIND == LAYOUT_K4 || KIND == LAYOUT_K2 ? 2 : KIND == LAYOUT_KS ? 1 : 0);
+    static constexpr uint32_t WORDS = 2 * LOW + 2 * HIGH + (KIND == LAYOUT_DM ? 2 : 1) +
+                                      (KIND == LAYOUT_K4 || KIND == LAYOUT_K2 ? 2 : KIND == LAYOUT_KS ? 1 : 0);
 
     uint32_t low[2][LOW], high[2][HIGH ? HIGH : 1], scale[2], super[2];
 
@@ -87,7 +89,8 @@ struct weight_step {
 
     __device__ __forceinline__ void load(const source &src, uint32_t step, uint32_t lane)
     {
-        const unsigned char *tile = src.p + (size_t)(step / STEPS) * layout_tile_bytes(T), *p = tile + (STEPS > 1 ? step % STEPS * layout_step_bytes(T) : 0);
+        const unsigned char *tile = src.p + (size_t)(step / STEPS) * layout_tile_bytes(T);
+        const unsigned char *p = tile + (STEPS > 1 ? step % STEPS * layout_step_bytes(T) : 0);
         const unsigned char *p16 = p + lane * 16;
         if constexpr (LOW >= 4) {
 #pragma unroll
@@ -196,8 +199,10 @@ struct weight_step {
     template <uint32_t I>
     __device__ __forceinline__ void operand(const prepared &q, uint32_t a[2][4]) const
     {
-        a[0][0] = pair<4 * I>(q.k[0], 0), a[0][1] = pair<4 * I>(q.k[1], 1), a[0][2] = pair<4 * I + 1>(q.k[0], 0), a[0][3] = pair<4 * I + 1>(q.k[1], 1);
-        a[1][0] = pair<4 * I + 2>(q.k[0], 0), a[1][1] = pair<4 * I + 2>(q.k[1], 1), a[1][2] = pair<4 * I + 3>(q.k[0], 0), a[1][3] = pair<4 * I + 3>(q.k[1], 1);
+        a[0][0] = pair<4 * I>(q.k[0], 0), a[0][1] = pair<4 * I>(q.k[1], 1);
+        a[0][2] = pair<4 * I + 1>(q.k[0], 0), a[0][3] = pair<4 * I + 1>(q.k[1], 1);
+        a[1][0] = pair<4 * I + 2>(q.k[0], 0), a[1][1] = pair<4 * I + 2>(q.k[1], 1);
+        a[1][2] = pair<4 * I + 3>(q.k[0], 0), a[1][3] = pair<4 * I + 3>(q.k[1], 1);
     }
 };
 

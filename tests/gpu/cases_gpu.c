@@ -1,15 +1,15 @@
 /* Tolerance of y = sum over k of w[k] * x[k], x exact (the oracle is given the 16-bit values themselves).
  *
- * F32, F16, BF16: the weights are exact, products of 16-bit values are exact in fp32; there is only the order and rounding of sums. A chain of c additions of fp32 makes at
- * most c * 2^-24 * sum |w x| where each rounds to nearest, twice that where tensor cores truncate (they do not say; PTX leaves it open). mma adds 16 products and
- * the old sum at a time, so c <= k / 16 + 16 (inside of one, splits); for F32 k / 32 + 8.
+ * F32, F16, BF16: the weights are exact, products of 16-bit values are exact in fp32; there is only the order and rounding of sums. A chain of c
+ * additions of fp32 makes at most c * 2^-24 * sum |w x| where each rounds to nearest, twice that where tensor cores truncate (they do not say; PTX
+ * leaves it open). mma adds 16 products and the old sum at a time, so c <= k / 16 + 16 (inside of one, splits); for F32 k / 32 + 8.
  *
- * Quantised: w = c * s + t in f16 with s = d * sc and t = m * mn, c exact. Each of s, t and w is rounded once, by at most u = 2^-11 of itself, or 2^-25 where that is less than
- * normal. With e_s, e_t one error for a block of 16 or 32, e_w one a weight, the sum is off by
+ * Quantised: w = c * s + t in f16 with s = d * sc and t = m * mn, c exact. Each of s, t and w is rounded once, by at most u = 2^-11 of itself, or
+ * 2^-25 where that is less than normal. With e_s, e_t one error for a block of 16 or 32, e_w one a weight, the sum is off by
  *     sum over blocks of (e_s * sum c x + e_t * sum x) + sum over k of e_w x.
- * These are bounded errors without a common sign: for independent terms |X_i| <= a_i, P(|sum| > T) <= 2 exp(-T^2 / (2 sum a_i^2)) (Hoeffding 1963). T = 5 sqrt(sum a_i^2) is passed by less
- * than 8e-6 of sums for any distribution, and the bound is far from reached by rounding errors, whose deviation is about 0.4 a. A weight, scale or minimum that is wrong moves a sum
- * by more than that: |w x| of one weight against 2^-11 * 5 * sqrt(3k) of them. */
+ * These are bounded errors without a common sign: for independent terms |X_i| <= a_i, P(|sum| > T) <= 2 exp(-T^2 / (2 sum a_i^2)) (Hoeffding 1963). T
+ * = 5 sqrt(sum a_i^2) is passed by less than 8e-6 of sums for any distribution, and the bound is far from reached by rounding errors, whose deviation
+ * is about 0.4 a. A weight, scale or minimum that is wrong moves a sum by more than that: |w x| of one weight against 2^-11 * 5 * sqrt(3k) of them. */
 #include "tests/gpu/cases_gpu.h"
 
 #include "base/check.h"
@@ -23,16 +23,20 @@
 
 const struct cases_gpu_matmul cases_gpu_matmuls[] = {
     /* The smallest; one row more and less than a fragment; one block, odd blocks; columns that are no multiple of 8 (float types). */
-    {1, 32, 1, false}, {1, 256, 2, false}, {15, 64, 3, false}, {16, 96, 7, false}, {17, 160, 8, false}, {19, 7, 3, false}, {31, 260, 9, false}, {16, 514, 5, false},
+    {1, 32, 1, false}, {1, 256, 2, false}, {15, 64, 3, false}, {16, 96, 7, false}, {17, 160, 8, false}, {19, 7, 3, false},
+    {31, 260, 9, false}, {16, 514, 5, false},
     {100, 768, 1, false}, {33, 1280, 2, false}, {40, 288, 4, false},
     /* Every edge of a tile of tokens. */
-    {48, 512, 9, false}, {48, 512, 16, false}, {48, 512, 17, false}, {48, 512, 33, false}, {48, 512, 64, false}, {48, 512, 65, false}, {48, 512, 70, false},
+    {48, 512, 9, false}, {48, 512, 16, false}, {48, 512, 17, false}, {48, 512, 33, false},
+    {48, 512, 64, false}, {48, 512, 65, false}, {48, 512, 70, false},
     {24, 256, 97, false}, {17, 256, 130, false},
     /* Many rows, many columns: several chunks of x, several rounds of every warp. */
-    {4097, 256, 1, false}, {300, 256, 7, false}, {16, 8192, 1, false}, {16, 4864, 8, false}, {33, 2304, 20, false}, {16, 2048, 40, false}, {16, 1792, 70, false},
+    {4097, 256, 1, false}, {300, 256, 7, false}, {16, 8192, 1, false}, {16, 4864, 8, false}, {33, 2304, 20, false},
+    {16, 2048, 40, false}, {16, 1792, 70, false},
     /* Shapes of Llama 3 8B: attention, up, down. */
     {4096, 4096, 1, true}, {4096, 4096, 8, true}, {4096, 4096, 64, true}, {4096, 4096, 512, true},
-    {28672, 4096, 1, true}, {28672, 4096, 2, true}, {28672, 4096, 4, true}, {28672, 4096, 8, true}, {28672, 4096, 16, true}, {28672, 4096, 32, true}, {28672, 4096, 64, true},
+    {28672, 4096, 1, true}, {28672, 4096, 2, true}, {28672, 4096, 4, true}, {28672, 4096, 8, true},
+    {28672, 4096, 16, true}, {28672, 4096, 32, true}, {28672, 4096, 64, true},
     {28672, 4096, 128, true}, {28672, 4096, 512, true}, {28672, 4096, 4096, true},
     {4096, 14336, 1, true}, {4096, 14336, 8, true}, {4096, 14336, 64, true}, {4096, 14336, 512, true}, {4096, 14336, 4096, true},
 };

@@ -16,7 +16,8 @@ bool cases_gpu_has(const struct cases_gpu_matmul *c, enum quant type);
 /* What has to be moved at least: packed weights, activations, outputs once. */
 double cases_gpu_bytes(const struct cases_gpu_matmul *c, enum quant type);
 double cases_gpu_flops(const struct cases_gpu_matmul *c);
-/* How far y[token][row] may be from the exact sum: row as the file has it, x[cols] the activation as it is multiplied. The derivation stands in cases_gpu.c. */
+/* How far y[token][row] may be from the exact sum: row as the file has it, x[cols] the activation as it is multiplied. The derivation stands in
+ * cases_gpu.c. */
 double cases_gpu_tolerance(enum quant type, const uint8_t *row, uint32_t cols, const float *x);
 
 /* Rows of a type with weights of up to 256, odd ones too: all bits set or clear in a block, scales of 0, denormal scales. */
@@ -28,8 +29,8 @@ void *cases_gpu_device(const void *host, size_t bytes);
 void *cases_gpu_host(const void *p, size_t bytes);
 void cases_gpu_free(void *p);
 
-/* An activation on the device of n rows of k values in the type that goes with `type`, columns up to a multiple of 8 being zeros, and value[n][k], what it exactly means. F16: tokens have
- * different powers of two taken out. */
+/* An activation on the device of n rows of k values in the type that goes with `type`, columns up to a multiple of 8 being zeros, and value[n][k],
+ * what it exactly means. F16: tokens have different powers of two taken out. */
 struct cases_gpu_act {
     struct cuda_act act;
     float *value;

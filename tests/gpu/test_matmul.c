@@ -1,5 +1,6 @@
-/* Matrices on a GPU against kernels_ref_f32 (the mathematics in double, itself compared with numpy by tests/kernels/oracle.py) on the very activations that the kernels are
- * given; packing and look-up of rows against ref_dequant, exactly; the deterministic form against itself, bit for bit. Tolerances: cases_gpu.c.
+/* Matrices on a GPU against kernels_ref_f32 (the mathematics in double, itself compared with numpy by tests/kernels/oracle.py) on the very activations
+ * that the kernels are given; packing and look-up of rows against ref_dequant, exactly; the deterministic form against itself, bit for bit.
+ * Tolerances: cases_gpu.c.
  *
  *   test_matmul                          the tests
  *   test_matmul --bench [type ...]       speeds on a GPU; asserts nothing */
@@ -42,7 +43,8 @@ static struct context context_of(bool deterministic, uint32_t n_sms, size_t byte
 }
 static size_t workspace_for(uint32_t rows, uint32_t n)
 {
-    return cuda_workspace_bytes(&(struct cuda_limits){.n_tok = n, .n_seqs = n, .n_heads = 1, .head_dim_v = 64, .ctx = 64, .rows_max = rows, .cols_max = 64});
+    struct cuda_limits l = {.n_tok = n, .n_seqs = n, .n_heads = 1, .head_dim_v = 64, .ctx = 64, .rows_max = rows, .cols_max = 64};
+    return cuda_workspace_bytes(&l);
 }
 static void context_done(struct context *k)
 {
@@ -105,7 +107,8 @@ static void check_rows(struct cases_rng *r, enum quant type, uint32_t rows, uint
             ref_dequant(type, m.bytes + (ids[i] - FIRST) * quant_row_bytes(type, cols), cols, want);
         for (uint32_t k = 0; k < cols; k++)
             if (y[i * cols + k] != want[k]) /* 0 and -0 are one */
-                fail_msg("%s %ux%u: id %u column %u is %a, want %a", quant_traits[type].name, rows, cols, ids[i], k, (double)y[i * cols + k], (double)want[k]);
+                fail_msg("%s %ux%u: id %u column %u is %a, want %a", quant_traits[type].name, rows, cols, ids[i], k, (double)y[i * cols + k],
+                         (double)want[k]);
     }
     free(y);
     free(want);
@@ -140,7 +143,7 @@ static float *oracle(const struct matrix *m, const struct cases_gpu_act *a)
     kernels_ref_f32.matmul(&m->file, &x, 0, m->file.rows, y, m->file.rows);
     return y;
 }
-/* got: the first value of a token in rows of `stride`; add: what is there beside the product. */
+/* got: values of a token `stride` after those of the last. */
 static void check_product(const struct matrix *m, const struct cases_gpu_act *a, const float *bias, const float *got, size_t stride, const char *what)
 {
     float *want = oracle(m, a);
@@ -154,8 +157,8 @@ static void check_product(const struct matrix *m, const struct cases_gpu_act *a,
             double tol = cases_gpu_tolerance(m->file.type, m->bytes + r * quant_row_bytes(m->file.type, cols), cols, a->value + (size_t)i * cols) +
                          (fabs((double)w) + fabs((double)b)) * 0x1p-22;
             if (!(diff <= tol))
-                fail_msg("%s %s %ux%u n %u: token %u row %u is %g, want %g, tolerance %g", what, quant_traits[m->file.type].name, rows, cols, a->act.n, i, r, (double)g,
-                         (double)w, tol);
+                fail_msg("%s %s %ux%u n %u: token %u row %u is %g, want %g, tolerance %g", what, quant_traits[m->file.type].name,
+                         rows, cols, a->act.n, i, r, (double)g, (double)w, tol);
         }
     free(want);
 }
@@ -413,8 +416,8 @@ static int bench(int n_names, char **names)
     void *noise_dev = cases_gpu_device(noise, NOISE);
     for (int deterministic = 0; deterministic < 2; deterministic++) {
         struct context k = context_of(deterministic, (uint32_t)p.multiProcessorCount, workspace_for(28672, 4096));
-        printf("%s, %d SMs, %s%s\n%-6s %6s %6s %5s %10s %9s %9s\n", p.name, p.multiProcessorCount, cuda_context_describe(k.c), deterministic ? ", deterministic" : "", "type", "rows",
-               "cols", "n", "us", "GB/s", "TFLOP/s");
+        printf("%s, %d SMs, %s%s\n", p.name, p.multiProcessorCount, cuda_context_describe(k.c), deterministic ? ", deterministic" : "");
+        printf("%-6s %6s %6s %5s %10s %9s %9s\n", "type", "rows", "cols", "n", "us", "GB/s", "TFLOP/s");
         for (unsigned t = 0; t < ARRAY_LEN(all_types); t++) {
             bool wanted = n_names == 0;
             for (int i = 0; i < n_names; i++)
@@ -424,8 +427,8 @@ static int bench(int n_names, char **names)
                 if (!g->bench || (deterministic && g->n > 64))
                     continue;
                 double s = time_case(k.c, g, all_types[t], noise_dev, NOISE);
-                printf("%-6s %6u %6u %5u %10.2f %9.1f %9.2f\n", quant_traits[all_types[t]].name, g->rows, g->cols, g->n, s * 1e6, cases_gpu_bytes(g, all_types[t]) / s / 1e9,
-                       cases_gpu_flops(g) / s / 1e12);
+                printf("%-6s %6u %6u %5u %10.2f %9.1f %9.2f\n", quant_traits[all_types[t]].name, g->rows, g->cols, g->n, s * 1e6,
+                       cases_gpu_bytes(g, all_types[t]) / s / 1e9, cases_gpu_flops(g) / s / 1e12);
             }
         }
         context_done(&k);
