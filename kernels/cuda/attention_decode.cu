@@ -371,9 +371,10 @@ void choose_splits(struct decode *p, const struct cuda_context *c, uint32_t unit
 
 } // namespace
 
+/* A token of the longest sequence has rows for its heads, rounded up to chunks, and for those of the groups at both ends that are others'. */
 extern "C" size_t cuda_attention_workspace_bytes(const struct cuda_limits *l)
 {
-    size_t waves = (size_t)2 * BLOCKS_AN_SM * 192 * ROWS, longest = (size_t)ranges_of(l->ctx, true) * 2 * l->n_heads;
+    size_t waves = (size_t)2 * BLOCKS_AN_SM * 192 * ROWS, longest = (size_t)ranges_of(l->ctx, true) * (2 * l->n_heads + 4 * ROWS);
     return part_bytes(MAX(waves, longest), l->head_dim_v);
 }
 

@@ -140,6 +140,8 @@ struct cuda_rope_kv {
 };
 cudaError_t cuda_rope_kv(const struct cuda_rope_kv *r, const struct cuda_batch *b, cudaStream_t stream);
 
+/* KV_F32: cudaErrorInvalidValue, here and in cuda_rope_kv. Head dims: multiples of 8 up to 256 (q8_0: of 32); q and q_stride are 16-byte aligned, out and out_stride 8,
+ * the pool and its strides 16. */
 struct cuda_attention {
     const float *q;      /* [n_tok][q_stride]; local head h at h * head_dim */
     float *out;          /* [n_tok][out_stride]; at h * head_dim_v */
@@ -147,17 +149,18 @@ struct cuda_attention {
     uint32_t n_heads;    /* local query heads */
     uint32_t head0, group, kv_head0; /* local head h reads local KV head (head0 + h) / group - kv_head0 */
     struct cuda_kv kv;
-    float scale;
+    float scale;         /* > 0 */
     uint32_t window;     /* a token sees its last `window` positions; 0: all */
     float softcap;       /* s = softcap * tanh(s / softcap); 0: none */
     const float *sinks;  /* [n_heads] a logit that takes part in the softmax's sum only; or NULL */
 };
 /* Tokens that stand alone (decode): one query a sequence, split over ranges of positions, heads of a KV head together. index [n_idx]: tokens of the batch, UINT32_MAX:
- * none; NULL: tokens 0 .. n_idx - 1. ctx_max: upper bound of positions, by which the split is chosen (the deterministic form splits by a fixed length). */
+ * none; NULL: tokens 0 .. n_idx - 1. ctx_max: upper bound of positions, by which the split is chosen (the deterministic form splits by a fixed length; a longer sequence gets no
+ * result). What it needs of the context: attention.h. */
 cudaError_t cuda_attention_decode(struct cuda_context *c, const struct cuda_attention *a, const struct cuda_batch *b, const uint32_t *index, uint32_t n_idx,
                                   uint32_t ctx_max, cudaStream_t stream);
-/* Runs of several tokens: tiles of CUDA_ATTN_TILE queries of one run. tile_tok [n_tiles]: first token in the batch; tile_n [n_tiles]: its tokens (1 ..
- * CUDA_ATTN_TILE). The keys of the run's own tokens are in the cache already. */
+/* Runs of several tokens: tiles of CUDA_ATTN_TILE queries of one run. tile_tok [n_tiles]: first token in the batch; tile_n [n_tiles]: its tokens (up to
+ * CUDA_ATTN_TILE; 0: none, and tile_tok is not looked at). The keys of the run's own tokens are in the cache already. */
 enum { CUDA_ATTN_TILE = 64 };
 cudaError_t cuda_attention_prefill(struct cuda_context *c, const struct cuda_attention *a, const struct cuda_batch *b, const uint32_t *tile_tok,
                                    const uint32_t *tile_n, uint32_t n_tiles, cudaStream_t stream);

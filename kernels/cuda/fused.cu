@@ -150,7 +150,7 @@ __device__ __forceinline__ void write_row(const float4 *kept, V value, uint32_t 
  * Bytes a token: 12 dim (x, add; x back) + 2 dim (out); operations: 7 dim. Bound by memory, and by latency for few tokens; expected 80% of copy bandwidth from 64
  * tokens on. Oracle: ref_f32 rmsnorm. */
 template <cuda_type T, bool NORM>
-__global__ void __launch_bounds__(THREADS_MAX) add_norm_kernel(float *x, const float *add, const float *w, float eps, uint32_t dim, void *out, float *scale)
+__global__ void __launch_bounds__(THREADS_MAX, 1) add_norm_kernel(float *x, const float *add, const float *w, float eps, uint32_t dim, void *out, float *scale)
 {
     float *part = (float *)smem_base();
     float4 *row = (float4 *)(x + (size_t)blockIdx.x * dim), kept[KEEP];
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(THREADS_MAX) add_norm_kernel(float *x, const f
  * Bytes a token: 4 k (8 k with up) + 2 k; operations: k, or about 30 k. Bound by memory; expected 80% of copy bandwidth from 64 tokens on.
  * Oracle: ref_f32 swiglu. */
 template <cuda_type T, bool SWIGLU>
-__global__ void __launch_bounds__(THREADS_MAX) act_kernel(const float *x, const float *up, size_t stride, uint32_t k, void *out, float *scale)
+__global__ void __launch_bounds__(THREADS_MAX, 1) act_kernel(const float *x, const float *up, size_t stride, uint32_t k, void *out, float *scale)
 {
     float4 kept[KEEP];
     const float4 *row = (const float4 *)(x + blockIdx.x * stride), *other = (const float4 *)(up + (SWIGLU ? blockIdx.x * stride : 0));

@@ -112,35 +112,35 @@ template <int D> struct kv_tile {
 };
 
 /* Rows [0, ROWS) of a tile by T threads, 8 a row. cp.async, so that nothing is there before the wait; rows outside [lo, hi) become zeros.
- * src(page) gives a page's address, of which only wanted rows are read; `none` is any address. All that does not depend on the page is the thread's own
- * constant: an instruction or three a copy. */
-template <int D, int ROWS, int T, bool EDGE, class SRC>
+ * src(page) gives a page's address, of which only wanted rows are read; `none` is any address. WHOLE: all rows, of D values: then an address a page is all there
+ * is to compute. */
+template <int D, int ROWS, int T, bool WHOLE, class SRC>
 static __device__ __forceinline__ void kv_copy16_rows(unsigned char *tile, const SRC &src, const void *none, uint32_t n, int lo, int hi, uint32_t t)
 {
     static_assert(T % 8 == 0 && KV_PAGE % (T / 8) == 0, "");
-    unsigned char *to = tile + t / 8 * kv_tile<D>::STRIDE + t % 8 * 16;
-    uint32_t off = t / 8 * (2 * n) + t % 8 * 16;
+    uint32_t row_bytes = WHOLE ? 2 * D : 2 * n, row0 = t / 8, col = t % 8;
+    unsigned char *to = tile + row0 * kv_tile<D>::STRIDE + col * 16;
 #pragma unroll
     for (int page = 0; page < ROWS / KV_PAGE; page++) {
-        const uint8_t *from = src(page) + off;
+        const uint8_t *from = src(page) + (row0 * row_bytes + col * 16);
 #pragma unroll
         for (int r = 0; r < KV_PAGE; r += T / 8) {
             int row = page * KV_PAGE + r;
-            bool valid = !EDGE || (row + (int)(t / 8) >= lo && row + (int)(t / 8) < hi);
+            bool valid = WHOLE || (row + (int)row0 >= lo && row + (int)row0 < hi);
 #pragma unroll
             for (int c = 0; c < D / 8; c += 8)
-                if (c * 8 + t % 8 * 8 < n)
-                    ptx_cp_async_16(to + row * kv_tile<D>::STRIDE + c * 16, valid ? from + r * (2 * n) + c * 16 : none, valid ? 16 : 0);
+                if ((WHOLE && c + 8 <= D / 8) || (c + col) * 16 < row_bytes)
+                    ptx_cp_async_16(to + row * kv_tile<D>::STRIDE + c * 16, valid ? from + r * row_bytes + c * 16 : none, valid ? 16 : 0);
         }
     }
 }
 template <int D, int ROWS, int T, class SRC>
 static __device__ __forceinline__ void kv_copy16(unsigned char *tile, const SRC &src, const void *none, uint32_t n, int lo, int hi, uint32_t t)
 {
-    if (lo <= 0 && hi >= ROWS)
-        kv_copy16_rows<D, ROWS, T, false>(tile, src, none, n, lo, hi, t);
-    else
+    if (lo <= 0 && hi >= ROWS && n == D)
         kv_copy16_rows<D, ROWS, T, true>(tile, src, none, n, lo, hi, t);
+    else
+        kv_copy16_rows<D, ROWS, T, false>(tile, src, none, n, lo, hi, t);
 }
 /* The same of 8-bit types: pages as they are, one after the other. */
 template <int ROWS, int T, class SRC>

@@ -460,13 +460,14 @@ static void decode_of_a_token_has_the_same_bits_in_any_batch(void **state)
         uint32_t n = p.n_tok - p.n_pad, mixed[16];
         size_t bytes = p.out_len * sizeof(float);
         float *first = malloc(bytes);
-        /* all of them; on a smaller device; a token or two at a time for want of scratch; backwards with gaps; each alone, with another bound */
+        /* all of them; on a smaller device, with the workspace that is asked for; a token or two at a time for want of scratch; backwards with gaps; each alone, with another bound */
+        struct cuda_limits limits = {.n_heads = p.k.n_heads, .head_dim_v = p.k.dim_v, .ctx = ctx_of(&p)};
         size_t one = (size_t)(ctx_of(&p) / 256 + 2) * p.n_kv * MIN(p.k.group, 16u) * (p.k.dim_v + 2) * sizeof(float);
         for (unsigned form = 0; form < 5; form++) {
             struct cuda_context c;
             memset(p.out, 0xff, bytes);
             assert_int_equal(cudaMemcpy(p.a.out, p.out, bytes, cudaMemcpyHostToDevice), cudaSuccess);
-            context_init(&c, true, form == 1 ? 1 : 132, form == 2 ? one * 2 : 8 << 20);
+            context_init(&c, true, form == 1 ? 1 : 132, form == 2 ? one * 2 : form == 1 ? cuda_attention_workspace_bytes(&limits) : 8 << 20);
             for (uint32_t t = 0; t < 2 * n; t++)
                 mixed[t] = t % 2 ? UINT32_MAX : n - 1 - t / 2;
             uint32_t *index = device(mixed, 2 * n * 4);
