@@ -1,5 +1,5 @@
 /* The switches that mutants.py writes into a copy of the kernels: each place where something can be weakened asks by its number whether it is to be weak in this run,
- * so that all mutants are built at once. Numbers start at 1; RACKLM_MUTANT names the active one, RACKLM_MUTANT_SEEN a file for which of them a run came by,
+ * so that all mutants are built at once. Numbers start at 1; RACKLM_MUTANT names the active one, RACKLM_MUTANT_SEEN a file for the seconds of CPU that a run took and which of them it came by,
  * RACKLM_MUTANT_TEST the cmocka test that runs alone.
  *
  * Operators: a < b becomes a < mutant::lt{7} < b, which has the same precedence, so that nothing around it has to be understood. What is a constant expression is
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <type_traits>
 
 extern "C" void cmocka_set_test_filter(const char *pattern) __attribute__((weak));
@@ -34,6 +35,8 @@ struct setup {
         const char *path = getenv("RACKLM_MUTANT_SEEN");
         FILE *f = path ? fopen(path, "wb") : nullptr;
         if (f) {
+            double cpu_s = double(clock()) / CLOCKS_PER_SEC;
+            fwrite(&cpu_s, sizeof(cpu_s), 1, f);
             fwrite(seen, 1, sizeof(seen), f);
             fclose(f);
         }

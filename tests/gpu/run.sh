@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPU checks on a machine that has one; where there is none it says SKIPPED and why, and exits with 77: never a pass.
 #
-#   run.sh --pack       on the machine that builds: what a GPU machine needs, in build/gpu-pack (below 60 MiB). RACKLM_CUDA_ARCHS: default 90a, with its PTX
+#   run.sh --pack       on the machine that builds: what a GPU machine needs, as build/gpu-pack/pack.tar.xz (below 60 MiB). RACKLM_CUDA_ARCHS: default 90a, with its PTX
 #   run.sh              on a machine with a GPU, in a checkout with build/gpu-pack beside it: kernels, compute-sanitizer, logits against the CPU and
 #                       transformers, groups on one GPU, the speed table; within 9 minutes. Closes with `N passed, N failed, N skipped`
 #   run.sh --emulated   the same flow in its short form on emulated GPUs, from the build in RACKLM_BUILD (default build/): what tests this script
@@ -10,7 +10,8 @@
 set -u
 top=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$top" || exit 1
-pack=$top/build/gpu-pack
+pack=$top/build/gpu-pack/unpacked
+file=$top/build/gpu-pack/pack.tar.xz
 real=$top/build/gpu-real
 programs="racklm racklm-coordinator racklm-worker mkmodel"
 limit_mib=60
@@ -44,12 +45,22 @@ pack() {
     # For the random models; pure Python.
     f=$("${RACKLM_PYTHON:-python3}" -c 'import gguf, os; print(os.path.dirname(gguf.__file__))' 2>/dev/null)
     [ -n "$f" ] && cp -r "$f" "$pack/python/" && rm -rf "$pack"/python/gguf/__pycache__
+    cp "$top/deploy/demo/grimm-6m-Q8_0.gguf" "$pack/" || return 1
     git rev-parse HEAD >"$pack/commit" 2>/dev/null
+    # Each program has the same kernels: a window that spans two of them makes one of all.
+    tar -C "$pack" -c . | xz --lzma2=preset=4,dict=96MiB >"$file" || return 1
     local mib
-    mib=$(du -sk "$pack" | awk '{ printf "%.1f", $1 / 1024 }')
-    echo "build/gpu-pack: $mib MiB (at most $limit_mib): $(ls "$pack/bin" "$pack/tests" | grep -c .) programs, $(ls "$pack/lib" | wc -l) libraries, archs $archs"
+    mib=$(du -sk "$file" | awk '{ printf "%.1f", $1 / 1024 }')
+    echo "build/gpu-pack/pack.tar.xz: $mib MiB (at most $limit_mib), $(du -sm "$pack" | cut -f1) unpacked: $(ls "$pack"/bin/* "$pack"/tests/* | wc -l) programs," \
+        "$(ls "$pack/lib" | wc -l) libraries, archs $archs"
+    rm -rf "$pack"
     [ -n "$f" ] || echo "the Python package gguf was not found here: random models are left out unless the GPU machine has it"
     awk -v m="$mib" -v l="$limit_mib" 'BEGIN { exit !(m < l) }' || { echo "too big" >&2; return 1; }
+}
+
+unpack() {
+    rm -rf "$pack" && mkdir -p "$pack" || return 1
+    tar -C "$pack" -xJf "$file" 2>/dev/null || python3 -m tarfile -e "$file" "$pack"
 }
 
 # ---- what the machine has
@@ -105,9 +116,10 @@ no_device() { # says why there is none, or fails
 on_device() {
     local why
     why=$(no_device) && skip "$why"
-    if [ ! -x "$pack/bin/racklm" ]; then
+    if [ ! -e "$file" ]; then
         pack >"$top/build/gpu-pack.log" 2>&1 || { tail -n 5 "$top/build/gpu-pack.log"; echo "no build/gpu-pack, and it cannot be built here (run.sh --pack elsewhere)"; exit 1; }
     fi
+    unpack || { echo "$file cannot be unpacked"; exit 1; }
     local python torch nccl lt cudart sanitizer
     python=$(python_with numpy,gguf) || python=$(python_with numpy) || { echo "no Python with numpy"; exit 1; }
     torch=$(python_with torch,transformers,gguf) || torch=
