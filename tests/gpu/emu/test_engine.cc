@@ -4,6 +4,7 @@
 #include "tests/gpu/emu/test_emu.h"
 
 #include <algorithm>
+#include <thread>
 #include <vector>
 
 #include <fcntl.h>
@@ -277,39 +278,42 @@ void blocks_that_wait_for_each_other_go_on(void **)
     expect_equal(count, 64 * 3);
 }
 
-uint32_t ping, pong;
-bool begun;
-bool run_other()
+void two_kernels_that_wait_for_each_other_go_on_by_turns(void **)
 {
-    if (begun)
-        return false;
-    begun = true;
-    /* Waits for what the outer kernel does only after this one began. */
-    run(1, 32, 0, [] {
-        if (threadIdx.x == 0) {
-            pong = 1;
-            while (load(&ping) != 2)
-                ;
-            pong = 3;
-        }
-    });
-    return true;
-}
-void kernels_of_two_streams_that_wait_for_each_other_go_on(void **)
-{
-    emu::set_idle(run_other);
-    run(1, 32, 0, [] {
-        if (threadIdx.x == 0) {
-            ping = 1;
-            while (load(&pong) != 1)
-                ;
-            ping = 2;
-            while (load(&pong) != 3)
-                ;
-        }
-    });
-    emu::set_idle(nullptr);
-    expect_equal(pong, 3);
+    uint32_t ping = 0, pong = 0;
+    emu::kernel_launch one = {"one", 2, 64, 64, [&] {
+                                  __syncthreads();
+                                  if (threadIdx.x == 40 && blockIdx.x == 1)
+                                      for (uint32_t i = 1; i <= 3; i++) {
+                                          __atomic_store_n(&ping, i, __ATOMIC_RELEASE);
+                                          while (load(&pong) != i)
+                                              ;
+                                      }
+                                  __syncthreads();
+                              }};
+    emu::kernel_launch other = {"other", 1, 32, 0, [&] {
+                                    for (uint32_t i = 1; i <= 3; i++) {
+                                        while (load(&ping) < i)
+                                            ;
+                                        __syncwarp();
+                                        if (threadIdx.x == 0)
+                                            __atomic_store_n(&pong, i, __ATOMIC_RELEASE);
+                                    }
+                                }};
+    auto a = emu::kernel_begin(one), b = emu::kernel_begin(other), never = emu::kernel_begin(other);
+    fault f;
+    ping = 0;
+    expect(emu::kernel_advance(*never, &f) != emu::advance::ended); /* and is abandoned as it waits */
+    never = nullptr;
+    bool a_ended = false, b_ended = false;
+    for (int turn = 0; turn < 100 && !(a_ended && b_ended); turn++) {
+        std::thread t([&] { /* any OS thread may go on */
+            a_ended = a_ended || emu::kernel_advance(*a, &f) == emu::advance::ended;
+        });
+        t.join();
+        b_ended = b_ended || emu::kernel_advance(*b, &f) == emu::advance::ended;
+    }
+    expect(a_ended && b_ended && pong == 3);
 }
 
 /* ---- faults */
@@ -401,6 +405,11 @@ void address_sanitizer_reports_get_the_place(void **)
         run(1, 128, 0, [&] { v.data()[threadIdx.x == 99 ? 100 : 0] = 1; });
     });
     assert_says(text, {"heap-buffer-overflow", "block (0,0,0), thread (99,0,0)"});
+    text = message_of([] { /* its companion UndefinedBehaviorSanitizer's */
+        int x = INT32_MAX - 31;
+        run(1, 64, 0, [&] { x += threadIdx.x == 50 ? 32 : 0; }, "ubsan_kernel");
+    });
+    assert_says(text, {"signed integer overflow", "kernel ubsan_kernel, block (0,0,0), thread (50,0,0)"});
 }
 #endif
 
@@ -419,6 +428,13 @@ void other_faults_are_reported(void **)
                     });
                 }),
                 {"thread (5,0,0): __trap()"});
+    assert_says(message_of([] {
+                    run(1, 32, 0, [] {
+                        if (threadIdx.x == 5)
+                            abort();
+                    });
+                }),
+                {"thread (5,0,0): abort()"});
     assert_says(message_of([] { run(1, 1, 0, [] { deep(100000); }); }), {"stack overflow of an emulated thread"});
     assert_says(message_of([] {
                     uint32_t never = 0;
@@ -577,9 +593,11 @@ void a_launch_passes_arguments_by_value_and_type(void **)
     cudaStream_t s;
     expect_equal(cudaStreamCreate(&s), cudaSuccess);
     expect_equal(LAUNCH(launched, 4, 32, 0, s, p, 100, 3), cudaSuccess);
+    int h[100];
+    expect_equal(cudaMemcpyAsync(h, p, sizeof(h), cudaMemcpyDeviceToHost, s), cudaSuccess);
     expect_equal(cudaStreamSynchronize(s), cudaSuccess);
     for (int i = 0; i < 100; i++)
-        expect_equal(p[i], 3 * i);
+        expect_equal(h[i], 3 * i);
     cudaStreamDestroy(s);
     cudaFree(p);
 }
@@ -600,7 +618,7 @@ int main()
         cmocka_unit_test(shared_memory_is_poison_in_every_block_and_aligned),
         cmocka_unit_test(atomics_lose_nothing),
         cmocka_unit_test(blocks_that_wait_for_each_other_go_on),
-        cmocka_unit_test(kernels_of_two_streams_that_wait_for_each_other_go_on),
+        cmocka_unit_test(two_kernels_that_wait_for_each_other_go_on_by_turns),
         cmocka_unit_test(a_barrier_that_not_all_reach_is_reported),
         cmocka_unit_test(barriers_at_two_places_are_reported),
         cmocka_unit_test(a_lane_that_does_not_come_to_a_shuffle_is_reported),
