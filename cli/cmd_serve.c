@@ -47,6 +47,8 @@ int cmd_serve(struct options *o, int argc, char **argv)
     else
         printf("racklm " RACKLM_VERSION " serves %u models at %s\n", l.n_served, l.url);
     print_models(&l, o);
+    if (l.gpu_note[0])
+        printf("GPUs of this host are not used: %s\n", l.gpu_note);
     if (l.log_path[0])
         printf("log: %s\n", l.log_path);
     fflush(stdout);

@@ -356,6 +356,8 @@ static void note_models(struct local *l, const struct msg_admin_reply *r)
         m->pp = d->pp;
         m->ctx = d->ctx;
     }
+    if (r->n_nodes)
+        snprintf(l->gpu_note, sizeof(l->gpu_note), "%s", r->nodes[0].gpu_note);
 }
 
 static enum err wait_ready(struct local *l)

@@ -25,6 +25,7 @@ struct local {
     char runtime_dir[256], state_dir[256];
     struct local_model served[OPTIONS_MODELS_MAX]; /* once ready */
     uint32_t n_served;
+    char gpu_note[400];      /* why GPUs that this host may have are not used, or "" */
     struct options *opts;
     char *const *models;     /* arguments of the coordinator */
     int n_models;

@@ -136,8 +136,8 @@ static void start_worker(struct cluster *c, struct worker *w)
         .heartbeat_ms = o->heartbeat_ms,
         .step_timeout_ms = o->step_timeout_ms,
         .deterministic = o->deterministic};
-    LOG(INFO, CLUSTER, "worker starts", "worker=%llu model=\"%s\" replica=%u rank=%u host=%s device=%s", (unsigned long long)w->id, d->names[0], replica,
-        w->world_rank, n->host, n->devices[w->device].name);
+    LOG(INFO, CLUSTER, "worker starts", "worker=%llu model=\"%s\" replica=%u rank=%u host=%s device=%s kind=%s", (unsigned long long)w->id, d->names[0], replica,
+        w->world_rank, n->host, n->devices[w->device].name, n->devices[w->device].kind);
     if (link_server_send(c->servers[n->server], &n->peer, &m) != ERR_OK) {
         /* The agent is gone or hangs; its heartbeat decides. Try again after a while. */
         tell_engine(c, w, ENGINE_CMD_WORKER_LOST, "its node cannot be reached");

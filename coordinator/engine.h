@@ -60,7 +60,7 @@ struct engine_event {
     uint64_t worker_id;
     char text[160];               /* FAILED: the cluster stops and starts it again */
     struct msg_worker_ready info; /* INFO; strings and address not set, backend below */
-    char backend[32];
+    char backend[96];
     uint32_t pid;
 };
 

@@ -380,10 +380,12 @@ static bool say_too_small(const struct view *all, const struct group *g, char *o
             best = largest;
             best_model = model;
         }
-    if (best <= 1 || best >= need)
+    if (best == 0 || best >= need)
         return false;
-    snprintf(out, cap, "a worker needs %s for its weights alone, the largest %.60s has room for %s: %s are missing (tp * pp from about %llu on, or a smaller file, would fit)",
-             size_text(need, text[0]), best_model, size_text(best, text[1]), size_text(need - best, text[2]), (unsigned long long)(sum / best + 1));
+    int len = snprintf(out, cap, "a worker needs %s for its weights alone, the largest %.60s has room for %s: %s are missing", size_text(need, text[0]), best_model,
+                       size_text(best, text[1]), size_text(need - best, text[2]));
+    if (sum / best < 1024 && (size_t)len < cap)
+        snprintf(out + len, cap - (size_t)len, " (tp * pp from about %llu on, or a smaller file, would fit)", (unsigned long long)(sum / best + 1));
     return true;
 }
 

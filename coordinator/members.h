@@ -48,7 +48,7 @@ struct worker {
     bool loaded;    /* the present process got so far */
     char text[160]; /* why the last one ended */
     struct msg_worker_ready info;
-    char backend[32];
+    char backend[96];
     uint32_t pid;
 };
 

@@ -21,7 +21,7 @@ struct sampling_list {
     const float *z;   /* adjusted logits, one each z_stride floats */
     uint32_t z_stride;
     const float *p;   /* fm_exp((z - max) * scale) */
-    uint32_t n, known; /* z and p are given of the first `known`; the others have p = 0 */
+    uint32_t n, known; /* z and p are given of the first `known` (<= n); the others have p = 0 */
 };
 /* What is kept: candidates [first, end) and their mass; closed: no more of the list can belong to it. */
 struct sampling_kept {
@@ -49,7 +49,7 @@ FM_FN double sampling_mass_in(const struct sampling_list *l, uint32_t first, uin
 /* Without cuts: what has any mass; it is all of it, known without the list. */
 FM_FN void sampling_keep_all(const struct sampling_dist *d, const struct sampling_list *l, struct sampling_kept *k)
 {
-    uint32_t lo = 0, hi = MIN(l->known, l->n);
+    uint32_t lo = 0, hi = l->known;
     while (lo < hi) {
         uint32_t mid = lo + (hi - lo) / 2;
         if (l->p[mid] > 0)

@@ -1,4 +1,4 @@
-/* One thread, one poll loop over: a signalfd, the parent's pipe, the coordinator's link, and a pidfd for each child.
+/* One poll loop over: a signalfd, the parent's pipe, the coordinator's link, what the watch of the GPUs saw (a thread of its own), and a pidfd for each child.
  *
  * A HELLO is sent once a connection; ZeroMQ keeps it until the coordinator is there. A coordinator that does not know us any more (it
  * restarted, or the link was cut and came back) says REFUSE(UNAVAILABLE); one that is silent for WORKER_LINK_LOST_MS is taken for lost:
@@ -11,6 +11,7 @@
 #include "base/rng.h"
 #include "proto/link.h"
 #include "worker/child.h"
+#include "worker/gpu_watch.h"
 #include "worker/worker.h"
 
 #include <errno.h>
@@ -25,13 +26,11 @@
 
 enum {
     CHILDREN_MAX = 1024,
-    FIXED_FDS = 3,
+    FIXED_FDS = 4,
     HELLO_AGAIN_MS = 10000, /* no WELCOME for so long: the link is made anew */
     HELLO_PAUSE_MS = 1000,  /* between two HELLOs at the least: a coordinator that answers each with REFUSE is not flooded */
     WAITING_LOG_MS = 10000,
-    /* How often the state of the GPUs is read and told: while a worker runs on one, and otherwise (an idle node has next to nothing to do). */
-    GPU_STATE_MS = 10000,
-    GPU_STATE_IDLE_MS = 60000,
+    GPU_LOOK_MS = 300, /* how long the end of a worker may wait for what its GPU has to say */
 };
 
 struct agent {
@@ -39,7 +38,7 @@ struct agent {
     struct inventory inventory;
     struct gpu_info *gpus; /* NULL: not looked for */
     char gpu_note[500];    /* why there may be GPUs that are not offered */
-    uint64_t next_gpus_ns;
+    struct gpu_watch *watch; /* where GPUs are offered */
     struct link_context *links;
     struct link_client *link;
     struct key_file key;
@@ -140,6 +139,15 @@ static void gpu_text(const struct agent *a, uint32_t gpu, const char *what, char
     snprintf(out, cap, "GPU cuda:%u (%s, %s) %s", gpu, g->name, g->uuid, what);
 }
 
+/* Children whose end is still to come; one that hangs in the driver of a lost GPU may never go and is not waited for. */
+static bool children_live(const struct agent *a)
+{
+    for (uint32_t i = 0; i < a->n_children; i++)
+        if (!a->children[i].reported)
+            return true;
+    return false;
+}
+
 static bool gpu_works(const struct agent *a)
 {
     for (uint32_t i = 0; i < a->n_children; i++)
@@ -192,28 +200,24 @@ static void end_on_lost_gpus(struct agent *a)
     }
 }
 
-/* Takes what the driver has reported; with `state`, reads all GPUs too. The coordinator hears that a GPU is lost before it hears that a worker on it ended, so that it does not start
- * another one there. */
-static void watch_gpus(struct agent *a, bool state, uint64_t now)
+/* Takes what the watch has seen. The coordinator hears that a GPU is lost before it hears that a worker on it ended, so that it does not start another one there. */
+static void take_gpu_news(struct agent *a)
 {
-    if (!a->gpus)
+    bool changed = false;
+    if (!a->watch || !gpu_watch_take(a->watch, &changed))
         return;
-    bool changed = gpu_info_poll(a->gpus, now);
-    changed |= state && gpu_info_refresh(a->gpus);
-    if (changed || state)
-        send_heartbeat(a, true);
+    send_heartbeat(a, true);
     if (changed)
         end_on_lost_gpus(a);
-    if (state)
-        a->next_gpus_ns = now + (gpu_works(a) ? GPU_STATE_MS : GPU_STATE_IDLE_MS) * NS_PER_MS;
 }
 
 /* A worker on a GPU failed: what the GPU has to say about it. */
-static void add_gpu_reason(struct agent *a, struct child *c, struct child_exit *x, uint64_t now)
+static void add_gpu_reason(struct agent *a, struct child *c, struct child_exit *x)
 {
     char what[160], text[400], own[SPEC_TEXT_MAX];
     const struct gpu *g = &a->gpus->gpus[c->gpu];
-    watch_gpus(a, true, now);
+    gpu_watch_look(a->watch, GPU_LOOK_MS);
+    take_gpu_news(a);
     const char *known = gpu_info_xid_text(g->xid);
     if (g->lost)
         snprintf(what, sizeof(what), "%s", g->why);
@@ -258,8 +262,8 @@ static void start_worker(struct agent *a, const struct msg_start_worker *s)
         return;
     }
     a->n_children++;
-    if (g) /* the first one on a GPU shortens the pause */
-        a->next_gpus_ns = MIN(a->next_gpus_ns, clock_ns() + GPU_STATE_MS * NS_PER_MS);
+    if (a->watch)
+        gpu_watch_set_busy(a->watch, gpu_works(a));
     LOG(INFO, AGENT, "worker started", "worker=%llu pid=%d device=%s kind=%s model=\"%s\" stage=%u tp_rank=%u threads=%u own_core=%d",
         (unsigned long long)s->worker_id, (int)c->pid, s->device, device_kind_name(d->kind), d->model, s->stage, s->tp_rank, d->n_threads, d->own_core);
 }
@@ -290,7 +294,7 @@ static void watch_children(struct agent *a, uint64_t now)
         bool reported = c->reported;
         c->reported = true; /* it is we who speak of it */
         if (c->gpu != CHILD_NO_GPU && x.status != 0 && !c->kill_at_ns && !reported)
-            add_gpu_reason(a, c, &x, now);
+            add_gpu_reason(a, c, &x);
         if (c->kill_at_ns || x.status == 0 || reported)
             LOG(INFO, AGENT, "worker ended", "worker=%llu pid=%d status=%d why=\"%s\"", (unsigned long long)c->worker_id,
                 (int)c->pid, (int)x.status, x.text);
@@ -300,6 +304,8 @@ static void watch_children(struct agent *a, uint64_t now)
         if (a->welcome && !reported)
             report_exit(a, c->worker_id, c->pid, &x);
         a->children[i] = a->children[--a->n_children];
+        if (a->watch)
+            gpu_watch_set_busy(a->watch, gpu_works(a));
     }
 }
 
@@ -447,15 +453,11 @@ static void drain(struct agent *a, uint64_t now)
 /* Heartbeats, the end of patience, and a new link when the old one's workers are gone. */
 static void keep_link(struct agent *a, uint64_t now)
 {
-    if (a->rejoin && a->n_children == 0 && now >= a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS && say_hello(a) != ERR_OK)
+    if (a->rejoin && !children_live(a) && now >= a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS && say_hello(a) != ERR_OK)
         end_with(a, WORKER_EXIT_FAILED, err_detail());
     if (a->welcome && now >= a->next_heartbeat_ns) {
         a->next_heartbeat_ns = now + a->heartbeat_ms * NS_PER_MS;
-        bool state = a->gpus && now >= a->next_gpus_ns; /* then watch_gpus sends it */
-        if (state || gpu_works(a))
-            watch_gpus(a, state, now);
-        if (!state)
-            send_heartbeat(a, false);
+        send_heartbeat(a, false);
         if (a->echoes && now > a->heard_ns + WORKER_LINK_LOST_MS * NS_PER_MS)
             lose_coordinator(a, "silent for 30 s", now);
     }
@@ -475,7 +477,7 @@ static int poll_timeout_ms(const struct agent *a, uint64_t now)
     uint64_t until = now + 1000 * NS_PER_MS;
     if (a->welcome)
         until = a->next_heartbeat_ns;
-    else if (a->rejoin && a->n_children == 0)
+    else if (a->rejoin && !children_live(a))
         until = MIN(until, a->hello_ns + HELLO_PAUSE_MS * NS_PER_MS);
     for (uint32_t i = 0; i < a->n_children; i++)
         if (a->children[i].kill_at_ns)
@@ -488,6 +490,7 @@ static void wait_for_news(struct agent *a, uint64_t now)
     a->fds[0] = (struct pollfd){a->signal_fd, POLLIN, 0};
     a->fds[1] = (struct pollfd){(int)a->opts->parent_fd, POLLIN, 0};
     a->fds[2] = (struct pollfd){link_client_fd(a->link), POLLIN, 0};
+    a->fds[3] = (struct pollfd){a->watch ? gpu_watch_fd(a->watch) : -1, POLLIN, 0};
     for (uint32_t i = 0; i < a->n_children; i++)
         a->fds[FIXED_FDS + i] = (struct pollfd){a->children[i].pidfd, POLLIN, 0};
     poll(a->fds, FIXED_FDS + a->n_children, poll_timeout_ms(a, now));
@@ -509,6 +512,7 @@ static void run(struct agent *a)
         drain(a, now);
         wait_for_news(a, now);
         now = clock_ns();
+        take_gpu_news(a);
         watch_children(a, now);
         drain(a, now);
     }
@@ -520,7 +524,7 @@ static void end_children(struct agent *a)
     stop_all(a, clock_ns());
     for (uint32_t i = 0; a->exit_code == WORKER_EXIT_ORPHAN && i < a->n_children; i++)
         child_kill(&a->children[i]);
-    while (a->n_children > 0) {
+    while (children_live(a)) {
         for (uint32_t i = 0; i < a->n_children; i++)
             a->fds[i] = (struct pollfd){a->children[i].pidfd, POLLIN, 0};
         poll(a->fds, a->n_children, 50);
@@ -597,13 +601,14 @@ static enum err look_for_devices(struct agent *a)
     return ERR_OK;
 }
 
-/* Nothing of it is needed where no GPU is offered. */
-static void forget_idle_gpus(struct agent *a)
+/* Nothing of NVML is needed where no GPU is offered. */
+static enum err watch_gpus(struct agent *a)
 {
     for (uint32_t k = 0; k < a->inventory.n_devices; k++)
         if (a->inventory.devices[k].kind != DEVICE_CPU)
-            return;
+            return gpu_watch_create(a->gpus, &a->watch);
     gpu_info_close(&a->gpus);
+    return ERR_OK;
 }
 
 int agent_main(struct options *o)
@@ -623,17 +628,19 @@ int agent_main(struct options *o)
     TRY_GOTO(open_signals(a), fail);
     TRY_GOTO(agent_defaults(o), fail);
     TRY_GOTO(look_for_devices(a), fail);
-    forget_idle_gpus(a);
-    a->next_gpus_ns = clock_ns() + GPU_STATE_IDLE_MS * NS_PER_MS;
+    TRY_GOTO(watch_gpus(a), fail);
     TRY_GOTO(keys_read_file(o->key_file, &a->key), fail);
     TRY_GOTO(link_context_create(NULL, NULL, &a->links), fail);
     TRY_GOTO(say_hello(a), fail);
     run(a);
 fail:
+    if (!a->quit && e != ERR_AUTH && e != ERR_FORBIDDEN && e != ERR_IO && e != ERR_NOMEM) { /* a wrong option: the line that a person looks for */
+        fprintf(stderr, "racklm-worker: %s\n", err_detail());
+        a->quit = true;
+        a->exit_code = WORKER_EXIT_USAGE;
+    }
     if (!a->quit) /* never got as far as the loop */
-        end_with(a, e == ERR_AUTH || e == ERR_FORBIDDEN ? WORKER_EXIT_REFUSED : e == ERR_IO || e == ERR_NOMEM ? WORKER_EXIT_FAILED
-                                                                                                             : WORKER_EXIT_USAGE,
-                 err_detail());
+        end_with(a, e == ERR_AUTH || e == ERR_FORBIDDEN ? WORKER_EXIT_REFUSED : WORKER_EXIT_FAILED, err_detail());
     end_children(a);
     int code = a->exit_code;
     link_client_close(&a->link);
@@ -643,8 +650,9 @@ fail:
             close(a->life_fds[i]);
     if (a->signal_fd >= 0)
         close(a->signal_fd);
+    if (gpu_watch_destroy(&a->watch))
+        gpu_info_close(&a->gpus);
     inventory_deinit(&a->inventory);
-    gpu_info_close(&a->gpus);
     arena_deinit(&a->arena);
     free(a);
     return code;

@@ -24,6 +24,14 @@ enum err device_cuda_error(cudaError_t e, const char *what)
     return ours;
 }
 
+cudaError_t device_cuda_query(cudaEvent_t event)
+{
+    cudaError_t e = cudaEventQuery(event);
+    if (e == cudaErrorNotReady)
+        cudaGetLastError(); /* or the next launch finds it */
+    return e;
+}
+
 enum err device_cuda_wait(struct cuda *c)
 {
     TRY_CUDA(cudaEventRecord(c->done, c->stream));
@@ -36,7 +44,7 @@ enum err device_cuda_wait_event(struct cuda *c, cudaEvent_t event)
     if (c->d.comm)
         return comm_nccl_wait(c->d.comm, c->stream, event);
     for (;;) {
-        cudaError_t e = cudaEventQuery(event);
+        cudaError_t e = device_cuda_query(event);
         if (e == cudaSuccess)
             return ERR_OK;
         if (e != cudaErrorNotReady)
@@ -378,6 +386,8 @@ static enum err no_device(cudaError_t e, int32_t ordinal)
     if (e == cudaErrorInsufficientDriver)
         return err_set(ERR_DEVICE, "cuda:%d: the NVIDIA driver is for CUDA %d.%d, this racklm needs one for %d.%d or newer", ordinal, driver / 1000,
                        driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (e == cudaErrorNoDevice)
+        return err_set(ERR_DEVICE, "cuda:%d: this host has no GPU that CUDA may use (CUDA_VISIBLE_DEVICES, nvidia-smi)", ordinal);
     return err_set(ERR_DEVICE, "cuda:%d: %s (%s)", ordinal, cudaGetErrorString(e), cudaGetErrorName(e));
 }
 

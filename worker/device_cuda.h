@@ -131,6 +131,8 @@ static inline bool cuda_last_stage(const struct cuda *c)
     return c->d.cfg.stage + 1 == c->d.cfg.split->pp;
 }
 
+/* cudaEventQuery that leaves no error behind. */
+cudaError_t device_cuda_query(cudaEvent_t event);
 /* Waits for everything in the stream: ticks, looks at the communicator. ERR_DEVICE, errors of comm.h. */
 enum err device_cuda_wait(struct cuda *c);
 /* ... for an event that was recorded. */

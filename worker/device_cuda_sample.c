@@ -262,7 +262,7 @@ bool device_cuda_sample_ready(struct device *d)
 {
     struct cuda *c = cuda_of(d);
     uint32_t at = c->begun[c->begun_first];
-    return cudaEventQuery(c->sampled[at]) != cudaErrorNotReady || clock_ns() - c->sampled_ns[at] > READY_LIMIT_S * NS_PER_S;
+    return device_cuda_query(c->sampled[at]) != cudaErrorNotReady || clock_ns() - c->sampled_ns[at] > READY_LIMIT_S * NS_PER_S;
 }
 
 enum err device_cuda_sample_end(struct device *d, struct sampler_row *rows, uint32_t n)

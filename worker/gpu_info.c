@@ -25,7 +25,8 @@ struct nvml {
 
 /* ---- Xids ---- */
 
-/* NVIDIA's words, shortened. fatal: the catalogue's immediate action is a reset of the GPU or of the machine. */
+/* NVIDIA's words, shortened. fatal: answered by a reset of the GPU or a restart of the host. Where that depends on generation or driver it is not: a worker that fails
+ * again and again is given up anyway, while a GPU that is called lost in error is missed until the agent starts again. */
 static const struct {
     uint32_t xid;
     bool fatal;
@@ -39,7 +40,7 @@ static const struct {
     {45, false, "preemptive cleanup, due to previous errors"},
     {46, true, "GPU stopped processing"},
     {48, true, "double bit ECC error"},
-    {61, true, "internal micro-controller breakpoint or warning"},
+    {61, false, "internal micro-controller breakpoint or warning"},
     {62, true, "internal micro-controller halt"},
     {63, false, "ECC row remapping recorded"},
     {64, true, "ECC row remapping failed"},
@@ -50,8 +51,8 @@ static const struct {
     {92, false, "high rate of single bit ECC errors"},
     {94, false, "contained ECC error"},
     {95, true, "uncontained ECC error"},
-    {109, true, "context switch timeout"},
-    {110, true, "security fault"},
+    {109, false, "context switch timeout"},
+    {110, false, "security fault"},
     {119, true, "GSP RPC timeout"},
     {120, true, "GSP error"},
     {121, false, "C2C link error"},
@@ -113,8 +114,8 @@ static bool load_library(struct gpu_info *g, const char *root, const char *libra
     NVML_FUNCTIONS(FN)
 #undef FN
     if (missing)
-        return end_open(g, GPU_INFO_BROKEN, "%.100s has no %s: the NVIDIA driver is too old, racklm needs one for CUDA %d.%d (driver 580 or later)", library, missing,
-                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10);
+        return end_open(g, GPU_INFO_BROKEN, "%.100s has no %s: the NVIDIA driver is too old, racklm needs one for CUDA %d.%d (driver %d or later)", library, missing,
+                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10, GPU_INFO_DRIVER_NEEDED);
     return true;
 }
 
@@ -142,8 +143,8 @@ static bool start_library(struct gpu_info *g, const char *root)
         cuda = 0;
     g->cuda_version = (uint32_t)MAX(cuda, 0);
     if (cuda < GPU_INFO_CUDA_NEEDED)
-        return end_open(g, GPU_INFO_BROKEN, "the NVIDIA driver %s knows CUDA up to %d.%d, racklm needs %d.%d: install driver 580 or later", g->driver, cuda / 1000, cuda % 1000 / 10,
-                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10);
+        return end_open(g, GPU_INFO_BROKEN, "the NVIDIA driver %s knows CUDA up to %d.%d, racklm needs %d.%d: install driver %d or later", g->driver, cuda / 1000, cuda % 1000 / 10,
+                        GPU_INFO_CUDA_NEEDED / 1000, GPU_INFO_CUDA_NEEDED % 1000 / 10, GPU_INFO_DRIVER_NEEDED);
     return true;
 }
 
@@ -187,7 +188,7 @@ static bool read_gpu(struct nvml *l, const char *root, unsigned index, struct gp
     if (l->nvmlDeviceGetCudaComputeCapability && l->nvmlDeviceGetCudaComputeCapability(v->handle, &major, &minor) == NVML_OK)
         v->sm = (uint32_t)(major * 10 + minor);
     if (l->nvmlDeviceGetMigMode && l->nvmlDeviceGetMigMode(v->handle, &mig, &pending) == NVML_OK && mig)
-        snprintf(v->why, sizeof(v->why), "it is cut up (MIG), racklm uses whole GPUs: nvidia-smi -i %s -mig 0", v->bus_id);
+        snprintf(v->why, sizeof(v->why), "it is cut up (MIG), racklm uses whole GPUs (nvidia-smi -i BUS_ID -mig 0)");
     else if (v->sm && v->sm < GPU_INFO_SM_MIN)
         snprintf(v->why, sizeof(v->why), "its compute capability is %u.%u, racklm needs %d.%d", v->sm / 10, v->sm % 10, GPU_INFO_SM_MIN / 10, GPU_INFO_SM_MIN % 10);
     return true;

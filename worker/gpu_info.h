@@ -4,7 +4,7 @@
  * a CUDA context, so the agent holds no memory of a GPU. GPUs stand in the order of PCI bus ids, as CUDA counts them with
  * CUDA_DEVICE_ORDER=PCI_BUS_ID and nvidia-smi always, less those that CUDA_VISIBLE_DEVICES hides and those that are of no use: cuda:N is gpus[N].
  *
- * One thread, nothing in the background: gpu_info_poll and gpu_info_refresh return at once. */
+ * One thread at a time, nothing in the background. gpu_info_poll and gpu_info_refresh wait for no event, but a GPU that hangs may hold them for long: gpu_watch.h. */
 #ifndef WORKER_GPU_INFO_H
 #define WORKER_GPU_INFO_H
 
@@ -20,6 +20,8 @@ enum { GPU_INFO_MAX = 64 };
 #ifndef GPU_INFO_CUDA_NEEDED
 #define GPU_INFO_CUDA_NEEDED 13000
 #endif
+/* The first drivers of CUDA 12 and 13. */
+#define GPU_INFO_DRIVER_NEEDED (GPU_INFO_CUDA_NEEDED >= 13000 ? 580 : 525)
 /* The oldest compute capability that the kernels are compiled for (RACKLM_CUDA_ARCHS). */
 enum { GPU_INFO_SM_MIN = 80 };
 

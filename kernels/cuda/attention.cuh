@@ -7,8 +7,7 @@
  * Q is rounded as it comes: the scale, which would push small values below f16's exponents, is part of the exponential's argument, in one fma with log2(e) and
  * the maximum. m is in units of log2. Where no maximum of the warp moved, O is left alone, which gives the same bits.
  *
- * Rows in a lane (g = lane / 4, t = lane % 4): g and g + 8; columns 8 n + 2 t and the next. Tiles have rows of D + 8 halves: an odd number of 16 bytes, so that the
- * 8 rows of an ldmatrix lie in different banks. */
+ * Rows in a lane (g = lane / 4, t = lane % 4): g and g + 8; columns 8 n + 2 t and the next. */
 #ifndef KERNELS_CUDA_ATTENTION_CUH
 #define KERNELS_CUDA_ATTENTION_CUH
 
@@ -36,7 +35,7 @@
     } while (0)
 
 template <int D> struct attn_rows {
-    static constexpr uint32_t STRIDE = 2 * D + 16; /* bytes of a tile's row */
+    static constexpr uint32_t STRIDE = kv_tile<D>::STRIDE;
     static constexpr bool Q_REGS = D <= 128;       /* else O alone fills half of the registers, and Q is read from shared memory each time */
     uint32_t q[Q_REGS ? D / 16 : 1][4];
     const unsigned char *q_tile; /* [16] rows of this warp */

@@ -75,8 +75,8 @@ template <int D> __device__ __forceinline__ void issue(keys<D> *k, uint32_t i, u
             kv_copy8<S::N, THREADS>(raw + S::RAW / 2, vs, kv_bytes(kv.type, kv.head_dim_v), lo, hi, tid);
         } else {
             unsigned char *at = k->smem + (i & 1) * S::STAGE;
-            kv_copy16<S::N, THREADS>(at, S::STRIDE, ks, kv.layer, kv.head_dim, lo, hi, tid);
-            kv_copy16<S::N, THREADS>(at + S::KEYS, S::STRIDE, vs, kv.layer, kv.head_dim_v, lo, hi, tid);
+            kv_copy16<D, S::N, THREADS>(at, ks, kv.layer, kv.head_dim, lo, hi, tid);
+            kv_copy16<D, S::N, THREADS>(at + S::KEYS, vs, kv.layer, kv.head_dim_v, lo, hi, tid);
         }
     }
     ptx_cp_async_commit();
@@ -96,8 +96,8 @@ template <int D> __device__ __forceinline__ const unsigned char *arrive(keys<D> 
     int lo = (int)k->lo - (int)base, hi = (int)k->end - (int)base;
     ptx_cp_async_wait<0>();
     __syncthreads();
-    kv_widen<S::N, THREADS>(kv.type, k->smem, S::STRIDE, k->smem + S::STAGE, kv.head_dim, lo, hi, tid);
-    kv_widen<S::N, THREADS>(kv.type, k->smem + S::KEYS, S::STRIDE, k->smem + S::STAGE + S::RAW / 2, kv.head_dim_v, lo, hi, tid);
+    kv_widen<D, S::N, THREADS>(kv.type, k->smem, k->smem + S::STAGE, kv.head_dim, lo, hi, tid);
+    kv_widen<D, S::N, THREADS>(kv.type, k->smem + S::KEYS, k->smem + S::STAGE + S::RAW / 2, kv.head_dim_v, lo, hi, tid);
     __syncthreads();
     issue(k, i + 1, tid);
     return k->smem;

@@ -1,6 +1,7 @@
 #include "kernels/cuda/context.h"
 
 #include "base/check.h"
+#include "kernels/cuda/attention.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +10,8 @@ enum { COUNTER_BYTES = CONTEXT_COUNTERS * 4 };
 
 size_t cuda_workspace_bytes(const struct cuda_limits *l)
 {
-    return COUNTER_BYTES + ROUND_UP(matmul_scratch_bytes(l), (size_t)CUDA_ALIGN);
+    size_t scratch = MAX(matmul_scratch_bytes(l), cuda_attention_workspace_bytes(l));
+    return COUNTER_BYTES + ROUND_UP(scratch, (size_t)CUDA_ALIGN);
 }
 
 struct cuda_context *cuda_context_create(const struct cuda_config *cfg)

@@ -21,7 +21,7 @@ struct cuda_context {
     char describe[48];
 };
 
-/* What the families need of scratch (0: they go without, slower). */
+/* What matrices need of scratch, at best (with less they go on, slower); attention.h has its own. */
 size_t matmul_scratch_bytes(const struct cuda_limits *l);
 
 #ifdef __cplusplus

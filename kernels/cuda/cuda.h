@@ -31,8 +31,9 @@ enum { CUDA_SMALL_BATCH = 64 };
 
 /* ---- weights (pack.cu; the layout: layout.h)
  *
- * A matrix [rows][cols], a row is an output. F32, F16, BF16: row-major as in the file, rows padded to 16 bytes. Quantised: planes (layout.h), each row-major,
- * so that rows and, at block borders, columns can be cut anywhere. */
+ * A matrix [rows][cols], a row is an output. F32, F16, BF16: row-major as in the file, rows padded (layout.h). Quantised: tiles of 16 rows x 128 or 256 columns in
+ * the order in which a warp reads them (layout.h): what a rank does not have is cut from the file's rows, before packing. Weights are multiplied as f16: beyond 65504
+ * they are infinite. */
 struct cuda_weight {
     enum quant type;
     uint32_t rows, cols; /* rows = 0: none here */
@@ -65,7 +66,8 @@ struct cuda_matmul {
     size_t y_stride;
 };
 struct cuda_context; /* below */
-/* Up to 4 matrices with one input (q, k, v; gate, up): as few launches as their types allow. All of x's type. x->n tokens. */
+/* Up to 4 matrices with one input (q, k, v; gate, up): as few launches as their types allow. All of x's type. x->n tokens; x->k is their columns rounded up to 8, what is
+ * beyond them being anything finite. Needs nothing of the workspace, but is faster with it. */
 cudaError_t cuda_matmul(struct cuda_context *c, const struct cuda_matmul *m, uint32_t n_m, const struct cuda_act *x, cudaStream_t stream);
 
 /* ---- fused elementwise (fused.cu). n tokens each. */

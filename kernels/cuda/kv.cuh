@@ -106,24 +106,41 @@ static __device__ __forceinline__ uint2 kv_widen_q8x4(uint32_t w, __half2 d)
     return make_uint2(kv_bits(__hmul2(__hsub2(a, off), d)), kv_bits(__hmul2(__hsub2(b, off), d)));
 }
 
+/* A tile of rows of up to D values has D + 8 halves a row: an odd number of 16 bytes, so that the 8 rows of an ldmatrix lie in different banks. */
+template <int D> struct kv_tile {
+    static constexpr uint32_t STRIDE = 2 * D + 16; /* bytes */
+};
+
 /* Rows [0, ROWS) of a tile by T threads, 8 a row. cp.async, so that nothing is there before the wait; rows outside [lo, hi) become zeros.
- * src(page) gives a page's address and is asked only for pages that hold a wanted row; `none` is any address. */
-template <int ROWS, int T, class SRC>
-static __device__ __forceinline__ void kv_copy16(unsigned char *tile, uint32_t tile_stride, const SRC &src, const void *none, uint32_t n, int lo, int hi,
-                                                 uint32_t t)
+ * src(page) gives a page's address, of which only wanted rows are read; `none` is any address. All that does not depend on the page is the thread's own
+ * constant: an instruction or three a copy. */
+template <int D, int ROWS, int T, bool EDGE, class SRC>
+static __device__ __forceinline__ void kv_copy16_rows(unsigned char *tile, const SRC &src, const void *none, uint32_t n, int lo, int hi, uint32_t t)
 {
-    static_assert(T % 8 == 0 && (T / 8 <= 16 ? 16 % (T / 8) == 0 : false), "");
-    for (int page = 0; page < ROWS / KV_PAGE; page++) {
-        bool wanted = page * KV_PAGE < hi && page * KV_PAGE + KV_PAGE > lo;
-        const uint8_t *from = wanted ? src(page) : nullptr;
+    static_assert(T % 8 == 0 && KV_PAGE % (T / 8) == 0, "");
+    unsigned char *to = tile + t / 8 * kv_tile<D>::STRIDE + t % 8 * 16;
+    uint32_t off = t / 8 * (2 * n) + t % 8 * 16;
 #pragma unroll
-        for (uint32_t r = t / 8; r < KV_PAGE; r += T / 8) {
-            int row = page * KV_PAGE + (int)r;
-            bool valid = row >= lo && row < hi;
-            for (uint32_t c = t % 8; c < n / 8; c += 8)
-                ptx_cp_async_16(tile + (uint32_t)row * tile_stride + c * 16, valid ? from + r * (2 * n) + c * 16 : none, valid ? 16 : 0);
+    for (int page = 0; page < ROWS / KV_PAGE; page++) {
+        const uint8_t *from = src(page) + off;
+#pragma unroll
+        for (int r = 0; r < KV_PAGE; r += T / 8) {
+            int row = page * KV_PAGE + r;
+            bool valid = !EDGE || (row + (int)(t / 8) >= lo && row + (int)(t / 8) < hi);
+#pragma unroll
+            for (int c = 0; c < D / 8; c += 8)
+                if (c * 8 + t % 8 * 8 < n)
+                    ptx_cp_async_16(to + row * kv_tile<D>::STRIDE + c * 16, valid ? from + r * (2 * n) + c * 16 : none, valid ? 16 : 0);
         }
     }
+}
+template <int D, int ROWS, int T, class SRC>
+static __device__ __forceinline__ void kv_copy16(unsigned char *tile, const SRC &src, const void *none, uint32_t n, int lo, int hi, uint32_t t)
+{
+    if (lo <= 0 && hi >= ROWS)
+        kv_copy16_rows<D, ROWS, T, false>(tile, src, none, n, lo, hi, t);
+    else
+        kv_copy16_rows<D, ROWS, T, true>(tile, src, none, n, lo, hi, t);
 }
 /* The same of 8-bit types: pages as they are, one after the other. */
 template <int ROWS, int T, class SRC>
@@ -153,18 +170,18 @@ static __device__ __forceinline__ void kv_widen_q8_block(const unsigned char *ra
     }
 }
 /* Raw rows become the tile's; rows outside [lo, hi) zeros. q8_0: T / ROWS threads a row, fp8: 8 a row. */
-template <int ROWS, int T>
-static __device__ __forceinline__ void kv_widen(enum kv_type type, unsigned char *tile, uint32_t tile_stride, const unsigned char *raw, uint32_t n, int lo,
-                                                int hi, uint32_t t)
+template <int D, int ROWS, int T>
+static __device__ __forceinline__ void kv_widen(enum kv_type type, unsigned char *tile, const unsigned char *raw, uint32_t n, int lo, int hi, uint32_t t)
 {
     static_assert(T >= ROWS && T % ROWS == 0, "");
+    constexpr uint32_t STRIDE = kv_tile<D>::STRIDE;
     const uint4 zero = make_uint4(0, 0, 0, 0);
     if (type == KV_Q8_0) {
         const uint32_t by = T / ROWS;
         uint32_t row = t / by, blocks = n / 32;
         bool valid = (int)row >= lo && (int)row < hi;
         for (uint32_t c = t % by; c < blocks; c += by) {
-            unsigned char *out = tile + row * tile_stride + c * 64;
+            unsigned char *out = tile + row * STRIDE + c * 64;
             if (valid)
                 kv_widen_q8_block(raw, row * blocks + c, out);
             else
@@ -173,16 +190,17 @@ static __device__ __forceinline__ void kv_widen(enum kv_type type, unsigned char
         }
         return;
     }
-    for (uint32_t row = t / 8; row < ROWS; row += T / 8) {
-        bool valid = (int)row >= lo && (int)row < hi;
-        for (uint32_t c = t % 8; c < n / 8; c += 8) {
-            uint4 v = zero;
-            if (valid) {
-                uint2 w = *(const uint2 *)(raw + row * n + c * 8), a = kv_widen_fp8x4(w.x), b = kv_widen_fp8x4(w.y);
-                v = make_uint4(a.x, a.y, b.x, b.y);
+    unsigned char *to = tile + t / 8 * STRIDE + t % 8 * 16;
+    raw += t / 8 * n + t % 8 * 8;
+#pragma unroll 4
+    for (int r = 0; r < ROWS; r += T / 8) {
+        bool valid = r + (int)(t / 8) >= lo && r + (int)(t / 8) < hi;
+#pragma unroll
+        for (int c = 0; c < D / 8; c += 8)
+            if (c * 8 + t % 8 * 8 < n) {
+                uint2 w = *(const uint2 *)(raw + r * n + c * 8), a = kv_widen_fp8x4(w.x), b = kv_widen_fp8x4(w.y);
+                *(uint4 *)(to + r * STRIDE + c * 16) = valid ? make_uint4(a.x, a.y, b.x, b.y) : zero;
             }
-            *(uint4 *)(tile + row * tile_stride + c * 16) = v;
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 /* The packed layout of weights on a GPU.
  *
- * F32, F16, BF16: row-major as in the file, rows padded with zeros to 16 bytes, so that cuBLASLt reads them too.
+ * F32, F16, BF16: row-major as in the file, so that cuBLASLt reads them too; rows padded with zeros, F32 to 16 bytes, 16-bit types to 128 columns.
  *
  * Quantised: tiles of 16 rows x 128 columns (256 for the K types), each one run of bytes with everything in it, in the order in which a warp reads it as operand A
  * of mma.m16n8k16. A group of 16 rows is a run of tiles in k order, a matrix a run of groups: a warp's reads are one sequential stream in which each load
@@ -103,7 +103,7 @@ LAYOUT_FN size_t layout_group_bytes(enum quant t, uint32_t cols)
 /* Bytes of a row of a type that is not tiled. */
 LAYOUT_FN size_t layout_row_bytes(enum quant t, uint32_t cols)
 {
-    return ((size_t)cols * (t == QUANT_F32 ? 4 : 2) + 15) / 16 * 16;
+    return t == QUANT_F32 ? ((size_t)cols + 3) / 4 * 16 : ((size_t)cols + LAYOUT_STEP - 1) / LAYOUT_STEP * (LAYOUT_STEP * 2);
 }
 
 /* Column e (0 .. 31) of a block: its low bits begin at this bit of the block's low words (as one little-endian number). Pairs of columns lie 16 bits apart; with 4 bits a word

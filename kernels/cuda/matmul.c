@@ -11,11 +11,6 @@ enum {
     SCRATCH_MAX = 32 << 20    /* what cuBLASLt is best given on Hopper, and twice what splitting ever takes with 132 SMs */
 };
 
-enum cuda_type cuda_act_type(enum quant type)
-{
-    return type == QUANT_F32 ? CUDA_F32 : type == QUANT_BF16 ? CUDA_BF16 : CUDA_F16;
-}
-
 size_t matmul_scratch_bytes(const struct cuda_limits *l)
 {
     /* 8 parts of everything are more than any split makes of a small matrix. */
@@ -82,6 +77,7 @@ static void place(const struct cuda_context *c, struct matmul_args *a, const str
 {
     a->warps_row = s->warps_row;
     a->splits = s->splits;
+    a->n_sms = c->cfg.n_sms;
     a->partial = s->splits > 1 ? c->scratch : NULL;
     a->counters = c->counters;
 }

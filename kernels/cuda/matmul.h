@@ -27,6 +27,7 @@ struct matmul_args {
     uint32_t n, k;
     /* The block's shape: warps_row of its 8 warps side by side over rows, the others over k. k in `splits` parts, one a block. */
     uint32_t warps_row, splits;
+    uint32_t n_sms;     /* no more blocks than these hold at once */
     float *partial;     /* [row tile, token tile][split][tile], where splits > 1 */
     uint32_t *counters; /* [row tile, token tile], 0 before and after */
 };

@@ -1,3 +1,19 @@
+/* Up to CUDA_SMALL_BATCH tokens, and more in tiles of as many in the deterministic form: the loop of matmul_tile.cuh with 1, 2, 4 or 8 tiles of tokens.
+ *
+ * Moves the packed weights once; x (n * cols * 2 bytes) once a block, or once a row tile of R * M * 16 rows where it does not fit, from L2; y. 2 * rows * cols * n operations.
+ *
+ * One token is the kernel with one tile, of which 7 columns are idle: products then cost 0.125 mma a weight, where f16 or fp32 FMAs would cost 0.5 to 1 and a reduction over
+ * lanes. So there is no other kernel for it.
+ *
+ * Lane-instructions a weight, counted in machine code for sm_90a (one round, without the copies of x, which are 54 to 64 a chunk), and how many an H200 can issue while 4.8 TB/s
+ * bring that weight (132 SMs x 128 lanes at 1.755 GHz):
+ *                       Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K F16, BF16
+ *   n <= 8              2.4  2.5  3.2  3.2  2.3  2.8  3.3  2.7  3.5  3.5  2.2
+ *   n <= 32             2.6  2.6  3.4  3.4  2.5  3.1  3.6  2.9  3.7  3.7  3.7
+ *   n <= 64             3.8  3.9  4.7  4.6  3.7  4.2  4.8  4.1  4.9  4.9  5.5
+ *   can be issued       3.5  3.9  4.2  4.6  6.6  2.0  2.7  3.6  4.3  5.1  12.4
+ * Expected, not measured: one token of a large matrix at 85 to 90% of copy bandwidth for Q8_0, F16 and BF16, 75 to 85% for 4 to 6 bits, 65 to 75% for Q3_K and 55 to 65%
+ * for Q2_K, which issue slots bound. 64 tokens: bound by mma.sync (2 * 64 operations a weight) for quantised types, by memory for 16-bit ones. */
 #include "kernels/cuda/matmul_tile.cuh"
 
 namespace

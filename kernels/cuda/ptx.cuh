@@ -355,11 +355,13 @@ PTX uint32_t ptx_emu_load(const uint32_t *p, int order)
     PTX void name(uint32_t *p, uint32_t v)                                                                                                                     \
     {                                                                                                                                                          \
         __atomic_store_n(p, v, order);                                                                                                                         \
+        emu::wrote();                                                                                                                                          \
     }
 #define PTX_ADD(name, sem)                                                                                                                                     \
     PTX void name(uint32_t *p, uint32_t v)                                                                                                                     \
     {                                                                                                                                                          \
         __atomic_fetch_add(p, v, __ATOMIC_RELEASE);                                                                                                            \
+        emu::wrote();                                                                                                                                          \
     }
 #define PTX_FENCE(name, scope)                                                                                                                                 \
     PTX void name()                                                                                                                                            \

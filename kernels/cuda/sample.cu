@@ -259,7 +259,8 @@ __global__ void __launch_bounds__(SEG_WARPS * 32, 8) seg_kernel(const struct lau
     segment(l, a, g, a.raw, a.plan.more || a.plan.dynamic, (float *)smem_base() + threadIdx.x / 32 * WARP_FLOATS);
 }
 
-/* ---- a row by a block */
+/* ---- a row by a block. The functions below have a barrier between what one thread writes to struct shared and another reads; at their ends only where the
+ * text says so: what a caller does next (row_kernel) has one before it writes where this one reads. */
 
 struct listed { /* a candidate, after its key was read */
     float z;
@@ -304,7 +305,6 @@ __device__ float max_of(const struct sampling_seg *st, uint32_t n, struct shared
         sh->part[threadIdx.x / 32] = m;
     odd = __syncthreads_or(odd);
     m = warp_max(threadIdx.x % 32 < ROW_WARPS ? sh->part[threadIdx.x % 32] : -INFINITY);
-    __syncthreads();
     return odd ? NAN : m;
 }
 
@@ -347,16 +347,13 @@ __device__ uint32_t first_above(const double *mass, const double *prefix, uint32
                 atomicMin(&sh->found, i);
         }
     __syncthreads();
-    uint32_t pick = sh->found < n ? sh->found : sh->last;
-    __syncthreads();
-    return pick;
+    return sh->found < n ? sh->found : sh->last;
 }
 
-/* All segments of the row once more, at another temperature or without bans. */
+/* Ends with a barrier. All segments of the row once more, at another temperature or without bans. */
 __device__ void redo(const struct launch &l, const struct ask &a, bool more, struct shared *sh)
 {
     uint32_t warp = threadIdx.x / 32;
-    __syncthreads();
     for (uint32_t g = warp; g < l.s.n_segs; g += ROW_WARPS)
         segment(l, a, g, false, more, (float *)sh->keys + warp * WARP_FLOATS);
     __syncthreads();
@@ -371,9 +368,7 @@ __device__ double merge_sum(const struct launch &l, const struct sampling_seg *s
     if (threadIdx.x == 0)
         sh->sums[0] = chain(mass, l.s.n_segs, prefix);
     __syncthreads();
-    double sum = sh->sums[0];
-    __syncthreads();
-    return sum;
+    return sh->sums[0];
 }
 __device__ struct sampling_more merge_more(const struct launch &l, const struct ask &a, const struct sampling_seg *st, double *at, struct shared *sh)
 {
@@ -390,7 +385,6 @@ __device__ struct sampling_more merge_more(const struct launch &l, const struct 
         sh->sums[threadIdx.x / 32] = chain(at + threadIdx.x / 32 * n, n, nullptr);
     __syncthreads();
     struct sampling_more all = {sh->sums[0], sh->sums[1], sh->sums[2], sh->sums[3]};
-    __syncthreads();
     return all;
 }
 
@@ -464,7 +458,6 @@ __device__ uint32_t drawn_id(const struct launch &l, const struct ask &a, const 
     __syncthreads();
     if (threadIdx.x == 0)
         chain(mass, SEG, prefix);
-    __syncthreads();
     return g * SEG + first_above(mass, prefix, SEG, left, sh);
 }
 
@@ -507,13 +500,11 @@ __device__ uint32_t collect(const struct launch &l, uint32_t row, bool adjusted,
         if (st[g].max < lo)
             continue;
         float v[16];
-        uint32_t n = seg_len(l, g), hits = 0;
-        load16(z_seg(l, row, adjusted, g), n, v);
+        uint32_t hits = 0;
+        load16(z_seg(l, row, adjusted, g), seg_len(l, g), v); /* -inf beyond the end, with the highest ids: the last of all */
 #pragma unroll
-        for (uint32_t i = 0; i < 16; i++) {
-            uint32_t at = 4 * (threadIdx.x % 32 + 32 * (i / 4)) + i % 4;
-            hits |= (at < n && v[i] >= lo ? 1u : 0u) << i;
-        }
+        for (uint32_t i = 0; i < 16; i++)
+            hits |= (v[i] >= lo ? 1u : 0u) << i;
         uint32_t to = hits ? atomicAdd(&sh->count, (uint32_t)__popc(hits)) : 0;
 #pragma unroll
         for (uint32_t i = 0; i < 16; i++)
@@ -531,7 +522,6 @@ __device__ uint32_t collect(const struct launch &l, uint32_t row, bool adjusted,
 __device__ float nth_max(const struct sampling_seg *st, uint32_t n, uint32_t nth, struct shared *sh)
 {
     uint32_t *o = (uint32_t *)sh->p;
-    __syncthreads();
     for (uint32_t g = threadIdx.x; g < n; g += ROW_THREADS)
         o[g] = order(st[g].max);
     __syncthreads();
@@ -580,7 +570,7 @@ __device__ uint32_t best_of(const struct launch &l, uint32_t row, bool adjusted,
     return n;
 }
 
-/* Keys become z and id; masses. */
+/* Ends with a barrier. Keys become z and id; masses. */
 __device__ void list_out(const unsigned long long *keys, uint32_t n, const struct sampling_dist *d, struct listed *to, float *p)
 {
     for (uint32_t i = threadIdx.x; i < n; i += ROW_THREADS) {
@@ -614,7 +604,6 @@ __device__ bool pick(const struct launch &l, const struct ask &a, const struct s
         *token = sh->decided ? list[sh->pick].id : SAMPLING_NONE;
         if (sh->decided)
             return true;
-        __syncthreads();
     }
 }
 
@@ -625,7 +614,6 @@ __device__ void write_top(const struct launch &l, uint32_t row, const unsigned l
         l.c.top_id[(size_t)row * l.c.top_cap + i] = id;
         l.c.top_lp[(size_t)row * l.c.top_cap + i] = sampling_logprob(raw_at(l, row, id), raw_max, raw_sum);
     }
-    __syncthreads();
 }
 
 /* One thread: the result, and the slot's state. */
@@ -645,7 +633,7 @@ __device__ void finish(const struct launch &l, const struct ask &a, uint32_t tok
 }
 
 /* Token and log-probabilities of a row.
- * Grid: rows; a block of 512, 97 KiB of shared memory. Greedy and unfiltered draws read the segments' statistics and one segment; with filters the
+ * Grid: rows; a block of 512, 96 KiB of shared memory. Greedy and unfiltered draws read the segments' statistics and one segment; with filters the
  * segments that can hold a candidate (about as many as candidates, 2 KiB each) are read, what passes is sorted in shared memory, and one thread runs the filters.
  * Bound by latency: chains of double additions over segments (250 for a vocabulary of 128000) and candidates; expected 10 us unfiltered, 25 us with top_p, for
  * up to as many rows as there are SMs. Oracle: worker/sampler.c. */
@@ -703,12 +691,12 @@ __global__ void __launch_bounds__(ROW_THREADS, 1) row_kernel(const struct launch
 
 /* ---- rows whose candidates do not fit */
 
-/* All keys of a row, best first, in keys[size], size a power of two >= LIST: parts of LIST in shared memory, longer distances in place. */
+/* All keys of a row, best first, in keys[size], size a power of two >= LIST: parts of LIST in shared memory, longer distances in place. Of keys[] a thread
+ * touches only what is its own modulo ROW_THREADS, so barriers stand only between the stages of a part. */
 __device__ void sort_all(const struct launch &l, uint32_t row, bool adjusted, unsigned long long *keys, uint32_t size, struct shared *sh)
 {
     for (uint32_t i = threadIdx.x; i < size; i += ROW_THREADS)
         keys[i] = i < l.s.cfg.vocab ? key_of(z_seg(l, row, adjusted, i / SEG)[i % SEG], i) : 0;
-    __syncthreads();
     for (uint32_t k = LIST; k <= size; k *= 2) {
         for (uint32_t j = k / 2; j >= LIST; j /= 2)
             sort_stage(keys, size, 0, k, j);
@@ -721,7 +709,6 @@ __device__ void sort_all(const struct launch &l, uint32_t row, bool adjusted, un
                     sort_stage(sh->keys, LIST, base, part, j);
             for (uint32_t i = threadIdx.x; i < LIST; i += ROW_THREADS)
                 keys[base + i] = sh->keys[i];
-            __syncthreads();
         }
     }
 }

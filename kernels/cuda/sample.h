@@ -12,7 +12,7 @@
  *
  * Tensor parallel: the logits of all ranks stand side by side on every rank, gathered in the stream by the caller (one all-gather of n * row_stride floats a
  * rank); all ranks run the same kernels on the same numbers and come to the same token. A step in flight ahead of its predecessor's result cannot wait for
- * a host that asks the ranks for more, so no row may stay undecided; and statistics alone (a tenth of the bytes) do not decide every row. */
+ * a host that asks the ranks for more, so no row may stay undecided; and statistics and first candidates alone, a fraction of the bytes, do not decide every row. */
 #ifndef KERNELS_CUDA_SAMPLE_H
 #define KERNELS_CUDA_SAMPLE_H
 

@@ -1,19 +1,22 @@
-/* Packed weights (layout.h) in registers: what a lane reads of a step, and how it becomes operand A of mma.m16n8k16. One struct a kind of type:
+/* Packed weights (layout.h) in registers: what a lane reads of 16 rows x 128 columns, and how it becomes operand A of mma.m16n8k16. weight_step<T>, of each type:
  *
- *   weight_source<T>   where a lane reads a group of 16 rows
- *   weight_step<T>     what it holds of 16 rows x 128 columns; load()
- *   .operand(i, a)     a[j]: operand A of the mma's 2i + j, for i = 0 .. 3
- *   RUN                columns that a lane owns in a row: k index of x that belongs to mma operand (i, t): see x_piece()
+ *   source, open()     where a lane reads a group of 16 rows
+ *   load()             a step of it into registers
+ *   prepare()          its scales, once a step
+ *   operand<i>(q, a)   a[j]: operand A of mma 2i + j, i = 0 .. 3
+ *   RUN                columns of a row that a lane owns side by side (x_piece() in matmul_tile.cuh)
  *
- * Dequantised in f16: c = code - offset is exact, w = c * s or fma(c, s, t), with s = d * sc and t = -dmin * mn rounded to f16 once, w once. Instructions
- * a weight (lane-instructions; counted): 4 bits 1.6, 5 bits 2.4, 6 bits 2.4, 8 bits 1.5, 2 bits 1.6, 3 bits 2.2; scales 0.06 to 0.4 more. The H200 has 4.8 TB/s and 132 SMs
- * of 4 x 32 lanes: at 1.7 GHz that is 4.7 for each 4.5-bit weight, in proportion for others. */
+ * Dequantised in f16: c = code - offset is exact, w = c * s or fma(c, s, t), with s = d * sc and t = m * mn each rounded to f16 once, and w once. (Exact codes with scales on
+ * the sums instead would save an instruction a pair and cost 4 a tile of tokens and block of 16 or 32; as would f16 denormals without the 1024, whose scales
+ * overflow from 0.25 on.) A pair takes an and-or, a subtraction or fma that takes 1024 away, the fma with its scales: with shifts 1.6 instructions a weight of 2 or 4
+ * bits, 1.5 of 8, 2.1 to 2.4 of 3, 5 or 6, and 0.1 to 0.4 for scales. */
 #ifndef KERNELS_CUDA_WEIGHTS_CUH
 #define KERNELS_CUDA_WEIGHTS_CUH
 
 #include "kernels/cuda/launch.cuh"
 
 #include "kernels/cuda/layout.h"
+#include "kernels/cuda/ptx.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -53,6 +56,11 @@ static __device__ __forceinline__ __half2 weight_code(uint32_t magic)
         return __hadd2(weight_h2(magic), weight_h2(weight_int2(-1024 - OFFSET)));
     return __hfma2(weight_h2(magic), weight_h2(weight_pow2(-POS)), weight_h2(weight_int2(-(1024 >> POS) - OFFSET)));
 }
+/* (a & mask) | magic in one instruction; of two constants the compiler would make two. */
+static __device__ __forceinline__ uint32_t weight_and_or(uint32_t a, uint32_t mask, uint32_t magic)
+{
+    return ptx_lop3<(0xf0 & 0xcc) | 0xaa>(a, mask, magic);
+}
 static __device__ __forceinline__ uint32_t weight_both(uint32_t pair, uint32_t which)
 {
     return __byte_perm(pair, 0, which ? 0x3232 : 0x1010);
@@ -77,37 +85,38 @@ struct weight_step {
         return {(const unsigned char *)w + group * layout_group_bytes(T, cols)};
     }
 
-    __device__ __forceinline__ void load(const source &src, uint32_t step, uint32_t, uint32_t lane)
+    __device__ __forceinline__ void load(const source &src, uint32_t step, uint32_t lane)
     {
-        const unsigned char *tile = src.p + (size_t)(step / STEPS) * layout_tile_bytes(T), *p = tile + step % STEPS * layout_step_bytes(T);
+        const unsigned char *tile = src.p + (size_t)(step / STEPS) * layout_tile_bytes(T), *p = tile + (STEPS > 1 ? step % STEPS * layout_step_bytes(T) : 0);
+        const unsigned char *p16 = p + lane * 16;
         if constexpr (LOW >= 4) {
 #pragma unroll
             for (uint32_t i = 0; i < LOW / 4; i++)
 #pragma unroll
                 for (uint32_t h = 0; h < 2; h++) {
-                    uint4 v = __ldcs((const uint4 *)p + (2 * i + h) * 32 + lane);
+                    uint4 v = ptx_ld_stream(p16 + (2 * i + h) * 512);
                     low[h][4 * i + 0] = v.x, low[h][4 * i + 1] = v.y, low[h][4 * i + 2] = v.z, low[h][4 * i + 3] = v.w;
                 }
         } else {
-            uint4 v = __ldcs((const uint4 *)p + lane);
+            uint4 v = ptx_ld_stream(p16);
             low[0][0] = v.x, low[0][1] = v.y, low[1][0] = v.z, low[1][1] = v.w;
         }
-        if (HIGH == 2) {
-            uint4 v = __ldcs((const uint4 *)(p + layout_high_at(T)) + lane);
-            high[0][0] = v.x, high[0][HIGH > 1] = v.y, high[1][0] = v.z, high[1][HIGH > 1] = v.w;
-        } else if (HIGH == 1) {
+        if constexpr (HIGH == 2) {
+            uint4 v = ptx_ld_stream(p16 + layout_high_at(T));
+            high[0][0] = v.x, high[0][1] = v.y, high[1][0] = v.z, high[1][1] = v.w;
+        } else if constexpr (HIGH == 1) {
             uint2 v = __ldcs((const uint2 *)(p + layout_high_at(T)) + lane);
             high[0][0] = v.x, high[1][0] = v.y;
         }
-        if (KIND == LAYOUT_DM) {
+        if constexpr (KIND == LAYOUT_DM) {
             uint2 v = __ldcs((const uint2 *)(p + layout_scales_at(T)) + lane);
             scale[0] = v.x, scale[1] = v.y;
         } else {
             scale[0] = __ldcs((const uint32_t *)(p + layout_scales_at(T)) + lane);
         }
-        if (KIND == LAYOUT_KS) {
+        if constexpr (KIND == LAYOUT_KS) {
             super[0] = __ldg((const uint32_t *)(tile + layout_super_at(T)) + lane / 4);
-        } else if (KIND >= LAYOUT_K4) {
+        } else if constexpr (KIND >= LAYOUT_K4) {
             uint2 v = __ldg((const uint2 *)(tile + layout_super_at(T)) + lane / 4);
             super[0] = v.x, super[1] = v.y;
         }
@@ -132,8 +141,8 @@ struct weight_step {
             k.t[0] = weight_both(st, 1);
         } else if (KIND == LAYOUT_K2) { /* {sc0, sc1} * d, {mn0, mn1} * -dmin */
             uint32_t v = __byte_perm(scale[0], 0, h ? 0x4342 : 0x4140);
-            uint32_t s = weight_u32(__hmul2(weight_code<0, 0>((v & 0x000f000fu) | 0x64006400u), weight_h2(weight_both(super[h], 0))));
-            uint32_t t = weight_u32(__hmul2(weight_code<4, 0>((v & 0x00f000f0u) | 0x64006400u), weight_h2(weight_both(super[h], 1))));
+            uint32_t s = weight_u32(__hmul2(weight_code<0, 0>(weight_and_or(v, 0x000f000fu, 0x64006400u)), weight_h2(weight_both(super[h], 0))));
+            uint32_t t = weight_u32(__hmul2(weight_code<4, 0>(weight_and_or(v, 0x00f000f0u, 0x64006400u)), weight_h2(weight_both(super[h], 1))));
             k.s[0] = weight_both(s, 0), k.s[1] = weight_both(s, 1);
             k.t[0] = weight_both(t, 0), k.t[1] = weight_both(t, 1);
         } else { /* {sc0, sc1} * d */
@@ -162,10 +171,10 @@ struct weight_step {
                     x <<= -SHIFT;
                 else
                     x >>= SHIFT;
-                v = (x & (MASK | MASK << 16)) | v;
+                v = weight_and_or(x, MASK | MASK << 16, v);
             }
             constexpr uint32_t MASK = ((1u << LOW) - 1) << POS;
-            return weight_code<(int)POS, OFFSET>((w & (MASK | MASK << 16)) | v);
+            return weight_code<(int)POS, OFFSET>(weight_and_or(w, MASK | MASK << 16, v));
         }
     }
     template <uint32_t P>
@@ -205,17 +214,17 @@ struct weight_step16 {
     {
         uint32_t r0 = group * LAYOUT_ROWS + lane / 4, r1 = r0 + 8;
         size_t bytes = layout_row_bytes(T, cols);
-        return {{(const unsigned char *)w + min(r0, rows - 1) * bytes, (const unsigned char *)w + min(r1, rows - 1) * bytes}};
+        const unsigned char *p = (const unsigned char *)w + lane % 4 * 16;
+        return {{p + min(r0, rows - 1) * bytes, p + min(r1, rows - 1) * bytes}};
     }
-    /* k: columns of x; what lies beyond is 0, not the next row's. */
-    __device__ __forceinline__ void load(const source &src, uint32_t step, uint32_t k, uint32_t lane)
+    __device__ __forceinline__ void load(const source &src, uint32_t step, uint32_t)
     {
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            uint32_t at = step * LAYOUT_STEP + 32 * i + 8 * (lane % 4);
+        for (uint32_t h = 0; h < 2; h++) {
+            const unsigned char *p = src.row[h] + (size_t)step * (LAYOUT_STEP * 2);
 #pragma unroll
-            for (uint32_t h = 0; h < 2; h++)
-                v[h][i] = at < k ? __ldcs((const uint4 *)(src.row[h] + (size_t)at * 2)) : make_uint4(0, 0, 0, 0);
+            for (uint32_t i = 0; i < 4; i++)
+                v[h][i] = ptx_ld_stream(p + i * 64);
         }
     }
     struct prepared {};

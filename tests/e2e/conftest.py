@@ -33,9 +33,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "sanitizer: also run under ASan, UBSan and TSan")
 
 
-def racklm(*args, timeout=120, **kw):
+def racklm(*args, timeout=120, programs=BUILD / "bin", **kw):
     """Runs the racklm command; returns the completed process with text output."""
-    return subprocess.run([BUILD / "bin/racklm", *map(str, args)], capture_output=True, text=True, timeout=timeout, stdin=kw.pop("stdin", subprocess.DEVNULL), **kw)
+    return subprocess.run([programs / "racklm", *map(str, args)], capture_output=True, text=True, timeout=timeout, stdin=kw.pop("stdin", subprocess.DEVNULL), **kw)
 
 
 def orphaned_shared_memory():
@@ -62,14 +62,15 @@ class Reply:
 class Server:
     """One `racklm serve`. Use as a context manager: leaving it stops the server and checks that nothing was left behind."""
 
-    def __init__(self, model=DEMO, *args, env=None, wait=True, check=True, wrap=()):
+    def __init__(self, model=DEMO, *args, env=None, wait=True, check=True, wrap=(), programs=BUILD / "bin"):
+        self.programs = programs
         self.dir = Path(tempfile.mkdtemp(prefix="racklm-e2e-"))
         self.check = check
         self.log = self.dir / "log"
         self.env = {**os.environ, "XDG_STATE_HOME": str(self.dir / "state"), "RACKLM_RUNTIME_DIR": str(self.dir / "run"),
                     "RACKLM_STATE_DIR": str(self.dir / "state"), **(env or {})}
         with open(self.log, "wb") as log:
-            self.proc = subprocess.Popen([*wrap, BUILD / "bin/racklm", "serve", str(model), "--port", "0", "--log-level", "debug", *map(str, args)],
+            self.proc = subprocess.Popen([*wrap, programs / "racklm", "serve", str(model), "--port", "0", "--log-level", "debug", *map(str, args)],
                                          stdout=subprocess.PIPE, stderr=log, env=self.env, text=True)
         self.url = None
         if wait:
@@ -125,7 +126,7 @@ class Server:
         return sum(float(x.rsplit(" ", 1)[1]) for x in self.get("/metrics").body.splitlines() if x.startswith(name + "{"))
 
     def cli(self, *args, **kw):
-        return racklm(*args, env=self.env, **kw)
+        return racklm(*args, env=self.env, programs=self.programs, **kw)
 
     def workers(self):
         return json.loads(self.cli("workers", "-o", "json").stdout)

@@ -100,73 +100,70 @@ def arguments(code, at):
 
 
 def places(code):
-    """(start, end, kind, how the span reads weakened, how it reads with a switch; {} is the number). Places of one span come together."""
+    """(start, end, kind, how the span reads weakened, what is written before it, what behind it): {} is the number. A span of nothing but MIN( goes."""
+    gone = "(mutant::on({}) ? (void)0 : (void)"
     for m in re.finditer(r"\b(__syncthreads|__syncwarp|__threadfence(?:_block|_system)?|ptx_\w*(?:fence|barrier|bar_sync)\w*)(?:<[^<>()]*>)?\s*\(", code):
-        end = matching(code, m.end() - 1) + 1
-        kind = "fence" if "fence" in m[1] else "barrier"
-        yield m.start(), end, kind, "", "(mutant::on({}) ? (void)0 : (void)" + esc(code[m.start():end]) + ")"
+        yield m.start(), matching(code, m.end() - 1) + 1, "fence" if "fence" in m[1] else "barrier", "", gone, ")"
     for m in re.finditer(r"\bptx_cp_async_wait<([^;]+?)>\s*\(\)|\bptx_cp_async_wait_all\s*\(\)", code):
-        call, n = m[0], m[1]
-        yield m.start(), m.end(), "wait", "", "(mutant::on({}) ? (void)0 : " + esc(call) + ")"
-        weaker = f"ptx_cp_async_wait<{n} + 1>()" if n else "ptx_cp_async_wait<1>()"
-        yield m.start(), m.end(), "wait", weaker, "(mutant::on({}) ? " + esc(weaker) + " : {inner})"
+        weaker = f"ptx_cp_async_wait<{m[1]} + 1>()" if m[1] else "ptx_cp_async_wait<1>()"
+        yield m.start(), m.end(), "wait", "", gone, ")"
+        yield m.start(), m.end(), "wait", weaker, "(mutant::on({}) ? " + weaker + " : ", ")"
     for m in re.finditer(r"\bptx_\w*commit\w*\s*\(\)", code):
-        yield m.start(), m.end(), "commit", "", "(mutant::on({}) ? (void)0 : " + esc(m[0]) + ")"
+        yield m.start(), m.end(), "commit", "", gone, ")"
     for m in re.finditer(r"(?<= )(<=?|>=?)(?= )", code):
-        op = m[1]
-        before, after = code[:m.start()].rstrip(), code[m.end():].lstrip()
-        if op == ">" and re.match(r"0; \w+ (?:/=|>>=)", after):
-            yield m.start(), m.end(), "step", "> 1 +", "> mutant::more{{{}}} >"
-            continue
+        op, before, after = m[1], code[:m.start()].rstrip(), code[m.end():].lstrip()
+        left, right = re.search(r"([\w.\[\]]+)$", before), re.match(r"([\w.\[\]]+) \? ([\w.\[\]]+) : ([\w.\[\]]+)", after)
         if re.search(r"\b[A-Z][A-Z0-9_]*$", before):
             continue # a constant: chooses code, bounds nothing
-        left, right = re.search(r"([\w.\[\]]+)$", before), re.match(r"([\w.\[\]]+) \? ([\w.\[\]]+) : ([\w.\[\]]+)", after)
         if left and right and {left[1], right[1]} == {right[2], right[3]}:
             continue # a maximum or minimum: no difference where both are equal
-        name, weak = {"<": ("lt", "<="), "<=": ("le", "<= 1 +"), ">": ("gt", ">="), ">=": ("ge", ">")}[op]
-        yield m.start(), m.end(), "bound", weak, f"{op} mutant::{name}{{{{{{}}}}}} {op}"
+        if op == ">" and re.match(r"0; \w+ (?:/=|>>=)", after):
+            yield m.start(), m.end(), "step", "> 1 +", "", " mutant::more{{{}}} >"
+        else:
+            name, weak = {"<": ("lt", "<="), "<=": ("le", "<= 1 +"), ">": ("gt", ">="), ">=": ("ge", ">")}[op]
+            yield m.start(), m.end(), "bound", weak, "", f" mutant::{name}{{{{{{}}}}}} {op}"
     for m in re.finditer(r"(?<= )(==|!=)(?= (?:UINT32_MAX|nullptr|NULL)\b)", code):
-        op = m[1]
-        name, weak = ("eq", "!= UINT64_MAX && false && 0 ==") if op == "==" else ("ne", "!= 0 || true || 0 !=")
-        yield m.start(), m.end(), "guard", weak, f"{op} mutant::{name}{{{{{{}}}}}} {op}"
-    for m in re.finditer(r"\b(?:MIN|min)(\()", code):
-        yield m.start(), m.end(), "min", "MAX(", "mutant::min({}, "
+        name, weak = ("eq", "/* never */ ==") if m[1] == "==" else ("ne", "/* always */ !=")
+        yield m.start(), m.end(), "guard", weak, "", f" mutant::{name}{{{{{{}}}}}} {m[1]}"
+    for m in re.finditer(r"\b(?:MIN|min)\(", code):
+        yield m.start(), m.end(), "min", "MAX(", "mutant::min({}, ", None
     for m in re.finditer(r"\b__(?:shfl\w*|ballot|any|all|reduce_\w+|match_\w+)_sync(\()", code):
         s, e = arguments(code, m.start(1))[0]
-        yield s, e, "mask", "~1u & (" + code[s:e] + ")", "mutant::mask({}, " + esc(code[s:e]) + ")"
+        yield s, e, "mask", "~1u & (" + code[s:e] + ")", "mutant::mask({}, ", ")"
     for m in re.finditer(r"\bptx_cp_async_(\d+)(\()", code):
         args = arguments(code, m.start(2))
         if len(args) == 3:
             s, e = args[2]
-            yield s, e, "zero fill", " " + m[1], " mutant::full({}, " + esc(code[s:e]) + f", {m[1]})"
-
-
-def esc(text):
-    return text.replace("{", "{{").replace("}", "}}")
+            yield s, e, "zero fill", " " + m[1], " mutant::full({}, ", f", {m[1]})"
 
 
 def mutate(file, text, first_id):
     """The text with its switches, and the mutants there."""
     code = blanked(text)
     inside, outside = device_bodies(code), left_out(code)
-    edits, mutants = {}, []
-    for start, end, kind, weak, switch in sorted(places(code), key=lambda p: (p[0], p[1])):
+    inserts, cuts, mutants = [], {}, []
+    # Wider ones first, so that they end outside of what is in them.
+    for start, end, kind, weak, before, behind in sorted(places(code), key=lambda p: (p[0], -p[1])):
         if not any(a < start < b for a, b in inside) or any(a <= start < b for a, b in outside):
             continue
         line_start, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", start)
-        shown = re.sub(r"\s*/\*.*", "", " ".join((text[line_start:start] + weak + text[end:max(end, line_end)]).split()))
+        shown = " ".join((text[line_start:start] + weak + text[end:max(end, line_end)]).split())
+        shown = re.sub(r"\s*/\*(?! never| always).*", "", shown)
         if shown in ("", ";"): # what is gone is told by what comes next
             shown = "(gone) " + next((" ".join(s.split()) for s in code[max(end, line_end):].split("\n") if s.strip()), "")
         m = Mutant(first_id + len(mutants), file, text.count("\n", 0, start) + 1, kind, shown)
         mutants.append(m)
-        edits[start, end] = switch.format(m.id, inner=edits.get((start, end), ""))
-    # From the end, so that positions stay; a span inside another one is left to the outer one's text, which is the unchanged source: none may overlap but by nesting.
-    out, cut = text, len(text) + 1
-    for (start, end), new in sorted(edits.items(), reverse=True):
-        if end > cut:
-            raise ValueError(f"{file}: places overlap at {start}")
-        out, cut = out[:start] + new + out[end:], start
-    return out, mutants
+        if behind is None:
+            cuts[start] = end
+            behind = ""
+        inserts.append((start, 1, len(inserts), before.format(m.id)))
+        inserts.append((end, 0, -len(inserts), behind.format(m.id)))
+    out, at = [], 0
+    for where, _, _, new in sorted(inserts):
+        out.append(text[at:where])
+        out.append(new)
+        at = cuts.get(where, where) if new.startswith("mutant::min") else where
+    return "".join(out) + text[at:], mutants
 
 
 # --- the copy and its build
@@ -202,7 +199,7 @@ def copy_tree():
 def build(jobs, targets):
     out = WORK / "out"
     if not (out / "build.ninja").exists():
-        run_or_die(["cmake", "-S", WORK / "src", "-B", out, "-G", "Ninja", "-DRACKLM_CUDA=AUTO", "-DRACKLM_SANITIZE=address", "-DCMAKE_CXX_FLAGS=-w",
+        run_or_die(["cmake", "-S", WORK / "src", "-B", out, "-G", "Ninja", "-DRACKLM_CUDA=AUTO", "-DRACKLM_SANITIZE=address", "-DCMAKE_CXX_FLAGS=-w", "-DCMAKE_C_FLAGS=-w",
                     "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1", "-DCMAKE_C_FLAGS_RELEASE=-O1 -g1"])
     run_or_die(["ninja", "-C", out, f"-j{jobs}", *targets])
     return out

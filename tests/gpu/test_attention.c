@@ -356,9 +356,32 @@ static void decode_equals_the_oracle(void **state)
         struct problem p;
         struct cuda_context c;
         problem_init(&p, &decode_cases[i], i + 1, true);
-        /* From one split to many; every second case deterministic. */
-        context_init(&c, i % 2, i % 3 == 0 ? 1 : i % 3 == 1 ? 16 : 132, 4 << 20);
+        /* From one split to many, and none for want of scratch; every second case deterministic. */
+        context_init(&c, i % 2, i % 3 == 0 ? 1 : i % 3 == 1 ? 16 : 132, i % 8 == 6 ? 0 : 4 << 20);
         assert_int_equal(cuda_attention_decode(&c, &p.a, &p.b, NULL, p.n_tok, ctx_of(&p) + (i % 4 == 0 ? 5000 : 0), NULL), cudaSuccess);
+        check(&p, true);
+        context_deinit(&c);
+        problem_deinit(&p);
+    }
+    print_message("the worst is %.2f of what is allowed\n", worst);
+}
+
+/* Every dimension that has a kernel of its own, type and size of a group. */
+static void decode_equals_the_oracle_for_all_shapes(void **state)
+{
+    (void)state;
+    static const uint32_t dims[] = {64, 80, 96, 128, 256}, groups[] = {1, 2, 3, 4, 7, 8, 16};
+    worst = 0;
+    for (unsigned i = 0; i < ARRAY_LEN(dims) * ARRAY_LEN(groups) * 4; i++) {
+        uint32_t dim = dims[i / 4 % ARRAY_LEN(dims)], group = groups[i / 4 / ARRAY_LEN(dims)];
+        struct kase k = {(enum kv_type)(KV_F16 + i % 4), dim, dim, group + group / 2, group, group / 3, 0, 0, false, {{16, 1}, {i % 256, 1}, {256 + i, 1}}};
+        if (k.type == KV_Q8_0 && dim % 32)
+            continue;
+        struct problem p;
+        struct cuda_context c;
+        problem_init(&p, &k, 1000 + i, true);
+        context_init(&c, false, 64, 4 << 20);
+        assert_int_equal(cuda_attention_decode(&c, &p.a, &p.b, NULL, p.n_tok, ctx_of(&p), NULL), cudaSuccess);
         check(&p, true);
         context_deinit(&c);
         problem_deinit(&p);
@@ -386,6 +409,25 @@ static void run_prefill(struct problem *p)
     cudaFree(dev_tok);
     cudaFree(dev_n);
     context_deinit(&c);
+}
+
+static void prefill_equals_the_oracle_for_all_shapes(void **state)
+{
+    (void)state;
+    static const uint32_t dims[] = {64, 80, 96, 128, 256};
+    worst = 0;
+    for (unsigned i = 0; i < ARRAY_LEN(dims) * 4; i++) {
+        uint32_t dim = dims[i / 4];
+        struct kase k = {(enum kv_type)(KV_F16 + i % 4), dim, dim, 2, 2, i % 2, 0, 0, false, {{i, 20 + i}, {250 + i, 70 - i}}};
+        if (k.type == KV_Q8_0 && dim % 32)
+            continue;
+        struct problem p;
+        problem_init(&p, &k, 2000 + i, true);
+        run_prefill(&p);
+        check(&p, false);
+        problem_deinit(&p);
+    }
+    print_message("the worst is %.2f of what is allowed\n", worst);
 }
 
 static void prefill_equals_the_oracle(void **state)
@@ -418,12 +460,13 @@ static void decode_of_a_token_has_the_same_bits_in_any_batch(void **state)
         uint32_t n = p.n_tok - p.n_pad, mixed[16];
         size_t bytes = p.out_len * sizeof(float);
         float *first = malloc(bytes);
-        /* all of them, a block a range; all, one block for all ranges; the same for want of scratch; backwards with gaps; each alone, with another bound */
+        /* all of them; on a smaller device; a token or two at a time for want of scratch; backwards with gaps; each alone, with another bound */
+        size_t one = (size_t)(ctx_of(&p) / 256 + 2) * p.n_kv * MIN(p.k.group, 16u) * (p.k.dim_v + 2) * sizeof(float);
         for (unsigned form = 0; form < 5; form++) {
             struct cuda_context c;
             memset(p.out, 0xff, bytes);
             assert_int_equal(cudaMemcpy(p.a.out, p.out, bytes, cudaMemcpyHostToDevice), cudaSuccess);
-            context_init(&c, true, form == 1 ? 1 : 132, form == 2 ? 0 : 4 << 20);
+            context_init(&c, true, form == 1 ? 1 : 132, form == 2 ? one * 2 : 8 << 20);
             for (uint32_t t = 0; t < 2 * n; t++)
                 mixed[t] = t % 2 ? UINT32_MAX : n - 1 - t / 2;
             uint32_t *index = device(mixed, 2 * n * 4);
@@ -468,6 +511,47 @@ static void a_head_has_the_same_bits_on_any_rank(void **state)
         assert_memory_equal(p.out + t * p.a.out_stride, all + t * p.a.out_stride + 3 * 64, 3 * 64 * sizeof(float));
     free(all);
     context_deinit(&c);
+    problem_deinit(&p);
+}
+
+/* One capture serves every step: the same launch with other positions, slots and q. */
+static void a_captured_launch_follows_what_lies_in_memory(void **state)
+{
+    (void)state;
+    static const struct kase first = {KV_F16, 64, 64, 4, 2, 0, 0, 0, false, {{30, 1}, {2000, 1}}}, second = {KV_F16, 64, 64, 4, 2, 0, 0, 0, false, {{2000, 1}, {17, 1}}};
+    struct problem p, other;
+    struct cuda_context c;
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    problem_init(&p, &first, 21, true);
+    problem_init(&other, &second, 22, true);
+    assert_true(p.table_stride == other.table_stride && p.pool_bytes == other.pool_bytes);
+    context_init(&c, false, 132, 4 << 20);
+    assert_int_equal(cudaStreamCreate(&stream), cudaSuccess);
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    assert_int_equal(cuda_attention_decode(&c, &p.a, &p.b, NULL, p.n_tok, 4096, stream), cudaSuccess);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    assert_int_equal(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+    assert_int_equal(cudaGraphLaunch(exec, stream), cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    check(&p, true);
+    cudaMemcpy(p.a.kv.layer, other.pool, p.pool_bytes, cudaMemcpyHostToDevice);
+    cudaMemcpy((void *)(uintptr_t)p.a.q, other.q, p.q_len * 4, cudaMemcpyHostToDevice);
+    cudaMemcpy((void *)(uintptr_t)p.b.pos, other.pos, p.n_tok * 4, cudaMemcpyHostToDevice);
+    cudaMemcpy((void *)(uintptr_t)p.b.slot, other.slot, p.n_tok * 4, cudaMemcpyHostToDevice);
+    cudaMemcpy((void *)(uintptr_t)p.b.tables, other.tables, p.n_runs * p.table_stride * 4, cudaMemcpyHostToDevice);
+    memcpy(p.want, other.want, p.out_len * 4);
+    memcpy(p.allowed, other.allowed, p.n_tok * p.k.n_heads * sizeof *p.allowed);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+    assert_int_equal(cudaGraphLaunch(exec, stream), cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    check(&p, true);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    context_deinit(&c);
+    problem_deinit(&other);
     problem_deinit(&p);
 }
 
@@ -656,9 +740,12 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rope_norm_and_cache_equal_the_reference),
         cmocka_unit_test(decode_equals_the_oracle),
+        cmocka_unit_test(decode_equals_the_oracle_for_all_shapes),
         cmocka_unit_test(prefill_equals_the_oracle),
+        cmocka_unit_test(prefill_equals_the_oracle_for_all_shapes),
         cmocka_unit_test(decode_of_a_token_has_the_same_bits_in_any_batch),
         cmocka_unit_test(a_head_has_the_same_bits_on_any_rank),
+        cmocka_unit_test(a_captured_launch_follows_what_lies_in_memory),
         cmocka_unit_test(a_type_that_kernels_do_not_have_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

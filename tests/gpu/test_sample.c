@@ -5,6 +5,7 @@
 #include "kernels/cuda/sample.h"
 #include "tests/tools/sanitized.h"
 #include "worker/sampler.h"
+#include "worker/sampler_adjust.h"
 #include "worker/sampler_history.h"
 
 #include <math.h>
@@ -347,8 +348,54 @@ static void tell(const struct made *m, const struct cuda_sample_result *o, uint3
                   (double)s->xtc_probability, (double)s->dynatemp_range, s->mirostat, s->has_penalties, s->n_bias, s->allowed != NULL, s->n_stop, s->n_bad,
                   (double)s->dry_multiplier);
 }
+/* The sums that deviation and entropy are made of, in the order that sampling.h gives them. */
+static void check_sums(const struct bench *b, uint32_t i, const float *z)
+{
+    struct sampling_more more[(VOCAB_MAX + 511) / 512];
+    fetch(more, b->gpu.more + (size_t)i * b->gpu.n_segs, b->gpu.n_segs * sizeof(*more));
+    for (uint32_t g = 0; g < b->gpu.n_segs; g++) {
+        double n = 0, sum = 0, squares = 0;
+        for (uint32_t j = g * 512; j < MIN(b->vocab, (g + 1) * 512); j++) {
+            n += z[j] > -INFINITY;
+            sum += z[j] > -INFINITY ? (double)z[j] : 0;
+            squares += z[j] > -INFINITY ? (double)z[j] * (double)z[j] : 0;
+        }
+        assert_true(more[g].n == n && more[g].z == sum && more[g].zz == squares);
+    }
+}
+/* The adjusted logits themselves: a wrong one need not show in a token. */
+static void compare_adjusted(const struct bench *b, uint32_t i)
+{
+    static uint32_t best[VOCAB_MAX], zs[CTX];
+    static struct sampling_change changes[CTX + MSG_BAD_IDS_MAX];
+    static float want[VOCAB_MAX], got[VOCAB_MAX];
+    const struct slot *s = &b->made[i].slot;
+    uint32_t position = b->made[i].row.position, n = 0;
+    struct sampling_params sp = slot_params(s);
+    if (s->n_bad || s->dry_multiplier > 0)
+        n = sampler_history_changes(s, position, best, zs, changes);
+    struct sampling_plan plan;
+    sampling_begin(&sp, b->vocab, position, &plan);
+    if (!s->n_bias && !s->has_penalties && !s->allowed && !n && !(s->n_stop && sampling_bans_stops(&sp, position))) {
+        if (plan.more)
+            check_sums(b, i, b->z + (size_t)i * b->vocab);
+        return;
+    }
+    bool any = false;
+    sampler_adjust(s, &sp, position, changes, n, false, b->z + (size_t)i * b->vocab, 0, b->vocab, want);
+    for (uint32_t j = 0; j < b->vocab; j++)
+        any |= want[j] > -INFINITY;
+    if (!any) /* bans are lifted */
+        sampler_adjust(s, &sp, position, changes, n, true, b->z + (size_t)i * b->vocab, 0, b->vocab, want);
+    fetch(got, b->gpu.adj_logits + i * b->gpu.adj_stride, b->vocab * sizeof(float));
+    assert_memory_equal(got, want, b->vocab * sizeof(float));
+    if (plan.more)
+        check_sums(b, i, got);
+}
 static void compare(const struct bench *b, uint32_t i)
 {
+    if (b->made[i].row.sample)
+        compare_adjusted(b, i);
     const struct made *m = &b->made[i];
     const struct cuda_sample_result *o = &b->out[i];
     const struct sampler_row *r = &m->row;
@@ -435,6 +482,33 @@ static void test_rows_that_need_the_whole_vocabulary(void **state)
         assert_true(b.n_slow >= 8);
         close_bench(&b);
     }
+}
+
+/* Passes over the segments after the first: at the temperature that the entropy gave, and with bans lifted. More segments than a block has warps. */
+static void test_rows_that_look_twice(void **state)
+{
+    (void)state;
+    struct bench b;
+    lcg = 23;
+    open_bench(&b, 12345, 3);
+    for (uint32_t i = 0; i < ROWS; i++) {
+        make_row(&b.made[i], b.vocab, 1u << LOGPROB | 1u << BIAS | (i % 2 ? 1u << TYPICAL : 1u << SIGMA) | (i % 4 ? 1u << DYNATEMP : 0) | 1u << PENALTIES, 2000 + i);
+        make_logits(b.z + (size_t)i * b.vocab, b.vocab, i % 3 ? FORM_NORMAL : FORM_HOLES);
+        if (i % 5 == 0) { /* all that is allowed is a stop */
+            struct slot *s = &b.made[i].slot;
+            s->allowed = b.made[i].allowed;
+            s->n_stop = 100;
+            s->min_tokens = CTX;
+            for (uint32_t j = 0; j < s->n_stop; j++) {
+                uint32_t id = s->stop[j] = j * (b.vocab / 100);
+                s->allowed[id / 32] |= 1u << id % 32;
+                b.z[(size_t)i * b.vocab + id] = normal();
+            }
+        }
+    }
+    run_and_compare(&b, ROWS);
+    assert_int_equal(b.n_corrupt, 0);
+    close_bench(&b);
 }
 
 static void test_logits_that_are_not_finite(void **state)
@@ -559,6 +633,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_same_as_the_cpu),
         cmocka_unit_test(test_rows_that_need_the_whole_vocabulary),
+        cmocka_unit_test(test_rows_that_look_twice),
         cmocka_unit_test(test_logits_that_are_not_finite),
         cmocka_unit_test(test_steps_without_the_host),
     };

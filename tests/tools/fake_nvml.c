@@ -6,7 +6,8 @@
  *       name, memory, free (bytes, K M G), sm (90), temperature, throttle (bits), power (mW), mig (1), driver, cuda (13000),
  *       init, count, handle (an NVML error in place of success), link (a GPU's NVLinks to each other one), switch (to a switch),
  *       level (of every common ancestor: 10 ... 50), reverse (1: NVML's order is not that of the PCI buses)
- *   RACKLM_EMU_NVML_EVENTS  a file that is read on as it grows: lines "xid GPU CODE", "lost GPU", "back GPU", "temperature GPU CELSIUS", "throttle GPU BITS"
+ *   RACKLM_EMU_NVML_EVENTS  a file that is read on as it grows: lines "xid GPU CODE", "lost GPU", "back GPU", "temperature GPU CELSIUS", "throttle GPU BITS",
+ *                       "hang GPU MS" (every question about it takes so long)
  *
  * FAKE_NVML_OLD: the library of an old driver, which lacks every function that racklm can do without, but those that tell versions. */
 #include "worker/nvml.h"
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define API __attribute__((visibility("default")))
 #define FN(needed, name, args) int name args;
@@ -29,6 +31,7 @@ static struct gpu {
     bool lost, has_events;
     unsigned temperature;
     unsigned long long throttle;
+    unsigned hang_ms;
 } gpus[GPUS_MAX];
 static unsigned n_gpus, inits;
 static struct nvml_event events[EVENTS_MAX];
@@ -93,6 +96,8 @@ static void read_on(void)
             put_event(gpu, value);
         else if (strcmp(word, "temperature") == 0)
             gpus[gpu].temperature = value;
+        else if (strcmp(word, "hang") == 0)
+            gpus[gpu].hang_ms = value;
         else if (strcmp(word, "throttle") == 0)
             gpus[gpu].throttle = value;
         else
@@ -111,6 +116,8 @@ static int check(void *device)
     read_on();
     if (g < gpus || g >= gpus + n_gpus)
         return NVML_INVALID_ARGUMENT;
+    if (g->hang_ms)
+        usleep(g->hang_ms * 1000);
     return g->lost ? NVML_GPU_IS_LOST : NVML_OK;
 }
 
@@ -141,7 +148,7 @@ API int nvmlInit_v2(void)
     n_events = 0;
     events_at = 0;
     for (unsigned i = 0; i < n_gpus; i++)
-        gpus[i] = (struct gpu){i, false, false, (unsigned)number_of("temperature", i, 41), number_of("throttle", i, 0x1)};
+        gpus[i] = (struct gpu){i, false, false, (unsigned)number_of("temperature", i, 41), number_of("throttle", i, 0x1), 0};
     return NVML_OK;
 }
 

@@ -806,6 +806,29 @@ static void a_worker_that_fails_has_its_gpus_error_beside_its_own(void **state)
     assert_true(g.states.lost[0]);
 }
 
+static void a_gpu_that_hangs_holds_up_nobody(void **state)
+{
+    (void)state;
+    setenv("TEST_CHILD_HANGS", "1", 1);
+    start_agent("cuda:0,cuda:1", false, g.key, NULL);
+    join_agent();
+    start_on_gpu(51, "cuda:0");
+    pid_t pid = child_of_agent(0);
+    gpu_event("hang 0 60000"); /* the next question about it, when its worker has failed */
+    kill(pid, SIGKILL);
+    assert_string_equal(exit_of(51)->text, "killed by signal 9 (SIGKILL)"); /* no answer came */
+    uint32_t before = g.beats[RANKS];
+    uint64_t end = clock_ns() + PATIENCE_MS * NS_PER_MS;
+    while (g.beats[RANKS] < before + 5 && clock_ns() < end)
+        assert_null(next_of(g.cluster, MSG_STEP, 10));
+    assert_true(g.beats[RANKS] >= before + 5);
+    start_on_gpu(52, "cuda:1");
+    pid = child_of_agent(0);
+    kill(g.agent, SIGTERM);
+    assert_int_equal(agent_exit_code(), WORKER_EXIT_OK); /* the thread that hangs is left behind */
+    assert_true(gone(pid, 0));
+}
+
 static void gpus_that_cannot_be_used_are_said(void **state)
 {
     (void)state;
@@ -826,7 +849,7 @@ static void gpus_that_cannot_be_used_are_said(void **state)
     assert_int_equal(buf_read_file(&b, log, 1 << 20), ERR_OK);
     buf_putc(&b, 0);
     assert_non_null(strstr(b.data, "GPUs are not used why=\"the NVIDIA driver 570.10 knows CUDA up to 12.8"));
-    assert_non_null(strstr(b.data, "status=2 why=\"--backend cuda: the NVIDIA driver 570.10"));
+    assert_non_null(strstr(b.data, "racklm-worker: --backend cuda: the NVIDIA driver 570.10"));
     buf_deinit(&b);
 }
 
@@ -847,6 +870,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_worker_sees_its_gpu_alone, open_gpus, close_gpus),
         cmocka_unit_test_setup_teardown(workers_end_with_their_gpu_and_the_others_go_on, open_gpus, close_gpus),
         cmocka_unit_test_setup_teardown(a_worker_that_fails_has_its_gpus_error_beside_its_own, open_gpus, close_gpus),
+        cmocka_unit_test_setup_teardown(a_gpu_that_hangs_holds_up_nobody, open_gpus, close_gpus),
         cmocka_unit_test_setup_teardown(gpus_that_cannot_be_used_are_said, open_gpus, close_gpus),
     };
     return cmocka_run_group_tests_name("agent", tests, NULL, NULL);

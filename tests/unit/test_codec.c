@@ -162,6 +162,11 @@ static const struct cap {
     {"admin_reply.workers", 18, 0, 12, EMPTY, 1024},
     {"admin_reply.nodes", 18, 0, 13, EMPTY, 1024},
     {"node.devices", 18, 13, 8, EMPTY, 256},
+    {"device.uuid", 1, 8, 7, ONE_BLOB, 4096},
+    {"device.path", 1, 8, 19, PACKED, 256},
+    {"device.nvlinks", 1, 8, 20, PACKED, 256},
+    {"heartbeat.device", 7, 0, 4, PACKED, 256},
+    {"heartbeat.memory_free_bytes", 7, 0, 9, PACKED, 256},
 };
 
 static enum err decode_with(const struct cap *c, size_t n, struct arena *a)
@@ -284,6 +289,53 @@ static void expect_refused(const struct msg *m, enum err want, const char *field
     if (e != want || !strstr(err_detail(), field))
         fail_msg("%s: %s \"%s\"", field, err_name(e), err_detail());
     buf_deinit(&wire);
+}
+
+/* Fields of a message from number `from` on, each time one stands there. */
+static unsigned count_fields(const uint8_t *p, size_t len, unsigned from)
+{
+    unsigned n = 0;
+    for (size_t at = 0; at < len;) {
+        uint64_t v[2];
+        for (int k = 0; k < 2; k++) {
+            unsigned shift = 0;
+            for (v[k] = 0; p[at] & 0x80; shift += 7)
+                v[k] |= (uint64_t)(p[at++] & 0x7f) << shift;
+            v[k] |= (uint64_t)p[at++] << shift;
+        }
+        at += (v[0] & 7) == 2 ? v[1] : 0; /* no fixed-width field here */
+        n += (v[0] >> 3) >= from;
+    }
+    return n;
+}
+
+/* A decoder without the fields of GPUs (numbers from 7 on in Device, 9 in Hello, 4 in Heartbeat) skips 16 unknown ones of a message and no more. */
+static void gpus_can_be_told_to_a_peer_that_does_not_know_them(void **state)
+{
+    (void)state;
+    uint32_t all[256];
+    uint64_t wide[256];
+    for (uint32_t i = 0; i < 256; i++)
+        wide[i] = all[i] = 300 + i;
+    struct msg_device d = {"cuda:0", "cuda", "G", 1, 1, 1, "u", "b", 90, 1, 1, 1, 1, 1, 1, true, "w", 1, all, all, 256};
+    struct msg hello = {.type = MSG_HELLO, .hello = {.role = "agent", .devices = &d, .n_devices = 1, .gpu_driver = "5", .cuda_version = 1, .gpu_note = "n"}};
+    struct msg beat = {.type = MSG_HEARTBEAT, .heartbeat = {1, 1, 1, all, all, all, all, all, wide, all, 256, "w"}};
+    struct buf b;
+    buf_init(&b);
+    assert_int_equal(codec_encode(&hello, &b), ERR_OK);
+    /* The one body, in it role (5 + 2 bytes), then Device with its length in two bytes. */
+    const uint8_t *body = (const uint8_t *)b.data + 3, *device = body + 7 + 3;
+    size_t body_len = b.len - 3, device_len = (device[-2] & 0x7f) | (size_t)device[-1] << 7;
+    assert_int_equal(device[-3], 8 << 3 | 2);
+    assert_int_equal(count_fields(body, body_len, 1), 5);
+    assert_in_range(count_fields(body, body_len, 9), 3, 16);
+    assert_int_equal(count_fields(device, device_len, 1), 20);
+    assert_in_range(count_fields(device, device_len, 7), 14, 16);
+    buf_clear(&b);
+    assert_int_equal(codec_encode(&beat, &b), ERR_OK);
+    assert_int_equal(count_fields((const uint8_t *)b.data + 3, b.len - 3, 1), 11);
+    assert_in_range(count_fields((const uint8_t *)b.data + 3, b.len - 3, 4), 8, 16);
+    buf_deinit(&b);
 }
 
 static void counts_that_disagree_are_refused(void **state)
@@ -595,6 +647,7 @@ int main(void)
         cmocka_unit_test(every_cap_is_kept),
         cmocka_unit_test(the_encoder_keeps_the_caps_too),
         cmocka_unit_test(empty_inner_messages_cannot_blow_memory_up),
+        cmocka_unit_test(gpus_can_be_told_to_a_peer_that_does_not_know_them),
         cmocka_unit_test(counts_that_disagree_are_refused),
         cmocka_unit_test(arrays_that_are_not_parallel_are_refused),
         cmocka_unit_test(bytes_that_are_no_message_are_refused),

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <string>
+#include <memory>
 
 #include <cuda_runtime_api.h>
 
@@ -31,18 +31,22 @@ cudaError_t enqueue_operation(cudaStream_t stream, std::function<bool()> attempt
 
 /* runtime.cc: whether a kernel may use this address: inside a live allocation of a device or pinned (or_end: or just behind one). */
 bool device_accessible(const void *p, bool or_end = false);
-/* runtime.cc: what an address is, for reports: "byte 104 of 100 bytes of device memory at 0x7f...". Empty when the runtime is locked. */
-std::string describe_address(const void *p);
+/* runtime.cc: what an address is, for reports: "byte 104 of 100 bytes of device memory at 0x7f...". Empty when the runtime is locked. Allocates
+ * nothing: a signal handler may ask. */
+void describe_address(const void *p, char *text, size_t size);
 
-/* engine.cc: runs all blocks on the calling OS thread, to the end. timeout: nothing but waiting for memory for RACKLM_EMU_SPIN_S seconds (60). */
+/* engine.cc: a kernel that has begun; what it runs, `launch`, stays until then. Let go of before its end it is abandoned. */
 enum class fault { none, divergent_barrier, out_of_bounds, trap, timeout };
+struct kernel_run;
+std::shared_ptr<kernel_run> kernel_begin(const kernel_launch &launch);
+/* Runs it, on the calling OS thread (one at a time, any) to its end, or until all its threads wait for memory: another kernel may write it, or a host thread.
+ * ended: f says how. some: it got further. none: it did not. timeout is the fault when that is all for RACKLM_EMU_SPIN_S seconds (60). */
+enum class advance { ended, some, none };
+advance kernel_advance(kernel_run &k, fault *f);
+/* The two, to the end. */
 fault run_kernel(const kernel_launch &launch);
-/* On: run_kernel returns the fault after its report. Off, as at the start: the report ends the process (abort). */
+/* On: the fault is returned after its report. Off, as at the start: the report ends the process (abort). */
 void catch_faults(bool on);
-/* Called while every thread of every running kernel waits for memory: may call run_kernel for work of other streams, whose blocks then run together with
- * those that wait (any of them, before it returns). True: it ran something. */
-void set_idle(bool (*idle)());
-
 /* The seed of everything random: RACKLM_EMU_SEED, else a fixed one; printed once on standard error when something fails. */
 uint64_t seed();
 

@@ -49,8 +49,8 @@ void emu_set_memory(int device, size_t bytes);
 void emu_hang_stream(cudaStream_t stream, bool hang);
 /* The order of streams from here on. */
 void emu_set_order_seed(uint64_t seed);
-/* A device works on its own when for so long no host thread has given it work or waited for it; 0: never; negative: at once, and threads of the host
- * only look on: for kernels that wait for the host, or for a kernel that another thread has yet to launch. */
+/* A device works on its own when for so long no host thread has given it work, waited for it or asked; 0: never; negative: at once, which kernels need that wait for
+ * the host. */
 void emu_set_lag_ms(int ms);
 /* A fault of a kernel becomes the device's sticky error instead of ending the process. */
 void emu_catch_faults(bool on);

@@ -5,8 +5,11 @@
  *
  * Order. One warp, chosen at random, runs until all its lanes wait; its lanes run one at a time, the next one chosen at random whenever one waits. So whatever
  * is not ordered by a barrier or a warp function has some other order with another seed (RACKLM_EMU_SEED). Blocks start in random order, one after the other,
- * and a few at once in some launches; when all that run wait for memory (polled), more are started, up to RESIDENT_THREADS, and then those of
- * other kernels (set_idle): blocks that wait for each other make progress as far as a GPU would let them.
+ * and a few at once in some launches; when all that run wait for memory (polled), more are started, up to RESIDENT_THREADS, and then the caller is told, so that
+ * kernels of other streams get their turn: what waits for each other makes progress as far as a GPU would let it.
+ *
+ * Threads. One OS thread at a time runs a kernel, and another one may go on with it: nothing here nor in kernels is kept for the OS thread but the stack on which
+ * signals are handled.
  *
  * Fibers. A lane that has not begun needs none: the fiber of a lane that ended goes on with the next one, so kernels without barriers switch never. Lanes of
  * a warp switch to each other directly, not through the scheduler. */
@@ -39,7 +42,21 @@
 
 namespace emu {
 
-constinit thread_local thread_view *self __attribute__((tls_model("initial-exec"))) = nullptr;
+thread_view *self = nullptr;
+
+namespace {
+struct block;
+}
+
+struct kernel_run {
+    const kernel_launch *launch;
+    uint64_t n_blocks, n_started, n_done, rng;
+    std::vector<uint32_t> order; /* of the blocks not started yet, shuffled as they are taken */
+    std::vector<block *> resident;
+    uint32_t width; /* how many may run at once */
+    fault failed;
+    uint64_t quiet_since; /* ns: since then it has waited for memory only; 0: it has not */
+};
 
 namespace {
 
@@ -49,10 +66,8 @@ constexpr size_t PAGE = 4096, STACK_BYTES = EMU_ASAN ? 256 * 1024 : 64 * 1024;
 constexpr size_t SMEM_MAX = 256 * 1024; /* more than any GPU has (227 KiB) */
 constexpr size_t SMEM_ALIGN = 1024, SMEM_CANARY = 256;
 constexpr uint32_t RESIDENT_THREADS = 32768;
+constexpr uint32_t VAIN_ROUNDS = 16; /* of looks at memory by all that wait, before another kernel's turn */
 constexpr unsigned char POISON = 0xff; /* NaN as f32, f16, bf16 and e4m3 */
-
-struct block;
-struct grid;
 
 struct fiber {
     bc::fcontext_t ctx;
@@ -99,7 +114,7 @@ struct warp {
 };
 
 struct block : block_view {
-    grid *g;
+    kernel_run *k;
     uint32_t n_threads, n_warps, live;
     std::vector<lane> lanes;
     std::vector<warp> warps;
@@ -109,43 +124,28 @@ struct block : block_view {
     here barrier_at;
 };
 
-struct grid {
-    const kernel_launch *launch;
-    uint64_t n_blocks, n_started, n_done;
-    std::vector<uint32_t> order; /* of the blocks not started yet, shuffled as they are taken */
-    uint32_t resident, width;    /* blocks that run; how many may */
-    fault failed;
-};
-
 struct engine {
-    uint64_t rng;
-    fiber *running;   /* nullptr only before the first kernel */
-    fiber *scheduler; /* of the innermost run_kernel */
+    std::mutex mutex; /* of whoever runs a kernel, or ends one */
+    pthread_t thread; /* which that is */
+    fiber *running, *scheduler;
+    kernel_run *kernel;
+    uint64_t rng; /* the kernel's, while it runs */
+    bool active;  /* something else than waiting for memory has happened */
+    uint64_t n_launches;
     std::vector<fiber *> free_fibers;
     std::vector<block *> free_blocks;
-    std::vector<block *> resident;
-    std::vector<grid *> grids;
-    uint64_t quiet_since; /* ns; 0: something else than polling has happened */
-    uint64_t quiet_max;   /* after that it is a fault */
-    uint64_t n_launches;
-    std::vector<std::unique_ptr<fiber>> fibers;
-    std::vector<std::unique_ptr<block>> blocks;
-    std::vector<std::pair<void *, size_t>> maps;
-    std::unique_ptr<char[]> signal_stack;
-    ~engine();
 };
-constinit thread_local engine *eng __attribute__((tls_model("initial-exec"))) = nullptr;
+engine &eng = *new engine(); /* never destroyed: threads of the runtime outlive main */
 
 bool catching = false;
-bool (*idle_hook)() = nullptr;
 
 uint64_t random64()
 {
-    uint64_t x = eng->rng; /* xorshift64* */
+    uint64_t x = eng.rng; /* xorshift64* */
     x ^= x >> 12;
     x ^= x << 25;
     x ^= x >> 27;
-    eng->rng = x;
+    eng.rng = x;
     return x * 0x2545f4914f6cdd1dull;
 }
 uint32_t random_below(uint32_t n)
@@ -173,8 +173,8 @@ void after_switch(bc::transfer_t t, void *fake_stack)
 
 void switch_to(fiber *to)
 {
-    fiber *from = eng->running;
-    eng->running = to;
+    fiber *from = eng.running;
+    eng.running = to;
 #if EMU_ASAN
     __sanitizer_start_switch_fiber(&from->fake_stack, to->bottom, to->size);
 #endif
@@ -204,7 +204,6 @@ void *map_or_die(size_t bytes)
         fprintf(stderr, "emu: no memory for the stacks or the shared memory of a block\n");
         abort();
     }
-    eng->maps.emplace_back(p, bytes);
     return p;
 }
 void map_open(void *p, size_t bytes)
@@ -217,19 +216,19 @@ void map_open(void *p, size_t bytes)
 
 fiber *fiber_take()
 {
-    if (eng->free_fibers.empty()) {
+    if (eng.free_fibers.empty()) {
         constexpr size_t n = 64;
         auto *p = static_cast<unsigned char *>(map_or_die(n * (STACK_BYTES + PAGE)));
         for (size_t i = 0; i < n; i++) {
-            fiber *f = eng->fibers.emplace_back(std::make_unique<fiber>()).get();
+            fiber *f = new fiber();
             f->stack = p + i * (STACK_BYTES + PAGE) + PAGE;
             map_open(f->stack, STACK_BYTES);
             fiber_reset(f);
-            eng->free_fibers.push_back(f);
+            eng.free_fibers.push_back(f);
         }
     }
-    fiber *f = eng->free_fibers.back();
-    eng->free_fibers.pop_back();
+    fiber *f = eng.free_fibers.back();
+    eng.free_fibers.pop_back();
     return f;
 }
 
@@ -262,7 +261,7 @@ void suspend(lane *l)
         switch_to(lane_fiber(next));
     } else {
         self = nullptr;
-        switch_to(eng->scheduler);
+        switch_to(eng.scheduler);
     }
 }
 
@@ -272,16 +271,16 @@ void fiber_main(bc::transfer_t t)
     for (;;) {
         lane *l = self_lane();
         warp *w = l->w;
-        w->b->g->launch->thread();
+        w->b->k->launch->thread();
         w->done |= 1u << l->lane_idx;
         w->b->live--;
         l->copies.clear(); /* not waited for: they never land */
-        eng->quiet_since = 0;
-        fiber *f = eng->running;
+        eng.active = true;
+        fiber *f = eng.running;
         if (w->ready == 0) {
             self = nullptr;
-            eng->free_fibers.push_back(f);
-            switch_to(eng->scheduler);
+            eng.free_fibers.push_back(f);
+            switch_to(eng.scheduler);
             continue;
         }
         lane *next = warp_take(w);
@@ -291,7 +290,7 @@ void fiber_main(bc::transfer_t t)
             next->f = f;
             continue;
         }
-        eng->free_fibers.push_back(f);
+        eng.free_fibers.push_back(f);
         switch_to(next->f);
     }
 }
@@ -301,15 +300,15 @@ void fiber_main(bc::transfer_t t)
 block *block_take(uint32_t n_threads, size_t smem)
 {
     block *b;
-    if (eng->free_blocks.empty()) {
-        b = eng->blocks.emplace_back(std::make_unique<block>()).get();
+    if (eng.free_blocks.empty()) {
+        b = new block();
         b->smem_map = static_cast<unsigned char *>(map_or_die(SMEM_MAX + 2 * PAGE));
         b->smem_end = b->smem_map + PAGE + SMEM_MAX;
         map_open(b->smem_map + PAGE, SMEM_MAX);
         memset(b->smem_map + PAGE, POISON, SMEM_MAX);
     } else {
-        b = eng->free_blocks.back();
-        eng->free_blocks.pop_back();
+        b = eng.free_blocks.back();
+        eng.free_blocks.pop_back();
     }
     if (b->lanes.size() < n_threads) {
         b->lanes.resize(n_threads);
@@ -332,20 +331,19 @@ block *block_take(uint32_t n_threads, size_t smem)
     return b;
 }
 
-void block_start(grid *g)
+void block_start(kernel_run *k)
 {
-    const kernel_launch &k = *g->launch;
-    uint32_t n_threads = k.block.x * k.block.y * k.block.z;
-    block *b = block_take(n_threads, k.smem);
-    b->g = g;
-    b->block_dim = k.block;
-    b->grid_dim = k.grid;
+    dim3 grid = k->launch->grid, dim = k->launch->block;
+    uint32_t n_threads = dim.x * dim.y * dim.z;
+    block *b = block_take(n_threads, k->launch->smem);
+    b->k = k;
+    b->block_dim = dim;
+    b->grid_dim = grid;
 
-    uint32_t left = uint32_t(g->n_blocks - g->n_started), pick = random_below(left), idx = g->order[pick];
-    g->order[pick] = g->order[left - 1];
-    g->n_started++;
-    g->resident++;
-    b->block_idx = {idx % k.grid.x, idx / k.grid.x % k.grid.y, idx / k.grid.x / k.grid.y};
+    uint32_t left = uint32_t(k->n_blocks - k->n_started), pick = random_below(left), idx = k->order[pick];
+    k->order[pick] = k->order[left - 1];
+    k->n_started++;
+    b->block_idx = {idx % grid.x, idx / grid.x % grid.y, idx / grid.x / grid.y};
 
     for (uint32_t i = 0; i < b->n_warps; i++) {
         warp *w = &b->warps[i];
@@ -359,7 +357,7 @@ void block_start(grid *g)
     }
     for (uint32_t i = 0; i < n_threads; i++) {
         lane *l = &b->lanes[i];
-        l->thread_idx = {i % k.block.x, i / k.block.x % k.block.y, i / k.block.x / k.block.y};
+        l->thread_idx = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
         l->lane_idx = i % 32;
         l->block = b;
         l->w = &b->warps[i / 32];
@@ -368,7 +366,7 @@ void block_start(grid *g)
         l->groups = 0;
         l->copies.clear();
     }
-    eng->resident.push_back(b);
+    k->resident.push_back(b);
 }
 
 /* ---- reports */
@@ -384,7 +382,7 @@ std::string coordinates(const uint3 &v)
 
 void report_place(const block *b, const lane *l)
 {
-    fprintf(stderr, "emu: kernel %s, block %s", b->g->launch->name, coordinates(b->block_idx).c_str());
+    fprintf(stderr, "emu: kernel %s, block %s", b->k->launch->name, coordinates(b->block_idx).c_str());
     if (l)
         fprintf(stderr, ", thread %s", coordinates(l->thread_idx).c_str());
 }
@@ -421,14 +419,15 @@ void report_waiting(const block *b)
 }
 
 /* A fault of block b has been told. */
-void grid_fail(grid *g, fault f)
+void kernel_fail(kernel_run *k, fault f)
 {
     report_seed();
     if (!catching) {
+        self = nullptr;
         fflush(nullptr);
         abort();
     }
-    g->failed = f;
+    k->failed = f;
 }
 
 void lane_recycle(lane *l)
@@ -436,25 +435,19 @@ void lane_recycle(lane *l)
     uint32_t bit = 1u << l->lane_idx;
     if (!(l->w->done & bit) && !(l->w->fresh & bit)) {
         fiber_reset(l->f);
-        eng->free_fibers.push_back(l->f);
+        eng.free_fibers.push_back(l->f);
     }
 }
 
-/* Blocks of a grid that failed: the fibers begin anew. */
-void grid_abandon(grid *g)
+/* Blocks that will not end: their fibers begin anew. */
+void kernel_abandon(kernel_run *k)
 {
-    for (size_t i = 0; i < eng->resident.size();) {
-        block *b = eng->resident[i];
-        if (b->g != g) {
-            i++;
-            continue;
-        }
-        for (uint32_t k = 0; k < b->n_threads; k++)
-            lane_recycle(&b->lanes[k]);
-        eng->free_blocks.push_back(b);
-        eng->resident[i] = eng->resident.back();
-        eng->resident.pop_back();
+    for (block *b : k->resident) {
+        for (uint32_t i = 0; i < b->n_threads; i++)
+            lane_recycle(&b->lanes[i]);
+        eng.free_blocks.push_back(b);
     }
+    k->resident.clear();
 }
 
 /* ---- the scheduler */
@@ -481,18 +474,17 @@ void block_retire(block *b)
     if (!smem_intact(b)) {
         report_place(b, nullptr);
         fprintf(stderr, ": bytes before or after the block's %zu of shared memory were written\n", b->smem_bytes);
-        grid_fail(b->g, fault::out_of_bounds);
+        kernel_fail(b->k, fault::out_of_bounds);
     }
-    b->g->n_done++;
-    b->g->resident--;
-    eng->resident.erase(std::find(eng->resident.begin(), eng->resident.end(), b));
-    eng->free_blocks.push_back(b);
+    b->k->n_done++;
+    b->k->resident.erase(std::find(b->k->resident.begin(), b->k->resident.end(), b));
+    eng.free_blocks.push_back(b);
 }
 
 /* After a warp of b ran: has the block ended, or can it never go on? */
 void block_check(block *b)
 {
-    if (b->g->failed != fault::none)
+    if (b->k->failed != fault::none)
         return;
     if (b->live == 0) {
         block_retire(b);
@@ -504,18 +496,18 @@ void block_check(block *b)
     report_place(b, nullptr);
     fprintf(stderr, ": deadlock, a barrier or warp function that not all its threads reach:\n");
     report_waiting(b);
-    grid_fail(b->g, fault::divergent_barrier);
+    kernel_fail(b->k, fault::divergent_barrier);
 }
 
-warp *warp_choose()
+warp *warp_choose(kernel_run *k)
 {
-    uint32_t n = uint32_t(eng->resident.size());
+    uint32_t n = uint32_t(k->resident.size());
     if (n == 0)
         return nullptr;
     for (uint32_t i = 0, b0 = random_below(n); i < n; i++) {
-        block *b = eng->resident[(b0 + i) % n];
-        for (uint32_t k = 0, w0 = random_below(b->n_warps); k < b->n_warps; k++) {
-            warp *w = &b->warps[w0 + k < b->n_warps ? w0 + k : w0 + k - b->n_warps];
+        block *b = k->resident[(b0 + i) % n];
+        for (uint32_t j = 0, w0 = random_below(b->n_warps); j < b->n_warps; j++) {
+            warp *w = &b->warps[w0 + j < b->n_warps ? w0 + j : w0 + j - b->n_warps];
             if (w->ready)
                 return w;
         }
@@ -523,88 +515,83 @@ warp *warp_choose()
     return nullptr;
 }
 
-bool grid_may_start(const grid *g)
+bool block_may_start(const kernel_run *k)
 {
-    const dim3 &d = g->launch->block;
-    return g->failed == fault::none && g->n_started < g->n_blocks && (g->resident == 0 || size_t(g->resident + 1) * d.x * d.y * d.z <= RESIDENT_THREADS);
+    const dim3 &d = k->launch->block;
+    return k->n_started < k->n_blocks && (k->resident.empty() || (k->resident.size() + 1) * d.x * d.y * d.z <= RESIDENT_THREADS);
 }
 
-/* Everything that runs waits for memory. */
-void all_poll()
+/* Everything that runs waits for memory: it will look again. Too long: a fault. */
+void all_poll(kernel_run *k)
 {
-    for (grid *g : eng->grids)
-        if (grid_may_start(g)) {
-            g->width = g->resident + 1;
-            return;
-        }
-    /* First everybody looks once more: what they wait for may have come from another one that waits by now. Work of others that is begun too early keeps kernels
-     * that are through from coming to their end, for it runs on top of them. */
-    uint64_t quiet = 0;
-    if (eng->quiet_since == 0)
-        eng->quiet_since = clock_ns();
-    else if (idle_hook && idle_hook())
-        eng->quiet_since = 0;
-    else {
-        quiet = clock_ns() - eng->quiet_since;
-        if (quiet > 1000000) { /* another thread or process is waited for */
-            timespec t = {0, 50000};
-            nanosleep(&t, nullptr);
-        }
-    }
-    bool late = quiet > eng->quiet_max;
-    for (block *b : eng->resident)
+    if (eng.active || k->quiet_since == 0)
+        k->quiet_since = clock_ns();
+    const char *spin = getenv("RACKLM_EMU_SPIN_S");
+    bool late = clock_ns() - k->quiet_since > uint64_t(spin ? atoi(spin) : 60) * 1000000000u;
+    for (block *b : k->resident)
         for (uint32_t i = 0; i < b->n_warps; i++) {
             warp *w = &b->warps[i];
-            if (late && w->polling && b->g->failed == fault::none) {
+            if (late && w->polling && k->failed == fault::none) {
                 report_place(b, &w->lanes[__builtin_ctz(w->polling)]);
-                fprintf(stderr, ": waits for memory that nobody writes, as every thread does that has not left\n");
+                fprintf(stderr, ": waits for memory that nobody writes, as every thread of it does that has not left\n");
                 report_waiting(b);
-                grid_fail(b->g, fault::timeout);
+                kernel_fail(k, fault::timeout);
             }
             w->ready |= w->polling;
             w->polling = 0;
         }
 }
 
-void schedule()
+/* One warp runs. False: none can. */
+bool schedule(kernel_run *k)
 {
-    for (grid *g : eng->grids)
-        while (g->resident < g->width && grid_may_start(g))
-            block_start(g);
-    warp *w = warp_choose();
-    if (!w) {
-        all_poll();
-        return;
+    while (k->resident.size() < k->width && block_may_start(k))
+        block_start(k);
+    warp *w = warp_choose(k);
+    if (!w && block_may_start(k)) {
+        k->width = uint32_t(k->resident.size()) + 1;
+        return true;
     }
+    if (!w)
+        return false;
     block *b = w->b;
     lane *l = warp_take(w);
     fiber *f = lane_fiber(l);
     self = l;
     switch_to(f);
     block_check(b);
+    return true;
 }
 
 /* ---- signals: an access outside of device or shared memory meets a guard page (or nothing). */
 
-std::mutex signals_mutex;
-uint32_t signals_users; /* OS threads that run kernels */
-struct sigaction old_segv, old_bus;
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGABRT};
+struct sigaction old_actions[3];
 
 [[noreturn]] void landed()
 {
-    switch_to(eng->scheduler);
+    switch_to(eng.scheduler);
     abort(); /* an abandoned fiber is never run again */
 }
 
 void on_signal(int sig, siginfo_t *info, void *context)
 {
-    const lane *l = eng ? self_lane() : nullptr;
-    if (!l) { /* the host's own: as if we were not there */
-        sigaction(sig, sig == SIGSEGV ? &old_segv : &old_bus, nullptr);
-        return;
+    const lane *l = self_lane();
+    if (!l || !pthread_equal(eng.thread, pthread_self())) { /* the host's own: as if we were not there */
+        for (size_t i = 0; i < std::size(SIGNALS); i++)
+            if (SIGNALS[i] == sig)
+                sigaction(sig, &old_actions[i], nullptr);
+        return; /* to where it happens again; abort() raises it again by itself */
     }
     auto *uc = static_cast<ucontext_t *>(context);
     block *b = l->w->b;
+    if (sig == SIGABRT) {
+        report_place(b, l);
+        fprintf(stderr, ": abort(), an assertion it may be\n");
+        report_seed();
+        signal(SIGABRT, SIG_DFL);
+        return;
+    }
     const auto *addr = static_cast<const unsigned char *>(info->si_addr);
     bool stack = l->f && addr >= l->f->stack - PAGE && addr < l->f->stack;
     report_place(b, l);
@@ -613,10 +600,12 @@ void on_signal(int sig, siginfo_t *info, void *context)
     else if (addr >= b->smem_map && addr < b->smem_end + PAGE)
         fprintf(stderr, ": access out of bounds, %td bytes from the start of %zu bytes of shared memory, at pc %p\n", addr - b->smem, b->smem_bytes,
                 (void *)uc->uc_mcontext.gregs[REG_RIP]);
-    else
-        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP],
-                describe_address(info->si_addr).c_str());
-    grid_fail(b->g, fault::out_of_bounds);
+    else {
+        char near[160];
+        describe_address(info->si_addr, near, sizeof(near));
+        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP], near);
+    }
+    kernel_fail(b->k, fault::out_of_bounds);
     if (stack)
         abort();
     /* Goes on after the handler, on the fiber's stack, in landed(). */
@@ -628,73 +617,45 @@ void on_signal(int sig, siginfo_t *info, void *context)
 /* Only while kernels run: test frameworks and sanitizers have handlers of their own. */
 void signals_take()
 {
-    std::lock_guard<std::mutex> l(signals_mutex);
-    if (signals_users++ > 0)
-        return;
-    struct sigaction a = {};
-    a.sa_sigaction = on_signal;
-    a.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &a, &old_segv);
-    sigaction(SIGBUS, &a, &old_bus);
-}
-void signals_give_back()
-{
-    std::lock_guard<std::mutex> l(signals_mutex);
-    if (--signals_users > 0)
-        return;
-    sigaction(SIGSEGV, &old_segv, nullptr);
-    sigaction(SIGBUS, &old_bus, nullptr);
-}
-
-engine::~engine()
-{
-    if (signal_stack) {
-        stack_t off = {};
-        off.ss_flags = SS_DISABLE;
-        sigaltstack(&off, nullptr);
-    }
-    for (auto [p, bytes] : maps) {
-#if EMU_ASAN
-        __asan_unpoison_memory_region(p, bytes);
-#endif
-        munmap(p, bytes);
-    }
-    eng = nullptr;
-}
-
-#if EMU_ASAN
-void on_death()
-{
-    if (eng && self) {
-        report_place(self_lane()->w->b, self_lane());
-        fprintf(stderr, ": ended by the sanitizer's report above\n");
-        report_seed();
-    }
-}
-#endif
-
-engine *engine_here()
-{
-    if (eng)
-        return eng;
-    static thread_local engine own; /* ends with the OS thread */
-    eng = &own;
+    thread_local std::unique_ptr<char[]> stack;
     stack_t ss = {};
     sigaltstack(nullptr, &ss);
     if (ss.ss_flags & SS_DISABLE) { /* else somebody's, AddressSanitizer's for one, is there already */
         ss = {};
         ss.ss_size = 64 * 1024;
-        own.signal_stack = std::make_unique<char[]>(ss.ss_size);
-        ss.ss_sp = own.signal_stack.get();
+        stack = std::make_unique<char[]>(ss.ss_size);
+        ss.ss_sp = stack.get();
         sigaltstack(&ss, nullptr);
     }
-#if EMU_ASAN
-    __sanitizer_set_death_callback(on_death);
-#endif
-    return eng;
+    struct sigaction a = {};
+    a.sa_sigaction = on_signal;
+    a.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (size_t i = 0; i < std::size(SIGNALS); i++)
+        sigaction(SIGNALS[i], &a, &old_actions[i]);
+}
+void signals_give_back()
+{
+    for (size_t i = 0; i < std::size(SIGNALS); i++)
+        sigaction(SIGNALS[i], &old_actions[i], nullptr);
+}
+
+void on_sanitizer()
+{
+    if (self && pthread_equal(eng.thread, pthread_self())) {
+        report_place(self_lane()->w->b, self_lane());
+        fprintf(stderr, ": the sanitizer's report here\n");
+        report_seed();
+    }
 }
 
 } // namespace
+
+/* UndefinedBehaviorSanitizer's hook. */
+extern "C" void __ubsan_on_report();
+extern "C" void __ubsan_on_report()
+{
+    on_sanitizer();
+}
 
 uint64_t seed()
 {
@@ -709,48 +670,75 @@ void catch_faults(bool on)
 {
     catching = on;
 }
-void set_idle(bool (*idle)())
+std::shared_ptr<kernel_run> kernel_begin(const kernel_launch &launch)
 {
-    idle_hook = idle;
+    std::lock_guard<std::mutex> l(eng.mutex);
+    auto *k = new kernel_run{};
+    k->launch = &launch;
+    k->n_blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
+    k->order.resize(k->n_blocks);
+    for (uint64_t i = 0; i < k->n_blocks; i++)
+        k->order[i] = uint32_t(i);
+    /* Each launch has its own order, whatever ran before it. */
+    k->rng = (seed() * 0x9e3779b97f4a7c15ull) ^ (++eng.n_launches * 0xbf58476d1ce4e5b9ull) ^ 0x94d049bb133111ebull;
+    eng.rng = k->rng |= 1;
+    random64();
+    k->width = random_below(4) == 0 ? 1 + random_below(3) : 1;
+    k->rng = eng.rng;
+    return {k, [](kernel_run *r) {
+                std::lock_guard<std::mutex> guard(eng.mutex);
+                kernel_abandon(r);
+                delete r;
+            }};
+}
+
+advance kernel_advance(kernel_run &k, fault *f)
+{
+    std::lock_guard<std::mutex> l(eng.mutex);
+    static const bool death = [] {
+#if EMU_ASAN
+        __sanitizer_set_death_callback(on_sanitizer);
+#endif
+        return true;
+    }();
+    (void)death;
+    fiber scheduler = {};
+    eng.thread = pthread_self();
+    eng.running = eng.scheduler = &scheduler;
+    eng.rng = k.rng;
+    eng.active = false;
+    signals_take();
+    bool some = false;
+    for (uint32_t vain = 0; k.n_done < k.n_blocks && k.failed == fault::none && vain < VAIN_ROUNDS;) {
+        if (schedule(&k))
+            continue;
+        all_poll(&k);
+        vain = eng.active ? 0 : vain + 1;
+        some |= eng.active;
+        eng.active = false;
+    }
+    signals_give_back();
+    k.rng = eng.rng;
+    *f = k.failed;
+    if (k.failed != fault::none)
+        kernel_abandon(&k);
+    return k.failed != fault::none || k.n_done == k.n_blocks ? advance::ended : some ? advance::some : advance::none;
 }
 
 fault run_kernel(const kernel_launch &launch)
 {
-    engine *e = engine_here();
-    bool outermost = e->grids.empty();
-    if (outermost) {
-        /* Each launch has its own order, whatever ran before it took. */
-        e->rng = (seed() * 0x9e3779b97f4a7c15ull) ^ (++e->n_launches * 0xbf58476d1ce4e5b9ull) ^ 0x94d049bb133111ebull;
-        if (e->rng == 0)
-            e->rng = 1;
-        random64();
-        const char *spin = getenv("RACKLM_EMU_SPIN_S");
-        e->quiet_max = uint64_t(spin ? atoi(spin) : 60) * 1000000000u;
-        signals_take();
+    std::shared_ptr<kernel_run> k = kernel_begin(launch);
+    fault f;
+    for (uint32_t vain = 0;;) {
+        advance a = kernel_advance(*k, &f);
+        if (a == advance::ended)
+            return f;
+        vain = a == advance::none ? vain + 1 : 0;
+        if (vain > 100) { /* another thread or process is waited for */
+            timespec t = {0, 50000};
+            nanosleep(&t, nullptr);
+        }
     }
-    grid g = {};
-    g.launch = &launch;
-    g.n_blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
-    g.order.resize(g.n_blocks);
-    for (uint64_t i = 0; i < g.n_blocks; i++)
-        g.order[i] = uint32_t(i);
-    g.width = random_below(4) == 0 ? 1 + random_below(3) : 1;
-
-    fiber here_fiber = {};
-    fiber *outer_running = e->running, *outer_scheduler = e->scheduler;
-    e->running = e->scheduler = &here_fiber;
-    e->grids.push_back(&g);
-    e->quiet_since = 0;
-    while (g.n_done < g.n_blocks && g.failed == fault::none)
-        schedule();
-    if (g.failed != fault::none)
-        grid_abandon(&g);
-    e->grids.erase(std::find(e->grids.begin(), e->grids.end(), &g));
-    e->running = outer_running;
-    e->scheduler = outer_scheduler;
-    if (outermost)
-        signals_give_back();
-    return g.failed;
 }
 
 void fail(fault f, const char *what, ...)
@@ -763,7 +751,7 @@ void fail(fault f, const char *what, ...)
     vfprintf(stderr, what, ap);
     va_end(ap);
     fprintf(stderr, "\n");
-    grid_fail(l->w->b->g, f);
+    kernel_fail(l->w->b->k, f);
     self = nullptr;
     landed();
 }
@@ -820,7 +808,7 @@ void meet(const warp_op *op, uint32_t mask, void *arg, here at)
     op->run(m->args, mask);
     w->meetings &= ~(1u << (m - w->m));
     w->ready |= mask & ~bit;
-    eng->quiet_since = 0;
+    eng.active = true;
 }
 
 uint32_t barrier(vote v, bool predicate, here at)
@@ -843,11 +831,11 @@ uint32_t barrier(vote v, bool predicate, here at)
             b->warps[i].ready |= b->warps[i].at_barrier;
             b->warps[i].at_barrier = 0;
         }
-        eng->quiet_since = 0;
+        eng.active = true;
         /* Else the last one to come would always be the first to go on. */
         l->w->ready |= 1u << l->lane_idx;
         self = nullptr;
-        switch_to(eng->scheduler);
+        switch_to(eng.scheduler);
     }
     return b->result;
 }
@@ -872,7 +860,7 @@ void polled(const volatile void *addr, uint64_t value)
 
 void wrote()
 {
-    eng->quiet_since = 0;
+    eng.active = true;
 }
 
 uint64_t clock_ns()
@@ -919,7 +907,8 @@ void land(lane *l, uint32_t end)
     size_t n = 0;
     for (; n < l->copies.size() && l->copies[n].group < end; n++) {
         const copy &c = l->copies[n];
-        memcpy(c.dst, c.src, c.src_bytes);
+        if (c.src_bytes > 0)
+            memcpy(c.dst, c.src, c.src_bytes);
         memset(static_cast<unsigned char *>(c.dst) + c.src_bytes, 0, c.bytes - c.src_bytes);
     }
     l->copies.erase(l->copies.begin(), l->copies.begin() + ptrdiff_t(n));

@@ -39,7 +39,7 @@ struct thread_view {
     const block_view *block;
 };
 /* The thread that runs; nullptr outside of kernels. */
-extern constinit thread_local thread_view *self __attribute__((tls_model("initial-exec")));
+extern thread_view *self;
 
 /* A warp-wide function. aligned: as PTX's .aligned, all 32 lanes at one place. */
 struct warp_op {
@@ -162,6 +162,13 @@ inline uint32_t vote_of(const warp_op *op, uint32_t mask, uint32_t value, here a
 }
 inline constexpr warp_op syncwarp_op = {"__syncwarp", [](void *const *, uint32_t) {}, false};
 
+template <class T> inline uint64_t bits_of(T v)
+{
+    uint64_t b = 0;
+    memcpy(&b, &v, sizeof v);
+    return b;
+}
+/* One that changes nothing is a look at memory. */
 template <class T, class F> inline T atomic_update(T *p, F &&f)
 {
     T old, now;
@@ -169,13 +176,11 @@ template <class T, class F> inline T atomic_update(T *p, F &&f)
     do {
         now = f(old);
     } while (!__atomic_compare_exchange(p, &old, &now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    if (bits_of(old) != bits_of(now))
+        wrote();
+    else
+        polled(p, bits_of(old));
     return old;
-}
-template <class T> inline uint64_t bits_of(T v)
-{
-    uint64_t b = 0;
-    memcpy(&b, &v, sizeof v);
-    return b;
 }
 template <class A, class B> inline A bit_cast(B b)
 {
@@ -330,9 +335,7 @@ template <class T> static inline void __stcs(T *p, T v)
 #define EMU_ATOMIC(name, expr)                                                                      \
     template <class T> static inline T name(T *p, std::type_identity_t<T> v)                        \
     {                                                                                               \
-        T r = emu::atomic_update(p, [v](T o) { return T(expr); });                                  \
-        emu::polled(p, emu::bits_of(r));                                                            \
-        return r;                                                                                   \
+        return emu::atomic_update(p, [v](T o) { return T(expr); });                                 \
     }                                                                                               \
     template <class T> static inline T name##_block(T *p, std::type_identity_t<T> v)                \
     {                                                                                               \
@@ -355,9 +358,7 @@ EMU_ATOMIC(atomicDec, o == 0 || o > v ? v : o - 1)
 #undef EMU_ATOMIC
 template <class T> static inline T atomicCAS(T *p, std::type_identity_t<T> compare, std::type_identity_t<T> v)
 {
-    T r = emu::atomic_update(p, [=](T o) { return o == compare ? v : o; });
-    emu::polled(p, emu::bits_of(r));
-    return r;
+    return emu::atomic_update(p, [=](T o) { return o == compare ? v : o; });
 }
 
 /* ---- time, ends */

@@ -111,6 +111,7 @@ void begin(runtime &r)
         d->streams.push_back(d->legacy);
         r.devices.push_back(std::move(d));
     }
+    r.random.seed(seed());
     r.lag_ms = (int)number_of("RACKLM_EMU_LAG_MS", 5);
     if (r.devices.empty())
         r.no_driver = cudaErrorNoDevice;
@@ -565,6 +566,7 @@ void emu_set_order_seed(uint64_t seed)
 {
     runtime &r = rt();
     lock l(r.mutex);
+    r.random.seed(seed);
     for (auto &d : r.devices)
         d->random.seed(seed * 1000003 + (uint64_t)d->physical);
 }
@@ -574,7 +576,7 @@ void emu_set_lag_ms(int ms)
     runtime &r = rt();
     lock l(r.mutex);
     r.lag_ms = ms;
-    r.changed.notify_all();
+    wake(r);
 }
 
 void emu_catch_faults(bool on)
@@ -598,7 +600,7 @@ void emu_reset(void)
 {
     runtime &r = rt();
     lock l(r.mutex);
-    wait_until_free(r, l);
+    r.changed.wait(l, [&] { return !r.busy; });
     graphs_reset(r);
     for (auto &d : r.devices)
         for (const stream_ref &s : d->streams)

@@ -5,10 +5,10 @@
  * runtime_stream.cc  streams, events, who runs what when
  * runtime_graph.cc   capture, graphs
  *
- * A device works when a host thread waits or asks (cudaStreamSynchronize, cudaEventQuery ...), on that thread, one operation of the process at a time, of a stream
- * chosen at random among those whose next operation may start; a kernel that waits for memory lets operations of other streams run in the meantime. So
- * results come as late as they can, and independent streams in any order. Where nobody asks for a while (emu_set_lag_ms), a thread of the runtime's own goes on
- * with the work, for other processes may wait for it. */
+ * All work is done by one thread of the runtime's own, one operation of the process at a time, when a host thread waits (cudaStreamSynchronize ...) or asks
+ * (cudaEventQuery ...): results come as late as they can. Which stream is next is chosen at random among those whose next operation may start: independent
+ * streams come in any order. A kernel that waits for memory stops, and operations of other streams have their turn. Where nobody waits or asks for a while
+ * (emu_set_lag_ms) the thread goes on by itself, for other processes may need what it does. */
 #ifndef TESTS_GPU_EMU_RUNTIME_H
 #define TESTS_GPU_EMU_RUNTIME_H
 
@@ -78,17 +78,31 @@ struct device {
     std::mt19937_64 random;
     stream_ref last;         /* whose operation ran last */
     unsigned stay = 0;       /* in 16: how likely it goes on with that one */
-    clock::time_point touched; /* when a host thread last gave it work or waited */
+    clock::time_point touched; /* when a host thread last gave it work, waited or asked */
+    unsigned patience = 1;     /* operations that run when somebody asks again */
     uint64_t n_kernels = 0, n_operations = 0;
     std::vector<emu_fault> faults;
     clock::time_point begun;
     bool in_use = false;
 };
 
+/* A host thread that waits for `done`, or asks whether it is so by now. */
+struct waiter {
+    device *dev;
+    std::function<bool()> done;
+    bool asks;
+    std::condition_variable woken = {};
+};
+
 struct runtime {
     std::mutex mutex;
-    bool busy = false; /* a thread runs an operation */
-    std::condition_variable changed;
+    std::condition_variable work;    /* for the thread that works: there may be some */
+    std::condition_variable changed; /* busy */
+    std::vector<waiter *> waiters;
+    unsigned grants = 0;          /* operations that may run because somebody asks */
+    bool busy = false;            /* an operation runs */
+    bool stuck = false;           /* nothing that is wanted can go on now */
+    std::mt19937_64 random;       /* whose turn it is among devices */
     std::vector<std::unique_ptr<device>> devices;
     cudaError_t no_driver = cudaSuccess; /* cudaErrorInsufficientDriver or cudaErrorNoDevice */
     int driver_version = 13000;
@@ -148,8 +162,8 @@ cudaError_t enqueue(runtime &r, const stream_ref &s, operation op, uint64_t *seq
 cudaError_t wait_for_seq(runtime &r, lock &l, const stream_ref &s, uint64_t seq);
 /* Until everything of the device is done. */
 cudaError_t wait_for_device(runtime &r, lock &l, device &d);
-/* Until no operation runs: what runs on the way to its end, nothing new. */
-void wait_until_free(runtime &r, lock &l);
+/* Tells those who wait, and the thread that works, that something has changed. */
+void wake(runtime &r);
 /* The device is lost: this error from now on. */
 void fail_device(runtime &r, device &d, cudaError_t e);
 
@@ -177,7 +191,7 @@ struct CUstream_st {
     uint64_t id;
     std::deque<emu::operation> queue = {};
     uint64_t issued = 0, done = 0;
-    bool destroyed = false, hung = false, running = false;
+    bool destroyed = false, hung = false;
     emu::clock::time_point not_before = {};
     std::shared_ptr<emu::capture> cap = {};
     std::vector<CUgraphNode_st *> cap_deps = {};

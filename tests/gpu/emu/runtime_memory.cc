@@ -384,12 +384,13 @@ bool device_accessible(const void *p, bool or_end)
     return find_range(r, p) != nullptr || (or_end && find_range(r, (const char *)p - 1) != nullptr);
 }
 
-std::string describe_address(const void *p)
+void describe_address(const void *p, char *text, size_t size)
 {
     runtime &r = rt();
     lock l(r.mutex, std::defer_lock);
+    text[0] = '\0';
     if (!l.try_lock())
-        return "";
+        return;
     const range *best = nullptr;
     uintptr_t distance = 1 << 20, at = (uintptr_t)p;
     for (auto &[base, a] : r.ranges) {
@@ -400,10 +401,9 @@ std::string describe_address(const void *p)
         }
     }
     if (best == nullptr)
-        return "no memory of a device, or freed";
-    char line[160];
-    snprintf(line, sizeof(line), "byte %td of %zu bytes of %s at %p", (const char *)p - best->base, best->size, kind_name(*best), (void *)best->base);
-    return line;
+        snprintf(text, size, "no memory of a device, or freed");
+    else
+        snprintf(text, size, "byte %td of %zu bytes of %s at %p", (const char *)p - best->base, best->size, kind_name(*best), (void *)best->base);
 }
 
 } // namespace emu
@@ -702,7 +702,7 @@ cudaError_t move_to_file(runtime &r, range *a)
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p)
 {
     return api([&](runtime &r, lock &l, device &) {
-        wait_until_free(r, l); /* nothing writes there while it moves */
+        r.changed.wait(l, [&] { return !r.busy; }); /* nothing writes there while it moves */
         range *a = find_range(r, p);
         if (handle == nullptr || a == nullptr || a->base != p || a->kind != range::kind::device)
             return cudaErrorInvalidValue;

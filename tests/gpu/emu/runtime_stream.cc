@@ -12,7 +12,8 @@ namespace emu {
 
 namespace {
 
-constexpr auto RETRY = std::chrono::microseconds(100), PATIENCE = std::chrono::microseconds(500);
+constexpr auto RETRY = std::chrono::microseconds(100), RETRY_MAX = std::chrono::microseconds(800);
+constexpr unsigned PATIENCE_MAX = 64;
 
 bool finished(const dependency &d)
 {
@@ -21,7 +22,7 @@ bool finished(const dependency &d)
 
 bool may_start(const CUstream_st &s)
 {
-    return !s.queue.empty() && !s.hung && !s.running && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
+    return !s.queue.empty() && !s.hung && std::all_of(s.queue.front().deps.begin(), s.queue.front().deps.end(), finished);
 }
 
 bool has_work(const device &d)
@@ -60,88 +61,123 @@ void complete(device &d, const stream_ref &s)
         d.streams.erase(std::find(d.streams.begin(), d.streams.end(), s));
 }
 
-/* Runs one operation of the device, if one may start. */
+/* Runs one operation of the device, or as much of it as can be, if one may start. */
 bool step(runtime &r, lock &l, device &d)
 {
     stream_ref s = d.sticky == cudaSuccess ? choose(d) : nullptr;
     if (s == nullptr)
         return false;
-    bool outermost = !r.busy;
-    r.busy = s->running = true;
+    r.busy = true;
+    r.stuck = false;
     expose_memory(r);
     l.unlock();
     progress p = s->queue.front().attempt(d); /* stays where it is while others append */
     l.lock();
-    s->running = false;
-    r.busy = !outermost;
-    if (d.sticky == cudaSuccess) {
-        if (p == progress::done)
-            complete(d, s);
-        else if (p == progress::later)
-            s->not_before = clock::now() + RETRY;
-    }
-    r.changed.notify_all();
+    r.busy = false;
+    if (d.sticky == cudaSuccess && p == progress::done)
+        complete(d, s);
+    else if (p == progress::later)
+        s->not_before = clock::now() + RETRY;
     return p != progress::later;
 }
 
-/* A kernel waits for memory that another stream's work may write: that one's turn. On the thread that runs the kernel. */
-bool run_another()
+/* Whoever asked is told that nothing goes on. */
+void get_stuck(runtime &r)
 {
-    runtime &r = rt();
-    lock l(r.mutex);
-    for (auto &d : r.devices)
-        if (step(r, l, *d))
-            return true;
+    r.stuck = true;
+    r.grants = 0;
+    wake(r);
+}
+
+bool wanted(const runtime &r, const device *d)
+{
+    return std::any_of(r.waiters.begin(), r.waiters.end(), [&](const waiter *w) { return (d == nullptr || w->dev == d) && (!w->asks || r.grants > 0); });
+}
+
+/* One operation that somebody wants: of a device that is waited for, else of another, which that one may wait for; or of one that was left alone for long. waits:
+ * there are such, but none may start now. */
+bool work_once(runtime &r, lock &l, bool *waits)
+{
+    bool any = r.lag_ms < 0 || wanted(r, nullptr);
+    size_t n = r.devices.size(), first = n > 1 ? r.random() % n : 0;
+    for (bool own : {true, false})
+        for (size_t i = 0; i < n; i++) {
+            device &d = *r.devices[(first + i) % n];
+            bool late = r.lag_ms > 0 && clock::now() - d.touched >= std::chrono::milliseconds(r.lag_ms);
+            if (!has_work(d) || wanted(r, &d) != own || !(any || late))
+                continue;
+            *waits = true;
+            if (step(r, l, d))
+                return true;
+        }
     return false;
 }
 
-/* One operation of this device, else of another: it may wait for that one. */
-bool step_any(runtime &r, lock &l, device &d)
+void work_forever()
 {
+    runtime &r = rt();
+    lock l(r.mutex);
+    auto retry = RETRY;
+    for (;;) {
+        bool waits = false;
+        if (work_once(r, l, &waits)) {
+            retry = RETRY;
+            r.grants -= r.grants > 0;
+            wake(r);
+            continue;
+        }
+        hide_memory(r);
+        get_stuck(r);
+        if (waits) {
+            r.work.wait_for(l, retry);
+            retry = std::min(retry * 2, RETRY_MAX);
+        } else if (r.lag_ms > 0 && std::any_of(r.devices.begin(), r.devices.end(), [](const auto &d) { return has_work(*d); })) {
+            r.work.wait_for(l, std::chrono::milliseconds(1));
+        } else {
+            r.work.wait(l);
+        }
+    }
+}
+
+cudaError_t wait_as(runtime &r, lock &l, waiter &w)
+{
+    device &d = *w.dev;
     d.touched = clock::now();
-    if (r.busy || r.lag_ms < 0)
-        return false;
-    if (step(r, l, d))
-        return true;
-    for (auto &other : r.devices)
-        if (other.get() != &d && step(r, l, *other))
-            return true;
-    return false;
+    r.waiters.push_back(&w);
+    r.work.notify_one();
+    while (check_time(r, d) == cudaSuccess && !w.done())
+        w.woken.wait_for(l, std::chrono::milliseconds(d.faults.empty() ? 100 : 1)); /* faults may come by time */
+    r.waiters.erase(std::find(r.waiters.begin(), r.waiters.end(), &w));
+    return d.sticky;
 }
 
 template <typename P> cudaError_t wait_until(runtime &r, lock &l, device &d, P done)
 {
-    while (check_time(r, d) == cudaSuccess && !done())
-        if (!step_any(r, l, d) && d.sticky == cudaSuccess && !done())
-            r.changed.wait_for(l, PATIENCE);
-    return d.sticky;
+    waiter w = {&d, done, false};
+    d.patience = 1;
+    return check_time(r, d) != cudaSuccess || done() ? d.sticky : wait_as(r, l, w);
 }
 
-/* The thread that goes on with work that no host thread asks for. */
-void work_alone()
+/* Whoever asks again and again gets more and more done in between. */
+template <typename P> cudaError_t ask(runtime &r, lock &l, device &d, P done)
 {
-    runtime &r = rt();
-    lock l(r.mutex);
-    for (;;) {
-        bool ran = false, waits = false;
-        for (auto &d : r.devices)
-            if (r.lag_ms != 0 && !r.busy && has_work(*d)) {
-                waits = true;
-                if (r.lag_ms < 0 || clock::now() - d->touched >= std::chrono::milliseconds(r.lag_ms))
-                    ran |= step(r, l, *d);
-            }
-        hide_memory(r);
-        if (ran)
-            continue;
-        if (waits)
-            r.changed.wait_for(l, r.lag_ms < 0 ? RETRY : std::chrono::milliseconds(1));
-        else
-            r.changed.wait(l);
+    if (!done()) {
+        waiter w = {&d, [&] { return done() || r.grants == 0 || r.stuck; }, true};
+        r.grants = std::max(r.grants, d.patience);
+        r.stuck = false;
+        d.patience = std::min(d.patience * 2, PATIENCE_MAX);
+        wait_as(r, l, w);
     }
+    if (d.sticky != cudaSuccess)
+        return d.sticky;
+    if (!done())
+        return cudaErrorNotReady;
+    d.patience = 1;
+    return cudaSuccess;
 }
 
-/* A kernel, or the fault that was set for it. */
-progress attempt_kernel(device &d, const kernel_launch &launch)
+/* The fault that was set for a kernel, if any: true when there was one. */
+bool fault_instead(device &d)
 {
     runtime &r = rt();
     unsigned slow_us;
@@ -155,15 +191,29 @@ progress attempt_kernel(device &d, const kernel_launch &launch)
                 fail_device(r, d, found.error);
             else
                 d.last->hung = true;
-            return progress::later;
+            return true;
         }
         d.n_kernels++;
         slow_us = r.slow_us;
     }
     if (slow_us > 0)
         usleep(slow_us);
-    set_idle(run_another);
-    fault f = run_kernel(launch);
+    return false;
+}
+
+/* A kernel that waits for memory lets the work of other streams have its turn, and goes on after that. */
+progress attempt_kernel(device &d, const kernel_launch &launch, std::shared_ptr<kernel_run> &run)
+{
+    if (run == nullptr) {
+        if (fault_instead(d))
+            return progress::later;
+        run = kernel_begin(launch);
+    }
+    fault f;
+    if (advance a = kernel_advance(*run, &f); a != advance::ended)
+        return a == advance::some ? progress::more : progress::later;
+    run.reset();
+    runtime &r = rt();
     lock l(r.mutex);
     if (f == fault::none) {
         check_bounds(r, &d, launch.name);
@@ -205,12 +255,10 @@ cudaError_t enqueue(runtime &r, const stream_ref &s, operation op, uint64_t *seq
     if (seq != nullptr)
         *seq = s->issued;
     d.touched = clock::now();
-    if (r.lag_ms != 0) {
-        if (!r.worker_started)
-            std::thread(work_alone).detach();
-        r.worker_started = true;
-    }
-    r.changed.notify_all();
+    if (!r.worker_started)
+        std::thread(work_forever).detach();
+    r.worker_started = true;
+    r.work.notify_one();
     return cudaSuccess;
 }
 
@@ -224,16 +272,20 @@ cudaError_t wait_for_device(runtime &r, lock &l, device &d)
     return wait_until(r, l, d, [&] { return !has_work(d); });
 }
 
-void wait_until_free(runtime &r, lock &l)
+void wake(runtime &r)
 {
-    r.changed.wait(l, [&] { return !r.busy; });
+    for (waiter *w : r.waiters)
+        if (w->dev->sticky != cudaSuccess || w->done())
+            w->woken.notify_one();
+    r.changed.notify_all();
+    r.work.notify_one();
 }
 
 void fail_device(runtime &r, device &d, cudaError_t e)
 {
     if (d.sticky == cudaSuccess)
         d.sticky = e;
-    r.changed.notify_all();
+    wake(r);
 }
 
 cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream)
@@ -246,7 +298,7 @@ cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream)
             return e;
         const char *name = launch.name;
         auto k = std::make_shared<kernel_launch>(std::move(launch));
-        return enqueue(r, s, {name, [k](device &on) { return attempt_kernel(on, *k); }});
+        return enqueue(r, s, {name, [k, run = std::shared_ptr<kernel_run>()](device &on) mutable { return attempt_kernel(on, *k, run); }});
     });
     return cudaGetLastError(); /* an earlier error that nobody fetched comes out here, as after <<<>>> */
 }
@@ -324,7 +376,6 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
     });
 }
 
-/* Every question lets one operation run. */
 cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
     return api([&](runtime &r, lock &l, device &d) {
@@ -335,9 +386,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
             return capture_forbids(s->cap);
         if (cudaError_t e = capture_forbids_unsafe(r); e != cudaSuccess)
             return e;
-        if (s->done < s->issued)
-            step_any(r, l, *s->dev);
-        return s->dev->sticky != cudaSuccess ? s->dev->sticky : s->done >= s->issued ? cudaSuccess : cudaErrorNotReady;
+        return ask(r, l, *s->dev, [&] { return s->done >= s->issued; });
     });
 }
 
@@ -478,10 +527,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
         if (cudaError_t e = capture_forbids_unsafe(r); e != cudaSuccess)
             return e;
         dependency last = ev->last;
-        if (finished(last))
-            return cudaSuccess;
-        step_any(r, l, *ev->dev);
-        return ev->dev->sticky != cudaSuccess ? ev->dev->sticky : finished(last) ? cudaSuccess : cudaErrorNotReady;
+        return ask(r, l, *ev->dev, [&] { return finished(last); });
     });
 }
 
@@ -524,5 +570,5 @@ void emu_hang_stream(cudaStream_t stream, bool hang)
     lock l(r.mutex);
     if (stream_ref s = find_stream(r, current_device(r), stream); s != nullptr)
         s->hung = hang;
-    r.changed.notify_all();
+    wake(r);
 }

@@ -373,6 +373,30 @@ void streaming_loads_and_flags(void **)
     expect_equal(counter, 2 * 32 * 3);
 }
 
+/* Pairs go over whole halves at a time, each half of one store: the reader may see an old half beside a new one, never a torn half. */
+void pairs_of_eight_bytes_come_by_halves(void **)
+{
+    alignas(16) uint64_t pair[2] = {};
+    uint32_t mixed = 0;
+    run(2, 1, 0, [&] {
+        constexpr uint64_t ROUNDS = 50, BOTH = 0x100000001;
+        if (blockIdx.x == 0) {
+            for (uint64_t i = 1; i <= ROUNDS; i++)
+                ptx_st_relaxed_sys_v2(pair, i * BOTH, i * BOTH);
+            return;
+        }
+        for (uint64_t lo = 0, hi = 0; lo != ROUNDS * BOTH || hi != lo;) {
+            uint64_t l, h;
+            ptx_ld_relaxed_sys_v2(pair, l, h);
+            expect(l >= lo && h >= hi && l % BOTH == 0 && h % BOTH == 0);
+            mixed += l != h;
+            lo = l;
+            hi = h;
+        }
+    });
+    expect(mixed > 0);
+}
+
 /* ---- shown to fail */
 
 /* C[64][64] = A[64][96] B[64][96]^T in f16 by 4 warps of 32x32, two stages of 32 columns; `whole` less one of its waits and barriers. */
@@ -522,6 +546,7 @@ int main()
         cmocka_unit_test(lop3_and_prmt_follow_their_tables),
         cmocka_unit_test(conversions_keep_the_order_of_the_pair),
         cmocka_unit_test(streaming_loads_and_flags),
+        cmocka_unit_test(pairs_of_eight_bytes_come_by_halves),
         cmocka_unit_test(a_product_is_right_and_without_any_of_its_waits_and_barriers_wrong),
         cmocka_unit_test(misuse_is_reported),
     };

@@ -394,7 +394,7 @@ void a_question_lets_work_go_on(void **)
     int asked = 0;
     while (cudaEventQuery(e) == cudaErrorNotReady)
         asked++;
-    assert_int_equal(asked, 2);
+    assert_int_equal(asked, 1); /* one operation, then two */
     assert_int_equal(cudaGetLastError(), cudaErrorNotReady); /* an error like any other to cudaGetLastError */
     OK(cudaStreamQuery(s));
     assert_true(read_one(d) == 3);
@@ -576,6 +576,81 @@ void kernels_of_other_streams_run_beside_one_that_waits(void **)
     OK(cudaStreamSynchronize(c));
 }
 
+/* Says how far it is, and waits until the other is so far. */
+__global__ void tell_and_wait(unsigned *own, unsigned told, unsigned *other, unsigned wanted)
+{
+    atomicExch(own, told);
+    while (atomicAdd(other, 0u) < wanted)
+        __nanosleep(100);
+}
+
+/* a1 ends when b1 has begun, b1 when a2 has begun: a GPU does that in whatever order the streams begin. */
+void a_kernel_that_is_done_lets_the_next_begin(void **)
+{
+    for (uint64_t seed = 0; seed < 16; seed++)
+        for (int graphs = 0; graphs < 3; graphs++) {
+            emu_set_order_seed(seed);
+            unsigned *at = device_array<unsigned>(2);
+            cudaStream_t a = new_stream(), b = new_stream();
+            cudaEvent_t e = new_event();
+            cudaGraph_t g;
+            cudaGraphExec_t x = nullptr;
+            OK(cudaMemset(at, 0, 8));
+            OK(cudaDeviceSynchronize());
+            if (graphs > 0)
+                OK(cudaStreamBeginCapture(a, cudaStreamCaptureModeThreadLocal));
+            if (graphs == 2) { /* b's as a branch of a's */
+                OK(cudaEventRecord(e, a));
+                OK(cudaStreamWaitEvent(b, e, 0));
+            }
+            OK(LAUNCH(tell_and_wait, 1, 1, 0, a, at, 1u, at + 1, 1u));
+            OK(LAUNCH(tell_and_wait, 1, 1, 0, a, at, 2u, at + 1, 2u));
+            if (graphs == 2) {
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 1u, at, 2u));
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 2u, at, 2u));
+                OK(cudaEventRecord(e, b));
+                OK(cudaStreamWaitEvent(a, e, 0));
+            }
+            if (graphs > 0) {
+                OK(cudaStreamEndCapture(a, &g));
+                OK(cudaGraphInstantiate(&x, g, 0));
+                OK(cudaGraphLaunch(x, a));
+            }
+            if (graphs < 2) {
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 1u, at, 2u));
+                OK(LAUNCH(tell_and_wait, 1, 1, 0, b, at + 1, 2u, at, 2u));
+            }
+            OK(LAUNCH(tell_and_wait, 1, 1, 0, a, at, 3u, at + 1, 2u));
+            OK(cudaDeviceSynchronize());
+            assert_int_equal(read_one(at), 3);
+            OK(cudaStreamDestroy(a));
+            OK(cudaStreamDestroy(b));
+        }
+}
+
+/* Two pairs of ranks, each rank a thread whose kernels wait for those of the other: no pair may hold up the other, whose next kernel a thread has yet to launch. */
+void kernels_of_threads_wait_for_each_other(void **)
+{
+    constexpr int RANKS = 4, ROUNDS = 40;
+    unsigned *at = device_array<unsigned>(RANKS);
+    std::vector<std::thread> threads;
+    std::atomic<int> failures{0};
+    OK(cudaMemset(at, 0, RANKS * sizeof(*at)));
+    OK(cudaDeviceSynchronize());
+    for (int t = 0; t < RANKS; t++)
+        threads.emplace_back([&, t] {
+            cudaStream_t s;
+            failures += cudaSetDevice(t % 2) != cudaSuccess || cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking) != cudaSuccess;
+            for (unsigned i = 1; i <= ROUNDS; i++) {
+                failures += LAUNCH(tell_and_wait, 1, 1, 0, s, at + t, i, at + (t ^ 1), i) != cudaSuccess;
+                failures += cudaStreamSynchronize(s) != cudaSuccess;
+            }
+        });
+    for (auto &t : threads)
+        t.join();
+    assert_int_equal(failures, 0);
+}
+
 void many_threads_use_it_at_once(void **)
 {
     constexpr int THREADS = 4, ROUNDS = 50;
@@ -666,6 +741,8 @@ int main(int argc, char **argv)
         TEST(waiting_takes_no_core),
         TEST(work_goes_on_when_nobody_asks),
         TEST(kernels_of_other_streams_run_beside_one_that_waits),
+        TEST(a_kernel_that_is_done_lets_the_next_begin),
+        TEST(kernels_of_threads_wait_for_each_other),
         TEST(many_threads_use_it_at_once),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

@@ -1,0 +1,18 @@
+# Programs beside the tests that run.sh needs: racklm-rank, one rank of a group as a process of its own, and racklm-logits on GPUs. _emu ones lie with the other tests,
+# those for a real GPU with the device tests in gpu/.
+if(TARGET racklm-logits-emu)
+    add_executable(racklm-rank-emu ${CMAKE_CURRENT_LIST_DIR}/rank.c)
+    set_target_properties(racklm-rank-emu PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+    target_link_libraries(racklm-rank-emu PRIVATE racklm_device_cuda racklm_comm_nccl racklm_worker racklm_cuda_emu)
+endif()
+if(RACKLM_CUDA_BUILD)
+    add_executable(racklm-logits-cuda ${PROJECT_SOURCE_DIR}/tests/tools/logits.c ${PROJECT_SOURCE_DIR}/tests/tools/runner_group.c)
+    target_compile_definitions(racklm-logits-cuda PRIVATE RUNNER_GROUP_CUDA)
+    add_executable(racklm-rank ${CMAKE_CURRENT_LIST_DIR}/rank.c)
+    foreach(program racklm-logits-cuda racklm-rank)
+        set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/gpu)
+        target_include_directories(${program} SYSTEM PRIVATE ${RACKLM_CUDA_INCLUDE})
+        target_link_libraries(${program} PRIVATE racklm_device_cuda racklm_comm_nccl racklm_worker racklm_cuda CUDA::cudart_static PkgConfig::jansson)
+        add_dependencies(tests_gpu_device ${program})
+    endforeach()
+endif()
