@@ -415,11 +415,11 @@ PTX void ptx_ld_relaxed_sys_v2(const void *p, uint64_t &lo, uint64_t &hi)
 }
 PTX void ptx_st_relaxed_sys_v2(void *p, uint64_t lo, uint64_t hi)
 {
-    uint64_t *q = (uint64_t *)p;
-    __atomic_store_n(q + 1, hi, __ATOMIC_RELAXED);
+    uint64_t *q = (uint64_t *)p, v[2] = {lo, hi}, first = ((uintptr_t)p >> 4 ^ hi >> 32) & 1; /* now this one, now that */
+    __atomic_store_n(q + first, v[first], __ATOMIC_RELAXED);
     emu::wrote();
     emu::yield(); /* somebody may look in between */
-    __atomic_store_n(q, lo, __ATOMIC_RELAXED);
+    __atomic_store_n(q + 1 - first, v[1 - first], __ATOMIC_RELAXED);
     emu::wrote();
 }
 #else

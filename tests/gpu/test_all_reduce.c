@@ -232,6 +232,40 @@ static void add_norm_buffers(struct world *w, enum cuda_type type, uint32_t n_to
     }
 }
 
+/* Words of 8 bytes in a mailbox whose upper half is this number. */
+static size_t numbered(const struct world *w, uint32_t rank, uint32_t step)
+{
+    size_t n = cuda_peers_mail_bytes(w->n, FLOATS_MAX) / 8, found = 0;
+    uint64_t *words = malloc(n * 8);
+    OK(cudaMemcpy(words, w->peers[rank].mail[rank], n * 8, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++)
+        found += words[i] >> 32 == step;
+    free(words);
+    return found;
+}
+
+/* A slow rank may still be reading what call k brought while the others make call k + 1. */
+static void a_call_leaves_what_the_one_before_it_brought(void **state)
+{
+    (void)state;
+    enum { DIM = 1032 };
+    struct world w;
+    size_t before[3];
+    world_init(&w, 3, 1);
+    add_norm_buffers(&w, CUDA_F32, 2, DIM, true);
+    for (uint32_t step = 1; step <= 3; step++) {
+        OK(cuda_all_reduce(w.peers, w.calls, w.n, 2, DIM, w.stream));
+        OK(cudaStreamSynchronize(w.stream));
+        for (uint32_t r = 0; r < 3; r++) {
+            if (step > 1)
+                assert_int_equal(numbered(&w, r, step - 1), before[r]);
+            before[r] = numbered(&w, r, step);
+            assert_true(before[r] >= 2 * 2 * DIM); /* from two peers, two tokens */
+        }
+    }
+    world_deinit(&w);
+}
+
 static void check_norm(struct world *w, uint32_t n_tok, uint32_t dim, bool residual)
 {
     static const double tolerance[] = {[CUDA_F32] = 4e-6, [CUDA_F16] = 1.0 / 1024, [CUDA_BF16] = 1.0 / 128}; /* of a value: some roundings; half an ulp doubled */
@@ -408,9 +442,11 @@ static void a_rank_that_never_comes_ends_the_wait(void **state)
             w.peers[r].spin_ns = 1000 * NS_PER_S;
         }
         t0 = clock_ns();
+        assert_int_equal(numbered(&w, n - 1, 2), (n - 1) * 1032); /* what was sent to the one that did not come */
         OK(cuda_all_reduce(w.peers, w.calls, n - 1, 1, 1032, w.stream));
         OK(cudaStreamSynchronize(w.stream));
         assert_true(clock_ns() - t0 < 500 * NS_PER_S);
+        assert_int_equal(numbered(&w, n - 1, 3), 0); /* nothing is sent any more */
         for (uint32_t r = 0; r < n; r++) {
             OK(cudaFree(w.calls[r].x));
             w.calls[r].x = NULL;
@@ -535,6 +571,7 @@ int main(void)
         cmocka_unit_test(shapes_that_fit),
         cmocka_unit_test(sums_are_those_of_the_ranks_in_order),
         cmocka_unit_test(gathered_parts_have_the_same_sum),
+        cmocka_unit_test(a_call_leaves_what_the_one_before_it_brought),
         cmocka_unit_test(numbers_of_calls_may_wrap),
         cmocka_unit_test(residual_and_norm_follow),
         cmocka_unit_test(tokens_do_not_know_of_each_other),
