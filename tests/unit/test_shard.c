@@ -197,6 +197,60 @@ static void every_row_is_held_by_exactly_the_ranks_that_need_it(void **state)
     }
 }
 
+/* Every column of o and down that a rank makes itself (its heads, its ffn columns, from the definition) lies in what it loads; what it loads begins and ends at
+ * blocks, and goes beyond its own by less than one. Other matrices keep all columns, and everything but o and down is cut as ever. */
+static void inputs_are_cut_at_whole_blocks_around_what_a_rank_makes(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_LEN(models); i++) {
+        struct model m;
+        open_model(&models[i], &m);
+        const struct hparams *hp = &m.hp;
+        for (uint32_t tp = 1; tp <= MIN(hp->n_heads, 8u); tp++) {
+            struct shard_split rows_split, split;
+            assert_int_equal(shard_split_init(hp, tp, 1, NULL, 0, NULL, 0, &rows_split), ERR_OK);
+            split = rows_split;
+            split.cut = SHARD_CUT_INPUTS;
+            for (uint64_t t = 0; t < m.g->n_tensors; t++) {
+                const struct gguf_tensor *g = &m.g->tensors[t];
+                bool o = strstr(g->name, ".attn_output.weight") != NULL, down = strstr(g->name, ".ffn_down.weight") != NULL;
+                uint32_t unit = quant_traits[g->type].block_elems, len = (uint32_t)g->ne[0], reached = 0;
+                for (uint32_t r = 0; r < tp; r++) {
+                    struct shard_range rows, cols, was;
+                    struct shard_rank own;
+                    shard_tensor_slice(hp, &split, g, r, 0, &rows, &cols);
+                    shard_tensor_rows(hp, &rows_split, g, r, 0, &was);
+                    shard_rank(hp, &split, r, &own);
+                    if (!o && !down) {
+                        bool ffn = strstr(g->name, ".ffn_gate.") || strstr(g->name, ".ffn_up."); /* cut in other units */
+                        bool o_bias = strstr(g->name, ".attn_output.bias") != NULL;              /* whole: of the sum */
+                        if (o_bias)
+                            assert_true(rows.first == 0 && rows.n == g->ne[0]);
+                        else
+                            assert_true(ffn || (rows.first == was.first && rows.n == was.n));
+                        assert_true(g->n_dims == 1 || rows.n == 0 || (cols.first == 0 && cols.n == len));
+                        continue;
+                    }
+                    uint32_t first = o ? own.heads.first * hp->head_dim_v : own.ffn.first, n = o ? own.heads.n * hp->head_dim_v : own.ffn.n;
+                    assert_int_equal(first, reached); /* own columns follow each other without a gap */
+                    reached = first + n;
+                    if (n == 0) {
+                        assert_int_equal(rows.n, 0);
+                        continue;
+                    }
+                    assert_int_equal(rows.n, g->ne[1]);
+                    assert_true(cols.first <= first && cols.first + cols.n >= first + n && cols.first + cols.n <= len);
+                    assert_true(cols.first % unit == 0 && (cols.first + cols.n) % unit == 0);
+                    assert_true(first - cols.first < unit && cols.first + cols.n - (first + n) < unit);
+                }
+                if (o || down)
+                    assert_int_equal(reached, len);
+            }
+        }
+        close_model(&m);
+    }
+}
+
 static void given_layers_are_taken_and_even_ones_favour_the_first(void **state)
 {
     (void)state;
@@ -337,6 +391,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(q8_0_kv_needs_whole_blocks),
         cmocka_unit_test(every_row_is_held_by_exactly_the_ranks_that_need_it),
+        cmocka_unit_test(inputs_are_cut_at_whole_blocks_around_what_a_rank_makes),
         cmocka_unit_test(given_layers_are_taken_and_even_ones_favour_the_first),
         cmocka_unit_test(shares_round_as_promised),
         cmocka_unit_test(kv_blocks_are_counted_by_type),
