@@ -51,7 +51,7 @@ struct device_ops {
     enum err (*load)(struct device *d, const struct gguf *g, weights_progress_fn *progress, void *arg);
     enum err (*prepare)(struct device *d, const struct device_sizes *s);
     enum err (*comm_create)(struct device *d, const struct comm_config *cfg, struct comm **out, struct comm_addr *own);
-    void (*forget_comm)(struct device *d); /* NULL: nothing to do */
+    void (*set_comm)(struct device *d, struct comm *c); /* NULL: nothing to do but remember it */
     void (*reset)(struct device *d);
     enum err (*setup)(struct device *d, uint32_t slot, const struct slot *sl); /* NULL: nothing to do */
     enum err (*forward)(struct device *d, const struct batch *b);
@@ -108,8 +108,8 @@ static inline enum err device_comm_create(struct device *d, const struct comm_co
 }
 static inline void device_set_comm(struct device *d, struct comm *c)
 {
-    if (d->ops->forget_comm)
-        d->ops->forget_comm(d); /* what was captured with the old one */
+    if (d->ops->set_comm)
+        d->ops->set_comm(d, c);
     d->comm = c;
 }
 /* A new epoch: what was kept of slots is void. */

@@ -309,7 +309,8 @@ static enum err prepare(struct device *d, const struct device_sizes *s)
     }
     LOG(INFO, WORKER, "GPU memory", "weights=%llu kv=%zu buffers=%llu workspace=%zu kernels=\"%s\"", (unsigned long long)c->w.planned_bytes, c->kv.bytes,
         (unsigned long long)d->info.activation_bytes, c->workspace_bytes, cuda_context_describe(c->kernels));
-    return device_cuda_wait(c);
+    TRY(device_cuda_wait(c));
+    return c->tp * d->cfg.split->pp == 1 ? device_cuda_warm(c) : ERR_OK; /* else with the communicator */
 }
 
 static enum err comm_create(struct device *d, const struct comm_config *cfg, struct comm **out, struct comm_addr *own)
@@ -326,11 +327,17 @@ static void reset(struct device *d)
     c->n_put = c->n_begun = c->begun_first = 0;
 }
 
-static void forget_comm(struct device *d)
+/* The graphs hold the old one's operations. A failure to capture is one of the first step, too, which says so. */
+static void set_comm(struct device *d, struct comm *comm)
 {
     struct cuda *c = cuda_of(d);
     c->pass_waits = c->head_waits = false;
+    if (c->tp * d->cfg.split->pp == 1)
+        return;
     device_cuda_graphs_destroy(c);
+    d->comm = comm;
+    if (comm)
+        device_cuda_warm(c);
 }
 
 static void destroy(struct device *d)
@@ -365,7 +372,7 @@ static void destroy(struct device *d)
 }
 
 static const struct device_ops ops = {
-    .destroy = destroy, .plan = plan, .reserve_bytes = reserve_bytes, .load = load, .prepare = prepare, .comm_create = comm_create, .forget_comm = forget_comm, .reset = reset,
+    .destroy = destroy, .plan = plan, .reserve_bytes = reserve_bytes, .load = load, .prepare = prepare, .comm_create = comm_create, .set_comm = set_comm, .reset = reset,
     .forward = device_cuda_forward, .put_row = device_cuda_put_row, .keep = device_cuda_keep, .put_kept = device_cuda_put_kept,
     .head = device_cuda_head, .logits = device_cuda_logits, .sample = device_cuda_sample,
     .sample_begin = device_cuda_sample_begin, .sample_ready = device_cuda_sample_ready, .sample_end = device_cuda_sample_end, .setup = device_cuda_setup,

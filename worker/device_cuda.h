@@ -155,7 +155,7 @@ struct cuda_input {
     uint32_t n, k;
     float *x;           /* NORM: residual; ROWS: [n][stride]; SWIGLU: gate [n][stride] */
     const float *up;    /* SWIGLU */
-    const float *add;   /* NORM: added to x first, or NULL */
+    float *add;         /* NORM: added to x first (over all ranks), or NULL; overwritten */
     const float *norm;  /* NORM */
     size_t stride;
     void *act;          /* where it is made */
@@ -177,6 +177,8 @@ enum err device_cuda_launch_whole(struct cuda *c, bool *done);
 /* Puts the head's and the sampling's work over rows 0 .. n - 1 into the stream; captured in graphs, so that n may be a bound (padding rows say so). */
 enum err device_cuda_enqueue_head(struct cuda *c, uint32_t n);
 enum err device_cuda_enqueue_sample(struct cuda *c, uint32_t n);
+/* Captures the graphs of every number of sequences for short contexts, so that the first steps need not; longer ones come when they are wanted. */
+enum err device_cuda_warm(struct cuda *c);
 /* Rows that were put since the last batch, or the last head, out of the residual. */
 enum err device_cuda_gather(struct cuda *c);
 static inline struct cuda_step_block *cuda_last_block(struct cuda *c)

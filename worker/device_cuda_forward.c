@@ -17,12 +17,22 @@ enum { NO_TOKEN = 0xffffffff, CTX_STEP = 256 };
 
 /* ---- matrices with one input */
 
+/* x += what o or down gave, summed over the ranks of the stage; then, where norm is given, act = its norm. */
+static enum err add_and_norm(struct cuda *c, float *x, float *add, const float *norm, uint32_t n, const struct cuda_act *act)
+{
+    const struct hparams *hp = c->d.cfg.hp;
+    if (add && c->tp > 1)
+        return comm_nccl_all_reduce_norm(c->d.comm, add, x, norm, hp->norm_eps, n, hp->dim, act, c->stream);
+    TRY_CUDA(cuda_add_norm(x, add, norm, hp->norm_eps, n, hp->dim, act, c->stream));
+    return ERR_OK;
+}
+
 enum err device_cuda_make_input(struct cuda *c, struct cuda_input *in, enum cuda_type type, struct cuda_act *act)
 {
     *act = (struct cuda_act){.type = type, .n = in->n, .k = in->k, .x = in->act, .scale = type == CUDA_F16 ? in->scale : NULL};
     switch (in->from) {
     case CUDA_INPUT_NORM:
-        TRY_CUDA(cuda_add_norm(in->x, in->add, in->norm, c->d.cfg.hp->norm_eps, in->n, in->k, act, c->stream));
+        TRY(add_and_norm(c, in->x, in->add, in->norm, in->n, act));
         in->add = NULL; /* once */
         break;
     case CUDA_INPUT_ROWS:
@@ -56,7 +66,7 @@ enum err device_cuda_project(struct cuda *c, struct cuda_input *in, const struct
         TRY_CUDA(cuda_matmul(c->kernels, m, n, &act, c->stream));
     }
     if (in->from == CUDA_INPUT_NORM && in->add) /* this rank has no row of any: the residual goes on all the same */
-        TRY_CUDA(cuda_add_norm(in->x, in->add, NULL, 0, in->n, in->k, NULL, c->stream));
+        TRY(add_and_norm(c, in->x, in->add, NULL, in->n, NULL));
     return ERR_OK;
 }
 
@@ -67,17 +77,15 @@ static uint32_t cols_at(const struct kernels_weight *w, uint32_t skip, uint32_t 
     return skip - first % quant_traits[w->type].block_elems;
 }
 
-/* out = w times the input, summed over the ranks of the stage. */
-static enum err project_and_sum(struct cuda *c, struct cuda_input *in, const struct kernels_weight *w, const float *bias)
+/* y = this rank's part of w times the input; who adds it to the residual sums it over the ranks. */
+static enum err project_part(struct cuda *c, struct cuda_input *in, const struct kernels_weight *w, const float *bias)
 {
     uint32_t dim = c->d.cfg.hp->dim;
     struct cuda_output o = {w, c->d.cfg.tp_rank == 0 ? bias : NULL, c->y, dim};
-    if (w->rows == 0) {
-        TRY_CUDA(cudaMemsetAsync(c->y, 0, (size_t)in->n * dim * sizeof(float), c->stream));
-    } else {
-        TRY(device_cuda_project(c, in, &o, 1));
-    }
-    return c->tp > 1 ? comm_nccl_all_reduce(c->d.comm, c->y, (size_t)in->n * dim, c->stream) : ERR_OK;
+    if (w->rows > 0)
+        return device_cuda_project(c, in, &o, 1);
+    TRY_CUDA(cudaMemsetAsync(c->y, 0, (size_t)in->n * dim * sizeof(float), c->stream));
+    return ERR_OK;
 }
 
 /* ---- the stage */
@@ -108,7 +116,7 @@ static enum err attend(struct cuda *c, const struct cuda_pass *p, uint32_t layer
     return ERR_OK;
 }
 
-static enum err run_layer(struct cuda *c, const struct cuda_pass *p, uint32_t layer, const float *add)
+static enum err run_layer(struct cuda *c, const struct cuda_pass *p, uint32_t layer, float *add)
 {
     const struct hparams *hp = c->d.cfg.hp;
     const struct weights_layer *L = &c->w.layers[layer];
@@ -120,7 +128,7 @@ static enum err run_layer(struct cuda *c, const struct cuda_pass *p, uint32_t la
     TRY(attend(c, p, layer));
     in = (struct cuda_input){.from = CUDA_INPUT_ROWS, .n = p->n_tok, .k = L->o.cols, .stride = c->o_cols, .act = c->a, .scale = c->a_scale,
                         .x = c->attn + cols_at(&L->o, c->o_skip, c->own.heads.first * hp->head_dim_v)};
-    TRY(project_and_sum(c, &in, &L->o, L->o_bias));
+    TRY(project_part(c, &in, &L->o, L->o_bias));
 
     in = (struct cuda_input){.from = CUDA_INPUT_NORM, .n = p->n_tok, .k = hp->dim, .x = c->x, .add = c->y, .norm = L->ffn_norm, .act = c->h, .scale = c->h_scale};
     const struct cuda_output ffn[] = {{&L->gate, NULL, c->gate + c->down_skip, c->down_cols}, {&L->up, NULL, c->up + c->down_skip, c->down_cols}};
@@ -128,7 +136,7 @@ static enum err run_layer(struct cuda *c, const struct cuda_pass *p, uint32_t la
     uint32_t at = cols_at(&L->down, c->down_skip, c->own.ffn.first);
     in = (struct cuda_input){.from = CUDA_INPUT_SWIGLU, .n = p->n_tok, .k = L->down.cols, .x = c->gate + at, .up = c->up + at, .stride = c->down_cols, .act = c->a,
                         .scale = c->a_scale};
-    return project_and_sum(c, &in, &L->down, NULL);
+    return project_part(c, &in, &L->down, NULL);
 }
 
 static enum err enter_stage(struct cuda *c, const struct cuda_pass *p)
@@ -155,7 +163,7 @@ static enum err enqueue_pass(struct cuda *c, const struct cuda_pass *p)
     TRY(enter_stage(c, p));
     for (uint32_t l = 0; l < c->w.n_layers; l++)
         TRY(run_layer(c, p, l, l ? c->y : NULL));
-    TRY_CUDA(cuda_add_norm(c->x, c->y, NULL, 0, p->n_tok, hp->dim, NULL, c->stream));
+    TRY(add_and_norm(c, c->x, c->y, NULL, p->n_tok, NULL));
     if (cuda_last_stage(c))
         return ERR_OK;
     return comm_nccl_send(c->d.comm, c->world_rank + c->tp, c->x, (size_t)p->n_tok * hp->dim * sizeof(float), c->stream);
@@ -313,6 +321,18 @@ enum err device_cuda_launch_whole(struct cuda *c, bool *done)
     c->head_waits = false;
     c->n_put = 0;
     return launch_graph(c, true);
+}
+
+enum err device_cuda_warm(struct cuda *c)
+{
+    bool last = cuda_last_stage(c);
+    uint32_t most = MIN(MIN(c->sizes.max_seqs, c->sizes.batch_cap), last ? c->sizes.rows_cap : UINT32_MAX);
+    for (uint32_t i = 0; c->use_graphs && i < CUDA_GRAPH_TOKENS && 1u << i <= most; i++) {
+        struct cuda_pass p = {.n_tok = 1u << i, .n_alone = 1u << i, .ctx_max = MIN((uint32_t)CTX_STEP, ROUND_UP(c->sizes.ctx, (uint32_t)CTX_STEP))};
+        if (!c->graph[last][i][0])
+            TRY(capture(c, &p, last, &c->graph[last][i][0]));
+    }
+    return ERR_OK;
 }
 
 static bool fits_graph(const struct cuda *c, const struct cuda_pass *p)

@@ -65,10 +65,7 @@ static enum err load(struct rank *r)
     if (!rc.kernels)
         return err_set(ERR_INVALID, "no backend %s", c->backend);
     TRY(runner_create(&rc, &r->runner));
-    TRY(make_comm(r));
-    if (c->tp * c->pp > 1 || !c->n_gpus)
-        runner_set_comm(r->runner, r->comm);
-    return ERR_OK;
+    return make_comm(r);
 }
 
 static void keep_error(struct rank *r, enum err e)
@@ -81,8 +78,11 @@ static void keep_error(struct rank *r, enum err e)
 static enum err step(struct rank *r)
 {
     uint64_t deadline = clock_ns() + 300 * NS_PER_S;
-    if (!r->connected)
+    if (!r->connected) {
         TRY(comm_connect(r->comm, r->g->addresses, deadline));
+        if (r->g->n > 1 || !r->g->cfg.n_gpus)
+            runner_set_comm(r->runner, r->comm);
+    }
     r->connected = true;
     comm_set_deadline(r->comm, deadline);
     for (uint32_t i = 0; i < r->g->n_steps; i++) {
