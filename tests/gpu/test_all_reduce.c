@@ -98,9 +98,14 @@ static void world_deinit(struct world *w)
     free(w->weights);
 }
 
+/* What stands behind a part has to stay. */
+static const float beyond[3] = {12345, 12346, 12347};
+
 static void fill_parts(struct world *w, size_t count)
 {
     for (uint32_t r = 0; r < w->n; r++) {
+        if (count + ARRAY_LEN(beyond) <= FLOATS_MAX)
+            OK(cudaMemcpy(w->calls[r].part + count, beyond, sizeof(beyond), cudaMemcpyHostToDevice));
         for (size_t i = 0; i < count; i++)
             w->host[r][i] = random_float();
         OK(cudaMemcpy(w->calls[r].part, w->host[r], count * sizeof(float), cudaMemcpyHostToDevice));
@@ -126,6 +131,10 @@ static void check_sums(struct world *w, size_t count)
                 fail_msg("rank %u of %u, %zu values, number %zu: %a, not %a", r, w->n, count, i, (double)got[i], (double)want);
         }
         assert_int_equal(w->words[2 * r + 1], CUDA_PEERS_OK);
+        if (count + ARRAY_LEN(beyond) <= FLOATS_MAX) {
+            OK(cudaMemcpy(got, w->calls[r].part + count, MIN(count, ARRAY_LEN(beyond)) * sizeof(float), cudaMemcpyDeviceToHost));
+            assert_memory_equal(got, beyond, MIN(count, ARRAY_LEN(beyond)) * sizeof(float));
+        }
     }
     free(got);
 }
