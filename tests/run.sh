@@ -141,7 +141,7 @@ ptxas_table() {
     fi
     local which=(--today)
     [ "$full" = 0 ] || which=()
-    python3 tests/gpu/ptxas.py "${which[@]}" --ptx && echo "1 passed, 0 failed"
+    python3 tests/gpu/ptxas.py "${which[@]}" --ptx
 }
 
 end_to_end() { # PYTEST_OPTIONS...: two files at a time

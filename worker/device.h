@@ -23,6 +23,7 @@ struct device_config {
     struct pool *pool;
     const struct kernels *kernels; /* of the CPU */
     int32_t cuda_ordinal;          /* of the GPU; -1: the CPU */
+    enum kv_type kv_type;
     bool deterministic;            /* GPU: a token's results have the same bits in any batch (the CPU's always have) */
     uint64_t memory_bytes;         /* budget of this worker; 0: no limit (GPU: what is free) */
     void (*tick)(void *);          /* now and then, by the thread that uses the device, while it works; may be NULL */

@@ -256,8 +256,6 @@ static enum err load(struct device *d, const struct gguf *g, weights_progress_fn
 
 static enum err make_kv(struct cuda *c, const struct device_sizes *s)
 {
-    if (s->kv_type == KV_F32)
-        return err_set(ERR_UNSUPPORTED, "an f32 KV cache is for CPU workers: f16, bf16, q8_0 and fp8 are for GPUs (--kv-type)");
     TRY(kv_pool_layout(&c->kv, c->d.cfg.hp, c->own.kv_heads.n, c->w.n_layers, s->kv_type, s->kv_blocks));
     TRY_CUDA(cudaMalloc((void **)&c->kv_mem, MAX(c->kv.bytes, (size_t)CUDA_ALIGN)));
     c->kv.map = c->kv_mem;
@@ -431,6 +429,8 @@ static enum err open_gpu(struct cuda *c)
 enum err device_cuda_create(const struct device_config *cfg, struct device **out)
 {
     ASSERT(cfg->pool && cfg->split->cut == SHARD_CUT_INPUTS);
+    if (cfg->kv_type == KV_F32)
+        return err_set(ERR_UNSUPPORTED, "an f32 KV cache is for CPU workers: f16, bf16, q8_0 and fp8 are for GPUs (--kv-type)");
     struct cuda *c = calloc(1, sizeof(*c));
     if (!c)
         return err_set(ERR_NOMEM, "out of memory for a device");

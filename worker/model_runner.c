@@ -186,7 +186,7 @@ static enum err load(struct runner *r, const struct gguf *g)
     TRY(shard_kv_check(&r->hp, c->kv_type)); /* before minutes of loading */
     struct device_config dc = {.hp = &r->hp, .split = &r->split, .tp_rank = c->tp_rank, .stage = c->stage, .pool = r->pool, .kernels = c->kernels,
                                .cuda_ordinal = c->use_cuda ? (int32_t)c->cuda_ordinal : -1, .deterministic = c->deterministic,
-                               .memory_bytes = c->memory_bytes, .tick = c->tick, .tick_arg = c->tick_arg};
+                               .kv_type = c->kv_type, .memory_bytes = c->memory_bytes, .tick = c->tick, .tick_arg = c->tick_arg};
     struct device_sizes sizes = step_sizes(r);
     TRY(device_create(&dc, &r->device));
     TRY(device_plan(r->device, g));
