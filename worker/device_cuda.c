@@ -313,7 +313,7 @@ static enum err prepare(struct device *d, const struct device_sizes *s)
 
 static enum err comm_create(struct device *d, const struct comm_config *cfg, struct comm **out, struct comm_addr *own)
 {
-    struct comm_nccl_config nc = {.comm = *cfg, .device = d->cfg.cuda_ordinal};
+    struct comm_nccl_config nc = {.comm = *cfg, .device = d->cfg.cuda_ordinal, .deterministic = d->cfg.deterministic};
     return comm_nccl_create(&nc, out, own);
 }
 

@@ -44,7 +44,7 @@ static enum err make_comm(struct rank *r)
     TRY(comm_local_create(r->g->hub, r->world_rank, &local));
 #ifdef RUNNER_GROUP_CUDA
     if (c->n_gpus) {
-        struct comm_nccl_config nc = {.comm = {.rank = r->world_rank, .tp = c->tp, .pp = c->pp}, .device = (int)(r->world_rank % c->n_gpus), .inner = local};
+        struct comm_nccl_config nc = {.comm = {.rank = r->world_rank, .tp = c->tp, .pp = c->pp}, .device = (int)(r->world_rank % c->n_gpus), .inner = local, .deterministic = c->deterministic};
         return comm_nccl_create(&nc, &r->comm, &r->address);
     }
 #endif
