@@ -15,3 +15,5 @@ target_link_libraries(tests_runner_group_emu PUBLIC racklm_device_cuda racklm_co
 add_executable(racklm-logits-emu ${PROJECT_SOURCE_DIR}/tests/tools/logits.c)
 set_target_properties(racklm-logits-emu PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 target_link_libraries(racklm-logits-emu PRIVATE racklm_device_cuda tests_runner_group_emu PkgConfig::jansson)
+
+racklm_test(test_device_cuda_emu LABEL gpu SOURCES ${PROJECT_SOURCE_DIR}/tests/gpu/test_device_cuda.c LIBS racklm_device_cuda racklm_comm_nccl racklm_worker racklm_cuda_emu)
