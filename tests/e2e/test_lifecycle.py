@@ -68,11 +68,18 @@ def listening(pid):
     return found
 
 
+def lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:  # gone, perhaps while it was being read
+        return False
+
+
 def gone(pids):
     deadline = time.time() + PATIENCE_S
     left = pids
     while left and time.time() < deadline:
-        left = [p for p in left if os.path.exists(f"/proc/{p}") and Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"]
+        left = [p for p in left if lives(p)]
         time.sleep(0.02)
     return not left
 
