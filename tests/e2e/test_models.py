@@ -115,7 +115,7 @@ def test_health_metrics_and_the_command_tell_them_apart(three):
 @pytest.mark.sanitizer
 def test_a_loss_is_felt_by_its_own_model_only(three):
     """What each says undisturbed is what it says beside a loss, and through its own: "wide" is the model of "deep", cut otherwise."""
-    n = 40 if SANITIZED else 400
+    n = 160 if SANITIZED else 400
     body = {"prompt": PROMPT, "max_tokens": n, "temperature": 0, "ignore_eos": True}
     before = {m: Stream(three, {**body, "model": m}).result(300)[0] for m in ["deep", "tiny"]}
     for victim in ["wide"] if SANITIZED else ["wide", "tiny"]:
