@@ -52,8 +52,9 @@ struct device_ops {
     enum err (*load)(struct device *d, const struct gguf *g, weights_progress_fn *progress, void *arg);
     enum err (*prepare)(struct device *d, const struct device_sizes *s);
     enum err (*comm_create)(struct device *d, const struct comm_config *cfg, struct comm **out, struct comm_addr *own);
-    void (*set_comm)(struct device *d, struct comm *c); /* NULL: nothing to do but remember it */
-    void (*reset)(struct device *d);
+    enum err (*set_comm)(struct device *d, struct comm *c); /* NULL: nothing to do but remember it */
+    enum err (*reset)(struct device *d);
+    enum err (*flush)(struct device *d); /* NULL: nothing ever waits */
     enum err (*setup)(struct device *d, uint32_t slot, const struct slot *sl); /* NULL: nothing to do */
     enum err (*forward)(struct device *d, const struct batch *b);
     void (*put_row)(struct device *d, uint32_t row, uint32_t tok);
@@ -107,16 +108,15 @@ static inline enum err device_comm_create(struct device *d, const struct comm_co
 {
     return d->ops->comm_create(d, cfg, out, own);
 }
-static inline void device_set_comm(struct device *d, struct comm *c)
+static inline enum err device_set_comm(struct device *d, struct comm *c)
 {
-    if (d->ops->set_comm)
-        d->ops->set_comm(d, c);
     d->comm = c;
+    return d->ops->set_comm ? d->ops->set_comm(d, c) : ERR_OK;
 }
-/* A new epoch: what was kept of slots is void. */
-static inline void device_reset(struct device *d)
+/* A new epoch: what was kept of slots is void. ERR_DEVICE: a GPU does not come to its end. */
+static inline enum err device_reset(struct device *d)
 {
-    d->ops->reset(d);
+    return d->ops->reset(d);
 }
 /* A slot was set up (last stage): a device that samples by itself keeps its own account of it. */
 static inline enum err device_setup(struct device *d, uint32_t slot, const struct slot *sl)
@@ -128,6 +128,12 @@ static inline enum err device_setup(struct device *d, uint32_t slot, const struc
 static inline enum err device_forward(struct device *d, const struct batch *b)
 {
     return d->ops->forward(d, b);
+}
+/* The batch just run is under way at the latest now: other ranks may wait for what this one sends. For the last batch of a step of which no row goes through the
+ * head, on every rank. */
+static inline enum err device_flush(struct device *d)
+{
+    return d->ops->flush ? d->ops->flush(d) : ERR_OK;
 }
 /* Last stage: head row `row` becomes the state of token `tok` of the batch just run; or the state kept for a slot. Valid until device_head. */
 static inline void device_put_row(struct device *d, uint32_t row, uint32_t tok)

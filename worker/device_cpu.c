@@ -87,9 +87,10 @@ static enum err comm_create(struct device *d, const struct comm_config *cfg, str
     return comm_ucx_create(cfg, out, own);
 }
 
-static void reset(struct device *d)
+static enum err reset(struct device *d)
 {
     (void)d;
+    return ERR_OK;
 }
 
 static enum err forward(struct device *d, const struct batch *b)

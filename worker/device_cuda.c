@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { WAIT_SPIN_US = 200, WAIT_SLEEP_US = 50, WAIT_LIMIT_S = 120, COMPUTE_MIN = 80 };
+enum { WAIT_SPIN_US = 200, WAIT_SLEEP_US = 50, WAIT_LIMIT_S = 120, SETTLE_LIMIT_S = 5, COMPUTE_MIN = 80, VOCAB_MAX = 1 << 20 };
 
 /* ---- errors and waiting */
 
@@ -225,9 +225,21 @@ static void input_cols(struct cuda *c, const struct gguf *g)
     c->down_skip = c->own.ffn.first - d_begin;
 }
 
+/* What the kernels cannot do, which a CPU can. */
+static enum err check_shape(const struct hparams *hp)
+{
+    if (hp->dim % 8 || hp->head_dim % 8 || hp->head_dim_v % 8 || hp->ffn_dim % 8)
+        return err_set(ERR_UNSUPPORTED, "GPU workers take sizes that are multiples of 8: the model has %u dimensions, heads of %u and %u, a feed-forward of %u (--backend cpu)",
+                       hp->dim, hp->head_dim, hp->head_dim_v, hp->ffn_dim);
+    if (hp->vocab > VOCAB_MAX)
+        return err_set(ERR_UNSUPPORTED, "GPU workers sample from up to %d tokens, the model has %u (--backend cpu)", VOCAB_MAX, hp->vocab);
+    return ERR_OK;
+}
+
 static enum err plan(struct device *d, const struct gguf *g)
 {
     struct cuda *c = cuda_of(d);
+    TRY(check_shape(d->cfg.hp));
     TRY(weights_plan(g, d->cfg.hp, d->cfg.split, d->cfg.tp_rank, d->cfg.stage, cuda_weight_bytes, &c->w));
     d->info.weights_bytes_planned = c->w.planned_bytes;
     d->info.file_bytes = c->w.file_bytes;
@@ -307,7 +319,7 @@ static enum err prepare(struct device *d, const struct device_sizes *s)
     }
     LOG(INFO, WORKER, "GPU memory", "weights=%llu kv=%zu buffers=%llu workspace=%zu kernels=\"%s\"", (unsigned long long)c->w.planned_bytes, c->kv.bytes,
         (unsigned long long)d->info.activation_bytes, c->workspace_bytes, cuda_context_describe(c->kernels));
-    TRY(device_cuda_wait(c));
+    TRY_CUDA(cudaDeviceSynchronize()); /* what set the kernels' workspace up had a stream of its own */
     return c->tp * d->cfg.split->pp == 1 ? device_cuda_warm(c) : ERR_OK; /* else with the communicator */
 }
 
@@ -317,32 +329,58 @@ static enum err comm_create(struct device *d, const struct comm_config *cfg, str
     return comm_nccl_create(&nc, out, own);
 }
 
-static void reset(struct device *d)
+/* Everything in the stream is done, or the GPU hangs. */
+static enum err settle(struct cuda *c)
 {
-    struct cuda *c = cuda_of(d);
-    cudaStreamSynchronize(c->stream); /* what an epoch left behind; its collectives have been aborted */
-    memset(c->known, 0, c->sizes.max_seqs * sizeof(*c->known));
-    c->n_put = c->n_begun = c->begun_first = 0;
+    uint64_t t0 = clock_ns();
+    TRY_CUDA(cudaEventRecord(c->done, c->stream));
+    for (;;) {
+        cudaError_t e = device_cuda_query(c->done);
+        if (e == cudaSuccess)
+            return ERR_OK;
+        if (e != cudaErrorNotReady)
+            return device_cuda_error(e, "cudaEventQuery(reset)");
+        if (clock_ns() - t0 > SETTLE_LIMIT_S * NS_PER_S)
+            return err_set(ERR_DEVICE, "GPU %d does not end what it was given", c->d.cfg.cuda_ordinal);
+        struct timespec ts = {0, WAIT_SLEEP_US * 1000l};
+        nanosleep(&ts, NULL);
+    }
 }
 
-/* The graphs hold the old one's operations. A failure to capture is one of the first step, too, which says so. */
-static void set_comm(struct device *d, struct comm *comm)
+static enum err reset(struct device *d)
 {
     struct cuda *c = cuda_of(d);
+    TRY(settle(c)); /* what an epoch left behind; its collectives have been aborted */
+    memset(c->known, 0, c->sizes.max_seqs * sizeof(*c->known));
+    c->n_put = c->n_begun = c->begun_first = 0;
     c->pass_waits = c->head_waits = false;
+    c->failed = ERR_OK;
+    c->n_batches = 0; /* a batch that was never launched has not counted on the device */
+    TRY_CUDA(cudaMemsetAsync(c->turn, 0, sizeof(*c->turn), c->stream));
+    return ERR_OK;
+}
+
+/* The graphs hold the old one's operations. */
+static enum err set_comm(struct device *d, struct comm *comm)
+{
+    struct cuda *c = cuda_of(d);
     if (c->tp * d->cfg.split->pp == 1)
-        return;
+        return ERR_OK;
+    c->pass_waits = c->head_waits = false; /* the epoch is over: reset follows */
     device_cuda_graphs_destroy(c);
-    d->comm = comm;
-    if (comm)
-        device_cuda_warm(c);
+    return comm ? device_cuda_warm(c) : ERR_OK;
+}
+
+static enum err flush(struct device *d)
+{
+    return device_cuda_launch_pass(cuda_of(d));
 }
 
 static void destroy(struct device *d)
 {
     struct cuda *c = cuda_of(d);
-    if (c->stream)
-        cudaStreamSynchronize(c->stream);
+    if (c->done && settle(c) != ERR_OK)
+        return; /* freeing would wait for it: what it holds ends with the process */
     device_cuda_graphs_destroy(c);
     free(c->best);
     free(c->z);
@@ -370,7 +408,7 @@ static void destroy(struct device *d)
 }
 
 static const struct device_ops ops = {
-    .destroy = destroy, .plan = plan, .reserve_bytes = reserve_bytes, .load = load, .prepare = prepare, .comm_create = comm_create, .set_comm = set_comm, .reset = reset,
+    .destroy = destroy, .plan = plan, .reserve_bytes = reserve_bytes, .load = load, .prepare = prepare, .comm_create = comm_create, .set_comm = set_comm, .reset = reset, .flush = flush,
     .forward = device_cuda_forward, .put_row = device_cuda_put_row, .keep = device_cuda_keep, .put_kept = device_cuda_put_kept,
     .head = device_cuda_head, .logits = device_cuda_logits, .sample = device_cuda_sample,
     .sample_begin = device_cuda_sample_begin, .sample_ready = device_cuda_sample_ready, .sample_end = device_cuda_sample_end, .setup = device_cuda_setup,

@@ -1,8 +1,7 @@
 /* What the files of the GPU's side of device.h share: device_cuda.c (opening, memory, waiting, errors), device_cuda_load.c (the weights), device_cuda_forward.c (the
  * layers, graphs), device_cuda_sample.c (the head, sampling). Private to them; the only files of the worker that include CUDA's headers, with comm/comm_nccl.c.
  *
- * Owns one GPU's context, one stream for all work of steps and one for copies while loading, three allocations (weights, KV, buffers) and two
- * pinned blocks. Everything is put into the stream in order; the host waits only for results. */
+ * Owns one GPU's context, one stream for all its work, three allocations (weights, KV, buffers) and one of pinned memory. Everything is put into the stream in order; the host waits only for results. */
 #ifndef WORKER_DEVICE_CUDA_H
 #define WORKER_DEVICE_CUDA_H
 
@@ -115,6 +114,7 @@ struct cuda {
     uint32_t *best, *z;                       /* host scratch of sampler_history_changes: [vocab] zeros, [ctx] */
     uint32_t changes_cap;
 
+    enum err failed;                          /* of a function that returns nothing; the next that can says so */
     bool pass_waits;                          /* the pass of lone tokens in `pass` has not been launched: the head may go with it */
     struct cuda_pass pass;
     bool use_graphs;

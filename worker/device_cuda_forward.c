@@ -7,6 +7,7 @@
  * Tensor parallel: q, k, v, gate, up and the head are cut by rows, o and down by columns; their outputs are added up over the ranks (the bias of o by rank 0 alone). The
  * embedding is cut by ids: a rank has zeros for the others', and the sum is exact. */
 #include "base/check.h"
+#include "base/log.h"
 #include "worker/comm/comm_nccl.h"
 #include "worker/device_cuda.h"
 
@@ -65,8 +66,10 @@ enum err device_cuda_project(struct cuda *c, struct cuda_input *in, const struct
         TRY(device_cuda_make_input(c, in, types[t], &act));
         TRY_CUDA(cuda_matmul(c->kernels, m, n, &act, c->stream));
     }
-    if (in->from == CUDA_INPUT_NORM && in->add) /* this rank has no row of any: the residual goes on all the same */
-        TRY(add_and_norm(c, in->x, in->add, NULL, in->n, NULL));
+    if (in->from == CUDA_INPUT_NORM && in->add) { /* this rank has no row of any: the residual goes on all the same, by the same calls as on other ranks */
+        struct cuda_act act;
+        TRY(device_cuda_make_input(c, in, CUDA_F16, &act));
+    }
     return ERR_OK;
 }
 
@@ -74,7 +77,7 @@ enum err device_cuda_project(struct cuda *c, struct cuda_input *in, const struct
  * elsewhere. */
 static uint32_t cols_at(const struct kernels_weight *w, uint32_t skip, uint32_t first)
 {
-    return skip - first % quant_traits[w->type].block_elems;
+    return w->rows ? skip - first % quant_traits[w->type].block_elems : 0;
 }
 
 /* y = this rank's part of w times the input; who adds it to the residual sums it over the ranks. */
@@ -301,9 +304,16 @@ static enum err launch_graph(struct cuda *c, bool with_head)
     uint32_t i = log2_up(p->n_tok), j = log2_up((p->ctx_max + CTX_STEP - 1) / CTX_STEP);
     cudaGraphExec_t *g = &c->graph[with_head][i][j];
     c->pass_waits = false;
-    if (!*g)
-        TRY(capture(c, p, with_head, g));
-    TRY_CUDA(cudaGraphLaunch(*g, c->stream));
+    enum err e = *g ? ERR_OK : capture(c, p, with_head, g);
+    if (e != ERR_OK && e != ERR_NOMEM)
+        return e;
+    if (e == ERR_NOMEM) {
+        LOG(WARN, WORKER, "no memory for a graph: kernels are launched one by one", "tokens=%u ctx=%u", p->n_tok, p->ctx_max);
+        c->use_graphs = false;
+        TRY(enqueue_whole(c, p, with_head));
+    } else {
+        TRY_CUDA(cudaGraphLaunch(*g, c->stream));
+    }
     TRY_CUDA(cudaEventRecord(c->taken[(c->n_batches - 1) % CUDA_BLOCKS], c->stream));
     return ERR_OK;
 }
@@ -346,6 +356,8 @@ enum err device_cuda_forward(struct device *d, const struct batch *b)
     struct cuda *c = cuda_of(d);
     uint32_t at = (uint32_t)(c->n_batches % CUDA_BLOCKS);
     struct cuda_step_block *k = &c->host[at];
+    if (c->failed != ERR_OK)
+        return err_set(c->failed, "what the host asked of GPU %d beside its steps failed", d->cfg.cuda_ordinal);
     TRY(device_cuda_launch_pass(c));
     TRY(device_cuda_gather(c)); /* of the batch before, whose states go */
     if (c->n_batches >= CUDA_BLOCKS)

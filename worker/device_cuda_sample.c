@@ -37,11 +37,18 @@ enum err device_cuda_gather(struct cuda *c)
     return ERR_OK;
 }
 
-/* An error here is the device's and stays: it is seen at the next wait. */
+static enum err try_copy(struct cuda *c, float *to, const float *from)
+{
+    TRY(device_cuda_launch_pass(c));
+    TRY_CUDA(cudaMemcpyAsync(to, from, c->d.cfg.hp->dim * sizeof(float), cudaMemcpyDeviceToDevice, c->stream));
+    return ERR_OK;
+}
+
 static void copy_state(struct cuda *c, float *to, const float *from)
 {
-    if (device_cuda_launch_pass(c) == ERR_OK)
-        cudaMemcpyAsync(to, from, c->d.cfg.hp->dim * sizeof(float), cudaMemcpyDeviceToDevice, c->stream);
+    enum err e = try_copy(c, to, from);
+    if (e != ERR_OK)
+        c->failed = e;
 }
 
 void device_cuda_keep(struct device *d, uint32_t slot, uint32_t tok)
@@ -85,6 +92,8 @@ enum err device_cuda_head(struct device *d, uint32_t n)
 /* The head, if it still waits, launched by itself. */
 static enum err launch_head(struct cuda *c)
 {
+    if (c->failed != ERR_OK)
+        return err_set(c->failed, "what the host asked of GPU %d beside its steps failed", c->d.cfg.cuda_ordinal);
     if (!c->head_waits)
         return ERR_OK;
     c->head_waits = false;
@@ -93,13 +102,19 @@ static enum err launch_head(struct cuda *c)
     return device_cuda_enqueue_head(c, c->head_rows);
 }
 
+static enum err fetch_logits(struct cuda *c, uint32_t row)
+{
+    TRY(launch_head(c));
+    TRY_CUDA(cudaMemcpyAsync(c->host_logits, c->logits_own + row * c->logits_stride, c->own.vocab.n * sizeof(float), cudaMemcpyDeviceToHost, c->stream));
+    return device_cuda_wait(c);
+}
+
 const float *device_cuda_logits(struct device *d, uint32_t row)
 {
     struct cuda *c = cuda_of(d);
-    enum err e = launch_head(c);
-    if (e == ERR_OK && cudaMemcpyAsync(c->host_logits, c->logits_own + row * c->logits_stride, c->own.vocab.n * sizeof(float), cudaMemcpyDeviceToHost,
-                                       c->stream) == cudaSuccess)
-        device_cuda_wait(c); /* what went wrong is said by device_sample, which comes next */
+    enum err e = fetch_logits(c, row);
+    if (e != ERR_OK)
+        c->failed = e; /* device_sample says so, which comes next */
     return c->host_logits;
 }
 
@@ -262,7 +277,7 @@ bool device_cuda_sample_ready(struct device *d)
 {
     struct cuda *c = cuda_of(d);
     uint32_t at = c->begun[c->begun_first];
-    return device_cuda_query(c->sampled[at]) != cudaErrorNotReady || clock_ns() - c->sampled_ns[at] > READY_LIMIT_S * NS_PER_S;
+    return device_cuda_query(c->sampled[at]) != cudaErrorNotReady || (d->comm && comm_overdue(d->comm)) || clock_ns() - c->sampled_ns[at] > READY_LIMIT_S * NS_PER_S;
 }
 
 enum err device_cuda_sample_end(struct device *d, struct sampler_row *rows, uint32_t n)

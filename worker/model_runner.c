@@ -13,6 +13,7 @@
 enum {
     BATCH_TOKENS = 512,    /* more tokens of a step go through the layers in turns, so that the activations stay bounded */
     HANDOVER_IDS = 1024,   /* sampled ids in a message from the last stage to stage 0 */
+    CTX_LEAST = 512,       /* a context that was not asked for is not lowered below that to make room */
     TOK_KEPT = 0xffffffff, /* add_row */
     ROWS_MIN = 16, ROWS_MAX = 64, ROWS_BYTES = 32 << 20,
 };
@@ -116,8 +117,14 @@ static enum err size_kv(struct runner *r, struct device_sizes *sizes)
     uint32_t ctx = c->ctx ? c->ctx : r->hp.ctx_train;
     if (ctx == 0)
         return err_set(ERR_INVALID, "the model names no context length: give --ctx");
-    sizes->ctx = ctx;
-    TRY(kv_budget(r, device_reserve_bytes(r->device, sizes), &budget));
+    for (;; ctx /= 2) { /* what a long context takes beside its KV may be too much, too */
+        sizes->ctx = ctx;
+        enum err e = kv_budget(r, device_reserve_bytes(r->device, sizes), &budget);
+        if (e == ERR_OK && (budget >= block || c->kv_memory_bytes))
+            break;
+        if (c->ctx || ctx < CTX_LEAST)
+            return e != ERR_OK ? e : err_set(ERR_NO_FIT, "no memory for one KV block of %llu bytes", (unsigned long long)block);
+    }
     uint64_t fit = block ? budget / block : UINT32_MAX, per_seq = ((uint64_t)ctx + SHARD_KV_BLOCK - 1) / SHARD_KV_BLOCK;
     if (fit < per_seq && c->ctx)
         return err_set(ERR_NO_FIT, "a context of %u tokens needs %llu bytes of KV cache on this worker, %llu are left (lower --ctx, or raise --kv-memory)",
@@ -279,10 +286,10 @@ void runner_info(const struct runner *r, struct runner_info *out)
     *out = r->info;
 }
 
-void runner_set_comm(struct runner *r, struct comm *c)
+enum err runner_set_comm(struct runner *r, struct comm *c)
 {
     r->comm = c;
-    device_set_comm(r->device, c);
+    return device_set_comm(r->device, c);
 }
 
 enum err runner_comm_create(struct runner *r, const struct comm_config *cfg, struct comm **out, struct comm_addr *own)
@@ -290,13 +297,13 @@ enum err runner_comm_create(struct runner *r, const struct comm_config *cfg, str
     return device_comm_create(r->device, cfg, out, own);
 }
 
-void runner_reset(struct runner *r)
+enum err runner_reset(struct runner *r)
 {
     slots_reset(&r->slots);
-    device_reset(r->device);
     memset(r->awaiting, 0, r->cfg.max_seqs * sizeof(*r->awaiting));
     r->handover_first = r->n_handovers = 0;
     r->flight_first = r->n_flights = 0;
+    return device_reset(r->device);
 }
 
 void runner_set_logits_hook(struct runner *r, runner_logits_fn *fn, void *arg)
@@ -607,10 +614,14 @@ static enum err run_batches(struct runner *r, const struct step *s)
         for (uint32_t i = 0; r->last_stage && i < r->batch.n_runs; i++) {
             const struct batch_run *b = &r->batch.runs[i];
             TRY(rows_of_run(r, s, b, r->batch.token + b->tok0 - b->first));
+            if (r->slots.slot[s->slot[b->run]].pooling)
+                TRY(device_flush(r->device)); /* rank 0 waits for the state, which the others help to make */
             if (r->cfg.tp_rank == 0 && r->slots.slot[s->slot[b->run]].pooling)
                 TRY(pool_rows(r, s, b));
         }
     }
+    if (r->f->n_rows == 0)
+        return device_flush(r->device);
     return r->last_stage ? flush_rows(r) : ERR_OK;
 }
 

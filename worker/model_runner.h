@@ -37,7 +37,7 @@ struct runner_config {
     uint32_t max_seqs, max_step_tokens;
     enum kv_type kv_type;
     uint64_t memory_bytes;          /* budget of this worker, weights and KV together (0: no limit) */
-    uint64_t kv_memory_bytes;       /* 0: what max_seqs x ctx need, at most half of what the weights leave of memory_bytes */
+    uint64_t kv_memory_bytes;       /* 0: what max_seqs x ctx need, at most half of what the weights leave of memory_bytes (GPU: all of it) */
     runner_progress_fn *progress;   /* may be NULL */
     void *progress_arg;
     void (*tick)(void *tick_arg);   /* called by the calling thread between the layers of a step (heartbeats); may be NULL */
@@ -64,9 +64,9 @@ void runner_info(const struct runner *r, struct runner_info *out);
 /* A communicator of the kind that this worker's device needs; the caller's, to be connected and given to runner_set_comm. */
 enum err runner_comm_create(struct runner *r, const struct comm_config *cfg, struct comm **out, struct comm_addr *own);
 /* The communicator of the coming steps; borrowed until the next call. NULL between epochs; with tp = pp = 1 it may stay NULL. */
-void runner_set_comm(struct runner *r, struct comm *c);
+enum err runner_set_comm(struct runner *r, struct comm *c);
 /* Forgets every slot (a new epoch). KV and buffers stay allocated. Needed after any error of runner_step. */
-void runner_reset(struct runner *r);
+enum err runner_reset(struct runner *r);
 
 /* Runs this rank's part of a step. *has_result: true on rank 0 of the last stage only, also when the step wanted nothing (n_runs 0); *out
  * then holds the result, valid until the next call. The deadline is the communicator's (comm_set_deadline before).

@@ -100,7 +100,7 @@ enum err slots_check(struct slots *s, const struct step *step);
 bool slots_known(const struct slots *s, const struct step *step);
 /* Frees, sets up, appends blocks. The step has passed slots_check. */
 void slots_apply(struct slots *s, const struct step *step);
-/* After slots_apply, once per run in order: its input tokens, none of them STEP_TOKEN_SAMPLED any more. Advances pos, counts. */
+/* After slots_apply, once per run in order: its input tokens; STEP_TOKEN_SAMPLED: only the device knows. Advances pos, counts. */
 void slots_advance(struct slots *s, const struct step *step, uint32_t run, const uint32_t *tokens);
 
 #endif

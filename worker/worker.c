@@ -276,11 +276,15 @@ static void enter_epoch(struct worker *w, uint64_t epoch)
 {
     runner_set_comm(w->runner, NULL);
     comm_destroy(&w->comm);
-    runner_reset(w->runner);
+    enum err reset_err = runner_reset(w->runner);
     w->epoch = epoch;
     w->state = STATE_CONNECTING;
     if (w->reset_epoch <= epoch)
         w->reset_epoch = 0;
+    if (reset_err != ERR_OK) {
+        send_error(w, reset_err, 0, true);
+        return;
+    }
     if (!alone(w)) {
         struct comm_config cfg = {.rank = w->start->stage * w->start->tp + w->start->tp_rank, .tp = w->start->tp,
                                   .pp = w->start->pp, .epoch = epoch, .own_core = w->spec.own_core,
@@ -325,7 +329,8 @@ static void connect_peers(struct worker *w, const struct msg_comm_peers *p)
             memcpy(addrs[r].bytes, p->address[r], addrs[r].len);
         }
         TRY_GOTO(comm_connect(w->comm, addrs, clock_ns() + w->start->step_timeout_ms * NS_PER_MS), fail);
-        runner_set_comm(w->runner, w->comm);
+        comm_set_deadline(w->comm, clock_ns() + w->start->step_timeout_ms * NS_PER_MS);
+        TRY_GOTO(runner_set_comm(w->runner, w->comm), fail);
     }
     free(addrs);
     w->state = STATE_SERVING;
@@ -541,6 +546,10 @@ fail:
     if (w.exit_code != WORKER_EXIT_OK) {
         spec_leave_text(spec_fd, w.last_word);
         LOG(ERROR, WORKER, "leaving", "status=%d why=\"%s\"", w.exit_code, w.last_word);
+    }
+    if (w.exit_code == WORKER_EXIT_GPU) { /* what waits for such a GPU waits for ever: the system takes back what it had */
+        link_client_close(&w.link);
+        _exit(WORKER_EXIT_GPU);
     }
     if (w.runner)
         runner_set_comm(w.runner, NULL);

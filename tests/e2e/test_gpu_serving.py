@@ -75,6 +75,15 @@ def test_streams_together_are_what_they_are_alone(one):
     assert len(the) == 1 and the[0] not in results[8][0] and 258 not in results[9][0]
 
 
+def test_embeddings_of_any_length_over_two_gpus():
+    """One token and many; the state that rank 0 answers with is made by both."""
+    with Server(DEMO, "--backend", "ref_f32", "--kv-type", "f32") as s, serve("--deterministic", "--tp", 2) as g:
+        for n in (1, 3, 4, 20):
+            body = {"model": "default", "input": IDS[:n]}
+            a, b = (x.post("/v1/embeddings", body).json["data"][0]["embedding"] for x in (s, g))
+            assert len(a) == len(b) and sum(x * y for x, y in zip(a, b)) > 0.999
+
+
 def test_a_client_that_leaves_gives_its_blocks_back(one):
     streams = [Stream(one, {**body(1), "max_tokens": 900}) for _ in range(3)]
     wait_for("all three run", lambda: all(len(x.ids) > 2 for x in streams), PATIENCE_S)

@@ -907,14 +907,14 @@ static int gpu_lost(struct rank *r)
         setenv("RACKLM_EMU_FAULT", "lost@400ms", 1);
     CHECK(join_world(r, 0) == ERR_OK);
     comm_set_deadline(r->c, in_ms(3000));
-    enum err e = cudaMalloc((void **)&buf, 4000) == cudaSuccess ? ERR_OK : ERR_IO;
+    enum err e = cudaMalloc((void **)&buf, 4000) == cudaSuccess ? ERR_OK : ERR_DEVICE;
     if (e == ERR_OK)
         e = comm_nccl_all_reduce(r->c, buf, 1000, r->s);
     if (r->rank == 0 && e == ERR_OK)
         e = comm_nccl_all_reduce(r->c, buf, 1000, r->s); /* waits for one that rank 1 does not make */
     if (e == ERR_OK)
         e = comm_nccl_wait(r->c, r->s, NULL);
-    CHECK(r->rank == 1 || (e == ERR_IO && strstr(err_detail(), "GPU")));
+    CHECK(r->rank == 1 || (e == ERR_DEVICE && strstr(err_detail(), "GPU")));
     meet(r->w, 10, 2);
     return 0;
 }

@@ -189,9 +189,34 @@ static void test_a_reset_forgets_steps_in_flight(void **state)
             add(&o, 2, turn, PROMPT + i, &sampled, 1, NULL);
             start(r, &o);
         }
-        runner_reset(r);
+        assert_int_equal(runner_reset(r), ERR_OK);
         assert_int_equal(runner_in_flight(r), 0);
     }
+    runner_destroy(&r);
+}
+
+/* A batch of lone tokens that wants nothing is launched all the same, and a reset after an odd number of batches leaves host and GPU of one mind. */
+static void test_a_reset_after_a_step_that_wanted_nothing(void **state)
+{
+    (void)state;
+    struct runner *r = open_runner(KV_F16, ERR_OK);
+    struct one_step o;
+    uint32_t sampled = STEP_TOKEN_SAMPLED, tokens[2][6];
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        for (uint32_t i = 0; i < 6; i++) {
+            begin(&o, i);
+            add(&o, 0, turn, i ? PROMPT + i - 1 : 0, i ? &sampled : prompt, i ? 1 : PROMPT, i ? NULL : &setups[0]);
+            start(r, &o);
+            tokens[turn][i] = finish(r).token[0];
+        }
+        begin(&o, 6);
+        add(&o, 1, turn, 0, prompt, 1, &setups[0]);
+        o.want[0] = RUN_WANT_NOTHING;
+        start(r, &o);
+        finish(r);
+        assert_int_equal(runner_reset(r), ERR_OK);
+    }
+    assert_memory_equal(tokens[0], tokens[1], sizeof(tokens[0]));
     runner_destroy(&r);
 }
 
@@ -208,6 +233,7 @@ int main(void)
         cmocka_unit_test(test_steps_in_flight_give_the_tokens_of_steps_one_by_one),
         cmocka_unit_test(test_a_slot_that_is_freed_with_a_sample_on_its_way_begins_anew),
         cmocka_unit_test(test_a_reset_forgets_steps_in_flight),
+        cmocka_unit_test(test_a_reset_after_a_step_that_wanted_nothing),
         cmocka_unit_test(test_a_kv_cache_that_is_for_cpus_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -122,6 +122,11 @@ void comm_set_deadline(struct comm *c, uint64_t deadline_ns)
     c->deadline_ns = deadline_ns;
 }
 
+bool comm_overdue(const struct comm *c)
+{
+    return c->broken != ERR_OK || atomic_load_explicit(&c->aborted, memory_order_acquire) || clock_ns() >= c->deadline_ns;
+}
+
 void comm_set_idle(struct comm *c, comm_idle_fn *fn, void *arg, uint32_t period_ms)
 {
     c->idle = fn;

@@ -48,6 +48,8 @@ void comm_destroy(struct comm **c);
 void comm_abort(struct comm *c);
 /* The deadline (clock_ns) of all waits from now on. */
 void comm_set_deadline(struct comm *c, uint64_t deadline_ns);
+/* Waiting has no sense any more: the deadline is over, it was aborted, or it is broken. */
+bool comm_overdue(const struct comm *c);
 /* fn runs in the thread that uses the comm, inside operations, when period_ms have passed since its last call: signs of life and
  * news from the coordinator while a peer keeps this rank waiting. It may call comm_abort and nothing else of this interface. NULL: off. */
 typedef void comm_idle_fn(void *arg);

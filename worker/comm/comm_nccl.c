@@ -61,7 +61,8 @@ struct nccl {
 
 static enum err fail_cuda(const char *what, cudaError_t r)
 {
-    return err_set(r == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_IO, "comm: %s: the GPU says %s (%s)", what, cudaGetErrorName(r), cudaGetErrorString(r));
+    cudaGetLastError(); /* or the next launch finds it */
+    return err_set(r == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_DEVICE, "comm: %s: the GPU says %s (%s)", what, cudaGetErrorName(r), cudaGetErrorString(r));
 }
 
 #define TRY_CUDA(what, x)                                                                                              \
@@ -74,7 +75,7 @@ static enum err fail_cuda(const char *what, cudaError_t r)
 static enum err fail_nccl(const struct nccl *n, ncclComm_t comm, const char *what, ncclResult_t r)
 {
     enum err e = r == ncclRemoteError || r == ncclSystemError ? ERR_PEER_LOST
-                 : r == ncclUnhandledCudaError                ? ERR_IO
+                 : r == ncclUnhandledCudaError                ? ERR_DEVICE
                  : r == ncclInvalidUsage                      ? ERR_CONFIG /* two ranks on one GPU, say */
                                                               : ERR_INTERNAL;
     return err_set(e, "comm: rank %u, %s: NCCL says %s (%.300s)", n->c.rank, what, n->api->GetErrorString(r), n->api->GetLastError(comm));
@@ -222,8 +223,8 @@ enum err comm_nccl_all_reduce_norm(struct comm *c, float *part, float *x, const 
         return leave(n, r == cudaSuccess ? ERR_OK : fail_cuda("all-reduce and norm", r), (size_t)rows * dim * sizeof(float));
     }
     TRY(comm_nccl_all_reduce(c, part, (size_t)rows * dim, s));
-    TRY_CUDA("residual and norm", cuda_add_norm(x, part, w, eps, rows, dim, out, s));
-    return ERR_OK;
+    cudaError_t r = cuda_add_norm(x, part, w, eps, rows, dim, out, s);
+    return r == cudaSuccess ? ERR_OK : leave(n, fail_cuda("residual and norm", r), 0);
 }
 
 static bool is_even(const struct comm *c, const size_t *off, const size_t *len)
@@ -384,7 +385,7 @@ static enum err nccl_connect(struct comm *c, const struct comm_addr *addrs)
     if (n->inner)
         TRY_GOTO(back(n, comm_connect(lend(n), inner, c->deadline_ns)), fail);
     if (cudaSetDevice(n->device) != cudaSuccess) {
-        e = err_set(ERR_IO, "comm: GPU %d cannot be used", n->device);
+        e = err_set(ERR_DEVICE, "comm: GPU %d cannot be used", n->device);
         goto fail;
     }
     if (c->tp > 1)

@@ -48,7 +48,7 @@ enum err comm_nccl_all_gather(struct comm *c, void *buf, const size_t *off, cons
 enum err comm_nccl_send(struct comm *c, uint32_t to, const void *buf, size_t bytes, cudaStream_t s);
 enum err comm_nccl_recv(struct comm *c, uint32_t from, void *buf, size_t bytes, cudaStream_t s);
 
-/* Until `event` (NULL: all that is in s) is done. ERR_TIMEOUT, ERR_ABORTED, ERR_PEER_LOST (NCCL reports the network or a peer), ERR_IO (the GPU
+/* Until `event` (NULL: all that is in s) is done. ERR_TIMEOUT, ERR_ABORTED, ERR_PEER_LOST (NCCL reports the network or a peer), ERR_DEVICE (the GPU
  * itself failed; only the end of the process repairs that). */
 enum err comm_nccl_wait(struct comm *c, cudaStream_t s, cudaEvent_t event);
 
