@@ -121,9 +121,10 @@ def test_a_loss_is_felt_by_its_own_model_only(three):
     for victim in ["wide"] if SANITIZED else ["wide", "tiny"]:
         epochs = {r["model"]: r["epoch"] for r in three.get("/health").json["replicas"]}
         others = [m for m in ["deep", "tiny"] if m != victim]
+        own = Stream(three, {**body, "model": victim})  # first: a small model may be through before a large one has begun
+        wait_tokens([own], 5)
         streams = {m: Stream(three, {**body, "model": m}) for m in others}
-        own = Stream(three, {**body, "model": victim})
-        wait_tokens([*streams.values(), own], 5)
+        wait_tokens([*streams.values()], 2)
         os.kill(next(w["pid"] for w in three.workers() if w["model"] == victim), signal.SIGKILL)
         for m, s in streams.items():
             assert s.result(300)[0] == before[m] and s.error is None and s.done, (victim, m, s.error)

@@ -3,7 +3,7 @@
 
   mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--no-build] [--verbose]
 
-A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with AddressSanitizer, holds all mutants. First each cmocka test runs alone, to
+A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with AddressSanitizer and checked indices of arrays (registers on a GPU), holds all mutants. First each cmocka test runs alone, to
 know its time and which places it comes by; then each mutant meets those tests, the quickest first, until one fails, does not end, or none is left. A mutant that
 survives must be listed in mutants.txt with the reason; an entry whose mutants are caught is an error, as is a share of caught ones below 95%.
 
@@ -204,7 +204,7 @@ def copy_tree():
 def build(jobs, targets):
     out = WORK / "out"
     if not (out / "build.ninja").exists():
-        run_or_die(["cmake", "-S", WORK / "src", "-B", out, "-G", "Ninja", "-DRACKLM_CUDA=AUTO", "-DRACKLM_SANITIZE=address", "-DCMAKE_CXX_FLAGS=-w", "-DCMAKE_C_FLAGS=-w",
+        run_or_die(["cmake", "-S", WORK / "src", "-B", out, "-G", "Ninja", "-DRACKLM_CUDA=AUTO", "-DRACKLM_SANITIZE=address,bounds", "-DCMAKE_CXX_FLAGS=-w -fno-sanitize-recover=bounds", "-DCMAKE_C_FLAGS=-w",
                     "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1", "-DCMAKE_C_FLAGS_RELEASE=-O1 -g1"])
     run_or_die(["ninja", "-C", out, f"-j{jobs}", *targets])
     return out
