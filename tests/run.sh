@@ -2,6 +2,7 @@
 # Installs what the tests need, builds, and runs every suite that needs no GPU. Closes with `N passed, N failed, N skipped` and a matching
 # exit code. --full runs the long forms (60 s of each fuzz target, more simulator seeds, larger oracles). ONLY="unit e2e" picks suites; KEEP=1
 # leaves the logs of suites that passed, too. Build folders: build/ and build/{asan,tsan,fuzz}.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # `sh tests/run.sh` is natural to type
 set -u
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top" || exit 1
