@@ -75,16 +75,16 @@ void add_deps(std::vector<CUgraphNode_st *> &to, const std::vector<CUgraphNode_s
 bool joined(const capture &c)
 {
     std::vector<bool> seen(c.graph->nodes.size());
-    std::vector<size_t> todo;
+    std::vector<size_t> open; /* reached, their own dependencies not looked at */
     for (const CUgraphNode_st *n : c.origin->cap_deps)
-        todo.push_back(n->index);
-    while (!todo.empty()) {
-        size_t i = todo.back();
-        todo.pop_back();
+        open.push_back(n->index);
+    while (!open.empty()) {
+        size_t i = open.back();
+        open.pop_back();
         if (seen[i])
             continue;
         seen[i] = true;
-        todo.insert(todo.end(), c.graph->nodes[i]->deps.begin(), c.graph->nodes[i]->deps.end());
+        open.insert(open.end(), c.graph->nodes[i]->deps.begin(), c.graph->nodes[i]->deps.end());
     }
     return std::find(seen.begin(), seen.end(), false) == seen.end();
 }
