@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { WAIT_SPIN_US = 200, WAIT_SLEEP_US = 50, WAIT_LIMIT_S = 120, SETTLE_LIMIT_S = 5, COMPUTE_MIN = 80, VOCAB_MAX = 1 << 20 };
+enum { WAIT_SPIN_US = 200, WAIT_SLEEP_US = 50, SETTLE_LIMIT_S = 5, COMPUTE_MIN = 80, VOCAB_MAX = 1 << 20 };
 
 /* ---- errors and waiting */
 
@@ -32,6 +32,27 @@ cudaError_t device_cuda_query(cudaEvent_t event)
     return e;
 }
 
+/* Until an event has come to pass; spins first, for steps are short. tick: the caller may be told meanwhile to end. */
+static enum err poll_event(struct cuda *c, cudaEvent_t event, uint64_t limit_ns, bool tick)
+{
+    for (uint64_t t0 = clock_ns(), waited; ;) {
+        cudaError_t e = device_cuda_query(event);
+        if (e == cudaSuccess)
+            return ERR_OK;
+        if (e != cudaErrorNotReady)
+            return device_cuda_error(e, "cudaEventQuery(step)");
+        if (tick && c->d.cfg.tick)
+            c->d.cfg.tick(c->d.cfg.tick_arg);
+        waited = clock_ns() - t0;
+        if (waited > limit_ns)
+            return err_set(ERR_DEVICE, "GPU %d has not ended what it was given for %llu s", c->d.cfg.cuda_ordinal, (unsigned long long)(limit_ns / NS_PER_S));
+        if (waited > WAIT_SPIN_US * 1000ull) {
+            struct timespec ts = {0, WAIT_SLEEP_US * 1000l};
+            nanosleep(&ts, NULL);
+        }
+    }
+}
+
 enum err device_cuda_wait(struct cuda *c)
 {
     TRY_CUDA(cudaEventRecord(c->done, c->stream));
@@ -40,25 +61,7 @@ enum err device_cuda_wait(struct cuda *c)
 
 enum err device_cuda_wait_event(struct cuda *c, cudaEvent_t event)
 {
-    uint64_t t0 = clock_ns();
-    if (c->d.comm)
-        return comm_nccl_wait(c->d.comm, c->stream, event);
-    for (;;) {
-        cudaError_t e = device_cuda_query(event);
-        if (e == cudaSuccess)
-            return ERR_OK;
-        if (e != cudaErrorNotReady)
-            return device_cuda_error(e, "cudaEventQuery(step)");
-        uint64_t waited = clock_ns() - t0;
-        if (c->d.cfg.tick)
-            c->d.cfg.tick(c->d.cfg.tick_arg);
-        if (waited > WAIT_LIMIT_S * NS_PER_S)
-            return err_set(ERR_DEVICE, "GPU %d has not finished its work for %d s", c->d.cfg.cuda_ordinal, WAIT_LIMIT_S);
-        if (waited > WAIT_SPIN_US * 1000ull) {
-            struct timespec ts = {0, WAIT_SLEEP_US * 1000l};
-            nanosleep(&ts, NULL);
-        }
-    }
+    return c->d.comm ? comm_nccl_wait(c->d.comm, c->stream, event) : poll_event(c, event, CUDA_WAIT_LIMIT_S * NS_PER_S, true);
 }
 
 /* ---- memory */
@@ -81,7 +84,7 @@ size_t device_cuda_carve_block(struct cuda *c, struct cuda_step_block *b, uint8_
     b->alone = place(&a, cap, sizeof(*b->alone));
     b->tile_tok = place(&a, c->tiles_cap, sizeof(*b->tile_tok));
     b->tile_n = place(&a, c->tiles_cap, sizeof(*b->tile_n));
-    b->row_src = place(&a, cuda_last_stage(c) ? c->sizes.rows_cap : 0, sizeof(*b->row_src));
+    b->row_src = place(&a, cuda_last_stage(c) ? CUDA_ROW_LISTS * c->sizes.rows_cap : 0, sizeof(*b->row_src));
     b->rows = place(&a, cuda_last_stage(c) ? c->sizes.rows_cap : 0, sizeof(*b->rows));
     b->updates = place(&a, c->updates_cap, sizeof(*b->updates)); /* last: seldom long */
     b->bytes = a.at;
@@ -329,30 +332,19 @@ static enum err comm_create(struct device *d, const struct comm_config *cfg, str
     return comm_nccl_create(&nc, out, own);
 }
 
-/* Everything in the stream is done, or the GPU hangs. */
+/* Everything in the stream is done, or the GPU hangs: whatever the communicator, whose collectives have been aborted, says. */
 static enum err settle(struct cuda *c)
 {
-    uint64_t t0 = clock_ns();
     TRY_CUDA(cudaEventRecord(c->done, c->stream));
-    for (;;) {
-        cudaError_t e = device_cuda_query(c->done);
-        if (e == cudaSuccess)
-            return ERR_OK;
-        if (e != cudaErrorNotReady)
-            return device_cuda_error(e, "cudaEventQuery(reset)");
-        if (clock_ns() - t0 > SETTLE_LIMIT_S * NS_PER_S)
-            return err_set(ERR_DEVICE, "GPU %d does not end what it was given", c->d.cfg.cuda_ordinal);
-        struct timespec ts = {0, WAIT_SLEEP_US * 1000l};
-        nanosleep(&ts, NULL);
-    }
+    return poll_event(c, c->done, SETTLE_LIMIT_S * NS_PER_S, false);
 }
 
 static enum err reset(struct device *d)
 {
     struct cuda *c = cuda_of(d);
-    TRY(settle(c)); /* what an epoch left behind; its collectives have been aborted */
+    TRY(settle(c));
     memset(c->known, 0, c->sizes.max_seqs * sizeof(*c->known));
-    c->n_put = c->n_begun = c->begun_first = 0;
+    c->n_put = c->row_first = c->n_begun = c->begun_first = 0;
     c->pass_waits = c->head_waits = false;
     c->failed = ERR_OK;
     c->n_batches = 0; /* a batch that was never launched has not counted on the device */

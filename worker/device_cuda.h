@@ -37,11 +37,13 @@ struct cuda_step_block {
     uint32_t *token, *pos, *slot;             /* [batch_cap] */
     uint32_t *alone;                          /* [batch_cap] tokens that are runs of their own */
     uint32_t *tile_tok, *tile_n;              /* [tiles_cap] */
-    uint32_t *row_src;                        /* [rows_cap] token of the batch whose state is the head's row; UINT32_MAX: the row is there already */
+    uint32_t *row_src;                        /* [CUDA_ROW_LISTS][rows_cap] token of the batch whose state is the head's row; CUDA_NO_TOKEN: the row is there already */
     struct cuda_sample_row *rows;             /* [rows_cap] */
     size_t bytes;
 };
-enum { CUDA_GRAPH_TOKENS = 9, CUDA_GRAPH_CTX = 16, CUDA_BLOCKS = 2, CUDA_TOP_CAP = MSG_LOGPROBS_MAX };
+enum { CUDA_GRAPH_TOKENS = 9, CUDA_GRAPH_CTX = 16, CUDA_BLOCKS = 2, CUDA_TOP_CAP = MSG_LOGPROBS_MAX,
+       CUDA_ROW_LISTS = 4, CUDA_WAIT_LIMIT_S = 120 };
+#define CUDA_NO_TOKEN UINT32_MAX /* in lists of tokens and slots: padding */
 
 struct cuda {
     struct device d;
@@ -95,7 +97,7 @@ struct cuda {
     float *logits_own;
     size_t logits_stride;
     float *kept;                              /* [max_seqs][dim] */
-    uint32_t n_put;                           /* rows put and not gathered yet: below this */
+    uint32_t row_first, n_put;                /* rows put and not gathered yet: so many of the last block's row_src, from row_first on */
     uint32_t head_rows;                       /* of the last device_head */
     bool head_waits;                          /* ... which has not been launched */
     float *host_logits;                       /* pinned [rows_cap][logits_stride] */
@@ -170,6 +172,8 @@ struct cuda_output {
 enum err device_cuda_make_input(struct cuda *c, struct cuda_input *in, enum cuda_type type, struct cuda_act *act);
 /* Every output = its matrix times the input. Outputs without rows are left out. */
 enum err device_cuda_project(struct cuda *c, struct cuda_input *in, const struct cuda_output *outs, uint32_t n_outs);
+/* An earlier function that returns nothing failed. */
+enum err device_cuda_failed(const struct cuda *c);
 /* Launches what waits: the last batch's layers. */
 enum err device_cuda_launch_pass(struct cuda *c);
 /* ... with the head and the sampling of its rows in one graph; *done false: this batch cannot. */

@@ -14,7 +14,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { NO_TOKEN = 0xffffffff, CTX_STEP = 256 };
+enum { CTX_STEP = 256 };
 
 /* ---- matrices with one input */
 
@@ -253,13 +253,13 @@ static struct cuda_pass fill_block(struct cuda *c, struct cuda_step_block *k, co
         k->pos[i] = b->pos[i];
         k->slot[i] = b->runs[b->run_of[i]].slot;
     }
-    for (uint32_t i = 0; cuda_last_stage(c) && i < c->sizes.rows_cap; i++) {
-        k->row_src[i] = NO_TOKEN;
+    for (uint32_t i = 0; cuda_last_stage(c) && i < c->sizes.rows_cap; i++)
         k->rows[i].slot = SAMPLING_NONE;
-    }
+    for (uint32_t i = 0; cuda_last_stage(c) && i < CUDA_ROW_LISTS * c->sizes.rows_cap; i++)
+        k->row_src[i] = CUDA_NO_TOKEN;
     for (uint32_t i = b->n_tok; i < p.n_tok; i++) {
         k->token[i] = k->pos[i] = 0;
-        k->slot[i] = NO_TOKEN;
+        k->slot[i] = CUDA_NO_TOKEN;
     }
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct batch_run *r = &b->runs[i];
@@ -276,7 +276,7 @@ static struct cuda_pass fill_block(struct cuda *c, struct cuda_step_block *k, co
     }
     if (p.n_tok > b->n_tok || (c->use_graphs && p.n_alone == p.n_tok)) {
         while (p.n_alone < p.n_tok)
-            k->alone[p.n_alone++] = NO_TOKEN;
+            k->alone[p.n_alone++] = CUDA_NO_TOKEN;
         p.ctx_max = MIN((uint32_t)CTX_STEP << log2_up((p.ctx_max + CTX_STEP - 1) / CTX_STEP), ROUND_UP(c->sizes.ctx, (uint32_t)CTX_STEP));
     }
     return p;
@@ -325,7 +325,7 @@ enum err device_cuda_launch_pass(struct cuda *c)
 
 enum err device_cuda_launch_whole(struct cuda *c, bool *done)
 {
-    *done = c->pass_waits && c->head_waits && c->n_put == c->head_rows && c->pass.n_tok <= c->sizes.rows_cap && c->head_rows <= c->pass.n_tok;
+    *done = c->pass_waits && c->head_waits && c->row_first == 0 && c->n_put == c->head_rows && c->pass.n_tok <= c->sizes.rows_cap && c->head_rows <= c->pass.n_tok;
     if (!*done)
         return ERR_OK;
     c->head_waits = false;
@@ -356,8 +356,7 @@ enum err device_cuda_forward(struct device *d, const struct batch *b)
     struct cuda *c = cuda_of(d);
     uint32_t at = (uint32_t)(c->n_batches % CUDA_BLOCKS);
     struct cuda_step_block *k = &c->host[at];
-    if (c->failed != ERR_OK)
-        return err_set(c->failed, "what the host asked of GPU %d beside its steps failed", d->cfg.cuda_ordinal);
+    TRY(device_cuda_failed(c));
     TRY(device_cuda_launch_pass(c));
     TRY(device_cuda_gather(c)); /* of the batch before, whose states go */
     if (c->n_batches >= CUDA_BLOCKS)
@@ -365,6 +364,7 @@ enum err device_cuda_forward(struct device *d, const struct batch *b)
     TRY(update_tables(c, k, b));
     c->pass = fill_block(c, k, b);
     c->n_batches++;
+    c->row_first = 0;
     if (fits_graph(c, &c->pass)) {
         c->pass_waits = true; /* until it is known what of the head goes with it */
     } else {

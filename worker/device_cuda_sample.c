@@ -11,29 +11,39 @@
 
 #include <string.h>
 
-enum { NO_TOKEN = 0xffffffff, READY_LIMIT_S = 120 };
-
 /* ---- rows */
 
-void device_cuda_put_row(struct device *d, uint32_t row, uint32_t tok)
+static void name_row(struct cuda *c, uint32_t row, uint32_t tok)
 {
-    struct cuda *c = cuda_of(d);
-    cuda_last_block(c)->row_src[row] = tok;
+    cuda_last_block(c)->row_src[c->row_first + row] = tok;
     c->n_put = row + 1;
 }
 
+void device_cuda_put_row(struct device *d, uint32_t row, uint32_t tok)
+{
+    name_row(cuda_of(d), row, tok);
+}
+
+/* Each gathering has a list of its own in the block, so that none need be waited for before the next is written; a batch with more of them than lists waits once in a
+ * while. */
 enum err device_cuda_gather(struct cuda *c)
 {
     if (c->n_put == 0)
         return ERR_OK;
     struct cuda_step_block *k = cuda_last_block(c);
+    uint32_t *src = c->dev.row_src + c->row_first, rows_cap = c->sizes.rows_cap;
     TRY(device_cuda_launch_pass(c));
-    TRY_CUDA(cudaMemcpyAsync(c->dev.row_src, k->row_src, c->n_put * sizeof(*k->row_src), cudaMemcpyHostToDevice, c->stream));
-    TRY_CUDA(cuda_gather_rows(c->x, c->dev.row_src, c->n_put, c->d.cfg.hp->dim, c->head_x, c->stream));
-    TRY(device_cuda_wait(c)); /* before the list is written again */
-    for (uint32_t i = 0; i < c->n_put; i++)
-        k->row_src[i] = NO_TOKEN;
+    TRY_CUDA(cudaMemcpyAsync(src, k->row_src + c->row_first, c->n_put * sizeof(*src), cudaMemcpyHostToDevice, c->stream));
+    TRY_CUDA(cuda_gather_rows(c->x, src, c->n_put, c->d.cfg.hp->dim, c->head_x, c->stream));
+    TRY_CUDA(cudaEventRecord(c->taken[(c->n_batches - 1) % CUDA_BLOCKS], c->stream)); /* the block is read until here */
+    c->row_first += c->n_put;
     c->n_put = 0;
+    if (c->row_first + rows_cap <= CUDA_ROW_LISTS * rows_cap)
+        return ERR_OK;
+    TRY(device_cuda_wait(c));
+    for (uint32_t i = 0; i < CUDA_ROW_LISTS * rows_cap; i++)
+        k->row_src[i] = CUDA_NO_TOKEN;
+    c->row_first = 0;
     return ERR_OK;
 }
 
@@ -42,6 +52,11 @@ static enum err try_copy(struct cuda *c, float *to, const float *from)
     TRY(device_cuda_launch_pass(c));
     TRY_CUDA(cudaMemcpyAsync(to, from, c->d.cfg.hp->dim * sizeof(float), cudaMemcpyDeviceToDevice, c->stream));
     return ERR_OK;
+}
+
+enum err device_cuda_failed(const struct cuda *c)
+{
+    return c->failed == ERR_OK ? ERR_OK : err_set(c->failed, "what the host asked of GPU %d beside its steps failed", c->d.cfg.cuda_ordinal);
 }
 
 static void copy_state(struct cuda *c, float *to, const float *from)
@@ -63,8 +78,7 @@ void device_cuda_put_kept(struct device *d, uint32_t row, uint32_t slot)
     struct cuda *c = cuda_of(d);
     size_t dim = d->cfg.hp->dim;
     copy_state(c, c->head_x + row * dim, c->kept + slot * dim);
-    cuda_last_block(c)->row_src[row] = NO_TOKEN;
-    c->n_put = row + 1;
+    name_row(c, row, CUDA_NO_TOKEN);
 }
 
 static struct cuda_input normed(struct cuda *c, float *x, uint32_t n)
@@ -92,8 +106,7 @@ enum err device_cuda_head(struct device *d, uint32_t n)
 /* The head, if it still waits, launched by itself. */
 static enum err launch_head(struct cuda *c)
 {
-    if (c->failed != ERR_OK)
-        return err_set(c->failed, "what the host asked of GPU %d beside its steps failed", c->d.cfg.cuda_ordinal);
+    TRY(device_cuda_failed(c));
     if (!c->head_waits)
         return ERR_OK;
     c->head_waits = false;
@@ -122,12 +135,7 @@ const float *device_cuda_logits(struct device *d, uint32_t row)
 
 static void fill_setup(struct cuda_sample_slot *u, const struct slot *sl)
 {
-    u->params = (struct sampling_params){
-        .seed = sl->seed, .choice = sl->choice, .top_k = sl->top_k, .temperature = sl->temperature, .top_p = sl->top_p, .min_p = sl->min_p,
-        .repetition_penalty = sl->repetition_penalty, .presence_penalty = sl->presence_penalty, .frequency_penalty = sl->frequency_penalty,
-        .typical_p = sl->typical_p, .top_n_sigma = sl->top_n_sigma, .xtc_probability = sl->xtc_probability, .xtc_threshold = sl->xtc_threshold,
-        .dynatemp_range = sl->dynatemp_range, .dynatemp_exponent = sl->dynatemp_exponent, .mirostat_tau = sl->mirostat_tau,
-        .mirostat_eta = sl->mirostat_eta, .mirostat = sl->mirostat, .min_tokens = sl->min_tokens, .prompt_len = sl->prompt_len};
+    u->params = slot_params(sl);
     u->token = 0;
     u->mu = sl->mu;
     u->penalty_last_n = sl->penalty_last_n;
@@ -190,7 +198,7 @@ enum err device_cuda_enqueue_sample(struct cuda *c, uint32_t n)
 
 static bool looks_back(const struct sampler_row *row)
 {
-    return row->sample && (row->slot->n_bad || row->slot->dry_multiplier > 0);
+    return row->sample && slot_looks_back(row->slot);
 }
 
 static void fill_rows(struct cuda_step_block *k, const struct sampler_row *rows, uint32_t n)
@@ -277,7 +285,7 @@ bool device_cuda_sample_ready(struct device *d)
 {
     struct cuda *c = cuda_of(d);
     uint32_t at = c->begun[c->begun_first];
-    return device_cuda_query(c->sampled[at]) != cudaErrorNotReady || (d->comm && comm_overdue(d->comm)) || clock_ns() - c->sampled_ns[at] > READY_LIMIT_S * NS_PER_S;
+    return device_cuda_query(c->sampled[at]) != cudaErrorNotReady || (d->comm && comm_overdue(d->comm)) || clock_ns() - c->sampled_ns[at] > CUDA_WAIT_LIMIT_S * NS_PER_S;
 }
 
 enum err device_cuda_sample_end(struct device *d, struct sampler_row *rows, uint32_t n)

@@ -536,7 +536,8 @@ static enum err add_row(struct runner *r, const struct step *s, uint32_t run, ui
         device_put_kept(r->device, i, slot);
     else
         device_put_row(r->device, i, tok);
-    r->f->rows[i] = (struct sampler_row){.slot = sl, .slot_idx = slot, .mirostat = sl->mirostat != 0, .position = position, .sample = sample, .logprob = lp && sample, .target = target,
+    r->f->rows[i] = (struct sampler_row){.slot = sl, .slot_idx = slot, .mirostat = sl->mirostat != 0, .position = position, .sample = sample,
+                                      .logprob = lp && sample, .target = target,
                                       .n_top = lp ? sl->n_logprobs : 0,
                                       .top_id = lp ? r->f->res.top_id + r->f->top_base[lp_row] : NULL,
                                       .top_lp = lp ? r->f->res.top_logprob + r->f->top_base[lp_row] : NULL};
@@ -630,11 +631,6 @@ static enum err run_batches(struct runner *r, const struct step *s)
  * A device that samples by itself (device_info.defers) lets a step begin before the one before it is finished: its input tokens are what the device has just
  * sampled. Only steps that need nothing of the host's in between: lone stages, no new sequences, nothing for which the host looks back at tokens. */
 
-static bool needs_host(const struct slot *sl)
-{
-    return sl->n_bad || sl->dry_multiplier > 0 || sl->pooling;
-}
-
 /* May the device sample this step while the host goes on? */
 static bool may_defer(const struct runner *r, const struct step *s)
 {
@@ -642,7 +638,8 @@ static bool may_defer(const struct runner *r, const struct step *s)
     if (!r->device->info.defers || r->cfg.pp > 1 || r->hook || s->n_setups)
         return false;
     for (uint32_t i = 0; i < s->n_runs; i++) {
-        if ((s->want[i] & ~(uint32_t)(RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS)) || needs_host(&r->slots.slot[s->slot[i]]))
+        const struct slot *sl = &r->slots.slot[s->slot[i]];
+        if ((s->want[i] & ~(uint32_t)(RUN_WANT_SAMPLE | RUN_WANT_LOGPROBS)) || sl->pooling || slot_looks_back(sl))
             return false;
         n += (s->want[i] & RUN_WANT_SAMPLE) != 0;
     }

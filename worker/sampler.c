@@ -580,7 +580,7 @@ static void begin_row(struct sampler *s, uint32_t i)
         st->ask |= ASK_TOP | ASK_RAW;
     if (!row->sample)
         return;
-    bool look_back = sl->n_bad || sl->dry_multiplier > 0;
+    bool look_back = slot_looks_back(sl);
     struct sampling_plan plan;
     st->sp = slot_params(sl);
     sampling_begin(&st->sp, s->cfg.vocab, row->position, &plan);
@@ -601,7 +601,7 @@ static void begin_row(struct sampler *s, uint32_t i)
 static void look_back(struct sampler *s, uint32_t i, unsigned ith)
 {
     const struct sampler_row *row = &s->rows[i];
-    if (row->sample && (row->slot->n_bad || row->slot->dry_multiplier > 0))
+    if (row->sample && slot_looks_back(row->slot))
         s->state[i].n_changes = sampler_history_changes(row->slot, row->position, s->best + (size_t)ith * s->cfg.vocab,
                                                         s->z + (size_t)ith * s->cfg.ctx, s->changes + i * s->changes_each);
 }

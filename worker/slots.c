@@ -382,7 +382,7 @@ static void setup(struct slots *s, const struct slot_setup *u)
     sl->has_penalties = s->cfg.sampling &&
                         (sl->repetition_penalty != 1 || sl->presence_penalty != 0 || sl->frequency_penalty != 0);
     sl->penalty_last_n = u->penalty_last_n < s->cfg.ctx ? u->penalty_last_n : 0;
-    sl->has_history = s->cfg.sampling && (sl->n_bad || sl->dry_multiplier > 0 || (sl->has_penalties && sl->penalty_last_n));
+    sl->has_history = s->cfg.sampling && (slot_looks_back(sl) || (sl->has_penalties && sl->penalty_last_n));
     for (uint32_t i = 0; i < u->n_history; i++)
         learn(sl, i, u->history[i]);
 }

@@ -66,6 +66,11 @@ static inline bool slot_bit(const uint32_t *bits, uint32_t id)
 {
     return bits[id / 32] >> id % 32 & 1;
 }
+/* The host looks back at the tokens for it, all of which it then has to know (sampler_history.h). */
+static inline bool slot_looks_back(const struct slot *sl)
+{
+    return sl->n_bad || sl->dry_multiplier > 0;
+}
 static inline struct sampling_params slot_params(const struct slot *sl)
 {
     return (struct sampling_params){

@@ -105,6 +105,13 @@ def test_logits_of_gpu_workers_are_those_of_the_mathematics(made, rights, tmp_pa
         assert wrong is None, f"seed {seed}: {wrong}"
 
 
+def test_more_rows_than_go_through_the_head_together(made, tmp_path):
+    """290 positions of one batch: more rows than a head takes, more often than a block has lists for them, and more tokens than the kernels for few take."""
+    ids = ids_for(1024, 300)
+    got = run("racklm-logits-emu", made("demo", "Q8_0"), ids, tmp_path, "--gpus", 1, "--kv-type", "f16", "--chunk", 290)
+    assert compare(got, oracle(made("demo", "Q8_0"), ids, tmp_path)) is None
+
+
 def test_the_comparison_sees_another_model(made, rights, tmp_path):
     ids = ids_for(1024)
     got = run("racklm-logits-emu", made("llama", "Q4_K"), ids, tmp_path, "--gpus", 1, "--kv-type", "f16")
