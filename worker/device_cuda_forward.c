@@ -298,22 +298,28 @@ static enum err update_tables(struct cuda *c, struct cuda_step_block *k, const s
     return ERR_OK;
 }
 
+/* Captures it, unless it is there. Without memory for it there are no graphs from here on, which costs time and nothing else. */
+static enum err find_graph(struct cuda *c, const struct cuda_pass *p, bool with_head, cudaGraphExec_t *g)
+{
+    enum err e = *g ? ERR_OK : capture(c, p, with_head, g);
+    if (e != ERR_NOMEM)
+        return e;
+    LOG(WARN, WORKER, "no memory for a graph: kernels are launched one by one", "tokens=%u ctx=%u", p->n_tok, p->ctx_max);
+    c->use_graphs = false;
+    return ERR_OK;
+}
+
 static enum err launch_graph(struct cuda *c, bool with_head)
 {
     const struct cuda_pass *p = &c->pass;
     uint32_t i = log2_up(p->n_tok), j = log2_up((p->ctx_max + CTX_STEP - 1) / CTX_STEP);
     cudaGraphExec_t *g = &c->graph[with_head][i][j];
     c->pass_waits = false;
-    enum err e = *g ? ERR_OK : capture(c, p, with_head, g);
-    if (e != ERR_OK && e != ERR_NOMEM)
-        return e;
-    if (e == ERR_NOMEM) {
-        LOG(WARN, WORKER, "no memory for a graph: kernels are launched one by one", "tokens=%u ctx=%u", p->n_tok, p->ctx_max);
-        c->use_graphs = false;
-        TRY(enqueue_whole(c, p, with_head));
-    } else {
+    TRY(find_graph(c, p, with_head, g));
+    if (*g)
         TRY_CUDA(cudaGraphLaunch(*g, c->stream));
-    }
+    else
+        TRY(enqueue_whole(c, p, with_head));
     TRY_CUDA(cudaEventRecord(c->taken[(c->n_batches - 1) % CUDA_BLOCKS], c->stream));
     return ERR_OK;
 }
@@ -339,8 +345,7 @@ enum err device_cuda_warm(struct cuda *c)
     uint32_t most = MIN(MIN(c->sizes.max_seqs, c->sizes.batch_cap), last ? c->sizes.rows_cap : UINT32_MAX);
     for (uint32_t i = 0; c->use_graphs && i < CUDA_GRAPH_TOKENS && 1u << i <= most; i++) {
         struct cuda_pass p = {.n_tok = 1u << i, .n_alone = 1u << i, .ctx_max = MIN((uint32_t)CTX_STEP, ROUND_UP(c->sizes.ctx, (uint32_t)CTX_STEP))};
-        if (!c->graph[last][i][0])
-            TRY(capture(c, &p, last, &c->graph[last][i][0]));
+        TRY(find_graph(c, &p, last, &c->graph[last][i][0]));
     }
     return ERR_OK;
 }

@@ -1,6 +1,7 @@
-/* A runner on a GPU with steps in flight: the next step is begun before the result of the last was read, its input what the GPU has just sampled. The tokens are
+/* A runner on an emulated GPU with steps in flight: the next step is begun before the result of the last was read, its input what the GPU has just sampled. The tokens are
  * those of the same steps one by one, which tests/gpu/test_logits.py holds against the mathematics. Model: deploy/demo. */
 #include "base/check.h"
+#include "tests/gpu/emu/emu_control.h"
 #include "worker/model_runner.h"
 
 #include <setjmp.h>
@@ -220,6 +221,37 @@ static void test_a_reset_after_a_step_that_wanted_nothing(void **state)
     runner_destroy(&r);
 }
 
+/* The first six tokens of a sequence, with a step between that needs a graph of its own; n_fail: the allocation from then on that fails, 0: none. */
+static void tokens_without(uint32_t n_fail, uint32_t tokens[6])
+{
+    struct runner *r = open_runner(KV_F16, ERR_OK);
+    struct one_step o;
+    uint32_t sampled = STEP_TOKEN_SAMPLED;
+    if (n_fail)
+        emu_fail_allocation(n_fail);
+    for (uint32_t i = 0; i < 6; i++) {
+        begin(&o, 2 * i);
+        add(&o, 0, 1, i ? PROMPT + i - 1 : 0, i ? &sampled : prompt, i ? 1 : PROMPT, i ? NULL : &setups[0]);
+        start(r, &o);
+        tokens[i] = finish(r).token[0];
+        begin(&o, 2 * i + 1);
+        add(&o, 1, i, 0, prompt, 1, &setups[0]);
+        o.want[0] = RUN_WANT_NOTHING;
+        start(r, &o);
+        finish(r);
+    }
+    runner_destroy(&r);
+}
+
+static void test_out_of_memory_in_service_costs_graphs_and_no_token(void **state)
+{
+    (void)state;
+    uint32_t with[6], without[6];
+    tokens_without(0, with);
+    tokens_without(1, without);
+    assert_memory_equal(with, without, sizeof(with));
+}
+
 static void test_a_kv_cache_that_is_for_cpus_is_refused(void **state)
 {
     (void)state;
@@ -234,6 +266,7 @@ int main(void)
         cmocka_unit_test(test_a_slot_that_is_freed_with_a_sample_on_its_way_begins_anew),
         cmocka_unit_test(test_a_reset_forgets_steps_in_flight),
         cmocka_unit_test(test_a_reset_after_a_step_that_wanted_nothing),
+        cmocka_unit_test(test_out_of_memory_in_service_costs_graphs_and_no_token),
         cmocka_unit_test(test_a_kv_cache_that_is_for_cpus_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

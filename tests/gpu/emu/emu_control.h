@@ -7,7 +7,7 @@
  *   CUDA_VISIBLE_DEVICES as on a GPU, numbers only
  *   RACKLM_EMU_FAULT     a list, by commas, of kind[@when][:device]; when is N, the N-th kernel (N-th allocation for oom) from 1, or Tms, that
  *                        long after the device's first use, which is noticed at the next call or in a wait; device is a number of the machine, else all of them.
- *     oom@N         that allocation (cudaMalloc, cudaMallocAsync, cudaHostAlloc, cudaHostRegister) fails: cudaErrorMemoryAllocation
+ *     oom@N         that allocation (cudaMalloc, cudaMallocAsync, cudaHostAlloc, cudaHostRegister, cudaGraphInstantiate) fails: cudaErrorMemoryAllocation
  *     illegal@when  the device is lost: cudaErrorIllegalAddress from every call that follows, as CUDA's documentation says of such errors
  *     launch@when   the same with cudaErrorLaunchFailure
  *     ecc@when      the same with cudaErrorECCUncorrectable (Xid 48)
@@ -41,7 +41,7 @@ struct emu_fault {
 void emu_add_fault(int device, const struct emu_fault *f);
 /* At once. */
 void emu_fail_device(int device, cudaError_t e);
-/* The n-th allocation from now, from 1, of any device or pinned. */
+/* The n-th allocation from now, from 1, of any device or pinned; a graph is one, too. */
 void emu_fail_allocation(uint64_t n);
 /* What can still be allocated; what is allocated stays. */
 void emu_set_memory(int device, size_t bytes);

@@ -148,6 +148,8 @@ cudaError_t check_launch(const kernel_launch &k);
 /* ---- runtime_memory.cc */
 /* Before anything touches the memory of devices, and (hide_memory) when nothing does any more: a program that does it by itself is to fault. */
 void expose_memory(runtime &r);
+/* The allocation that was to fail is this one. */
+bool allocation_fails(runtime &r);
 /* The live range that holds p, or NULL. */
 range *find_range(runtime &r, const void *p);
 /* What lies around each allocation is as it was; else says where it was written, after what, and ends the process. */

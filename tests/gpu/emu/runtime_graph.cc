@@ -346,6 +346,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
     return api([&](runtime &r, lock &, device &) {
         if (exec == nullptr || flags != 0 || r.graphs.count(graph) == 0)
             return cudaErrorInvalidValue;
+        if (allocation_fails(r)) /* a graph takes memory of the device */
+            return cudaErrorMemoryAllocation;
         auto nodes = std::make_shared<std::vector<CUgraphNode_st>>();
         for (const auto &n : graph->nodes) {
             nodes->push_back(*n);

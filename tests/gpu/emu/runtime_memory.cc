@@ -164,17 +164,6 @@ void protect_memory(runtime &r, int protection)
             mprotect(a.map, a.map_bytes, protection);
 }
 
-bool allocation_fails(runtime &r)
-{
-    r.n_allocations++;
-    for (auto i = r.failing_allocations.begin(); i != r.failing_allocations.end(); ++i)
-        if (*i == r.n_allocations) {
-            r.failing_allocations.erase(i);
-            return true;
-        }
-    return false;
-}
-
 range *add_range(runtime &r, device &d, enum range::kind kind, size_t size, unsigned flags)
 {
     size_t bytes = round_up(size, PAGE);
@@ -331,6 +320,17 @@ cudaError_t set_async(runtime &r, const stream_ref &s, char *p, size_t pitch, in
 }
 
 } // namespace
+
+bool allocation_fails(runtime &r)
+{
+    r.n_allocations++;
+    for (auto i = r.failing_allocations.begin(); i != r.failing_allocations.end(); ++i)
+        if (*i == r.n_allocations) {
+            r.failing_allocations.erase(i);
+            return true;
+        }
+    return false;
+}
 
 range *find_range(runtime &r, const void *p)
 {
