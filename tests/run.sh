@@ -161,6 +161,7 @@ suite sim $((full ? 300 : 45)) env "${sim_env[@]}" ctest --test-dir "$build" -L 
 export RACKLM_EMU_SEED=$emu_seed
 suite gpu $((full ? 180 : 60)) emulated "$build" gpu_label "$build"
 suite gpu:logits $((full ? 400 : 60)) emulated "$build" python -m pytest -q -p no:cacheprovider -n 2 tests/gpu
+suite gpu:script 60 emulated "$build" env RACKLM_BUILD="$build" bash tests/gpu/run.sh --emulated
 suite gpu:ptxas $((full ? 900 : 150)) ptxas_table
 [ "$full" = 0 ] || suite gpu:mutants 2400 emulated "$build" python tests/gpu/mutants.py --seeds 3
 suite oracle $((full ? 600 : 90)) python -m pytest -q -p no:cacheprovider tests/oracle
