@@ -2,6 +2,7 @@
 
 What the tokens are is held against the CPU's mathematics (`--backend ref_f32`), teacher-forced: log-probabilities of given ids. Texts of two GPU runs are compared only with
 `--deterministic`, which promises the same bits in every batch."""
+import subprocess
 import time
 
 import pytest
@@ -51,6 +52,38 @@ def test_the_model_is_the_model_for_every_split(right, split):
         rows = s.workers()
         assert {w["device"].split()[0] for w in rows} <= {f"cuda:{i}" for i in range(4)}
         assert all("Emulated" in w["backend"] for w in rows)
+
+
+def forced(s, ids):
+    """At each position but the first: (log-probability of the token that follows, {token: log-probability} of the best two)."""
+    rows = s.complete(ids, max_tokens=1, prompt_logprobs=2)["choices"][0]["prompt_logprobs"][1:]
+    return [(row[str(t)]["logprob"], {int(k): v["logprob"] for k, v in row.items() if v.get("rank", 3) <= 2}) for t, row in zip(ids[1:], rows)]
+
+
+ARCHITECTURES = {"tiny-llama": "Q8_0", "tiny-qwen2": "Q4_K", "tiny-qwen3": "BF16"}
+
+
+@pytest.mark.parametrize("arch,split", [(a, split) for a in ARCHITECTURES for split in SPLITS])
+def test_a_random_model_of_each_architecture_is_served(tmp_path, arch, split):
+    """Teacher-forced on the greedy tokens of the mathematics."""
+    path = tmp_path / "m.gguf"
+    subprocess.run([BUILD / "bin/mkmodel", arch, ARCHITECTURES[arch], path], check=True, capture_output=True)
+    prompt = [(i * 7919 + 13) % 1400 for i in range(24)]
+    with Server(path, "--backend", "ref_f32", "--kv-type", "f32", "--ctx", 256) as s:
+        ids = prompt + s.complete(prompt, max_tokens=12, ignore_eos=True, return_token_ids=True)["choices"][0]["token_ids"]
+        right = forced(s, ids)
+    with Server(path, *PATIENT, "--ctx", 256, *SPLITS[split], env=GPUS, programs=EMU / "bin") as s:
+        got = forced(s, ids)
+    error = (sum((a[0] - b[0]) ** 2 for a, b in zip(right, got)) / len(got)) ** 0.5
+    spread = (sum(a[0] ** 2 for a in right) / len(right)) ** 0.5
+    assert error < 2e-2 * spread
+    sure = 0
+    for (_, best), (_, other) in zip(right, got):
+        first, second = sorted(best.values(), reverse=True)[:2]
+        if first - second > 4 * error:
+            sure += 1
+            assert max(best, key=best.get) == max(other, key=other.get)
+    assert sure > len(ids) // 2
 
 
 KINDS = [{"temperature": 0}, {"temperature": 1}, {"top_p": 0.9, "min_p": 0.01}, {"repetition_penalty": 1.2, "frequency_penalty": 0.2}, {"top_k": 20, "logprobs": 3},
