@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every suite that needs no GPU. Closes with `N passed, N failed, N skipped` and a matching
 # exit code. --full runs the long forms (60 s of each fuzz target, more simulator seeds, larger oracles). ONLY="unit e2e" picks suites; KEEP=1
-# leaves the logs of suites that passed, too. Build folders: build/ and build/{asan,tsan,fuzz}.
+# leaves the logs of suites that passed, too. Build folders: build/ and build/{races,asan,tsan,fuzz}.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # `sh tests/run.sh` is natural to type
 set -u
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -162,6 +162,8 @@ export RACKLM_EMU_SEED=$emu_seed
 suite gpu $((full ? 180 : 60)) emulated "$build" gpu_label "$build"
 suite gpu:logits $((full ? 400 : 60)) emulated "$build" python -m pytest -q -p no:cacheprovider -n 2 tests/gpu
 suite gpu:script 60 emulated "$build" env RACKLM_BUILD="$build" bash tests/gpu/run.sh --emulated
+suite gpu:races:build 60 configure_and_build "$build/races" tests_gpu -DCMAKE_BUILD_TYPE=Release -DRACKLM_EMU_RACES=ON
+suite gpu:races 120 emulated "$build/races" gpu_label "$build/races"
 suite gpu:ptxas $((full ? 900 : 150)) ptxas_table
 [ "$full" = 0 ] || suite gpu:mutants 2400 emulated "$build" python tests/gpu/mutants.py --seeds 3
 suite oracle $((full ? 600 : 90)) python -m pytest -q -p no:cacheprovider tests/oracle

@@ -315,6 +315,19 @@ static void take_sequences(const struct slots *s, struct slot *sl, const struct 
     }
 }
 
+/* Each id once, so that those who ban them side by side (a GPU) have an id each. */
+static void take_stops(struct slot *sl, const struct slot_setup *u)
+{
+    sl->n_stop = 0;
+    for (uint32_t i = 0; i < u->n_stop; i++) {
+        uint32_t at = 0;
+        while (at < sl->n_stop && sl->stop[at] != u->stop[i])
+            at++;
+        sl->stop[at] = u->stop[i];
+        sl->n_stop += at == sl->n_stop;
+    }
+}
+
 /* Biases in rising order of id, so that a segment of the vocabulary finds its own; equal ids are added up. */
 static void take_bias(struct slot *sl, const struct slot_setup *u)
 {
@@ -374,9 +387,7 @@ static void setup(struct slots *s, const struct slot_setup *u)
     sl->n_targets = u->n_targets;
     if (u->n_targets)
         memcpy(sl->target, u->target, u->n_targets * sizeof(*sl->target));
-    sl->n_stop = u->n_stop;
-    if (u->n_stop)
-        memcpy(sl->stop, u->stop, u->n_stop * sizeof(*sl->stop));
+    take_stops(sl, u);
     take_bias(sl, u);
     take_sequences(s, sl, u);
     sl->has_penalties = s->cfg.sampling &&

@@ -35,7 +35,7 @@ struct slot {
     float repetition_penalty, presence_penalty, frequency_penalty;
     uint32_t min_tokens, prompt_len, n_logprobs;
     uint32_t n_stop, n_bias;
-    uint32_t *stop;         /* [MSG_STOP_IDS_MAX] */
+    uint32_t *stop;         /* [MSG_STOP_IDS_MAX], each id once */
     uint32_t *bias_id;      /* [MSG_BIAS_MAX], rising */
     float *bias;
     uint32_t n_targets, target[MSG_TARGETS_MAX];

@@ -250,6 +250,7 @@ template <uint32_t HERE> __global__ void __launch_bounds__(THREADS) all_reduce_k
     if (threadIdx.x == 0) {
         __threadfence();
         if (atomicAdd(&p.state[ENDED], 1u) == gridDim.x * gridDim.y - 1) {
+            __threadfence();
             p.state[ENDED] = 0;
             p.state[STEP] = step + 1 == 0 ? 2 : step + 1;
         }

@@ -326,14 +326,15 @@ template <int D, bool BF16> __global__ void __launch_bounds__(shape<D>::THREADS,
     join_warps<D>(p, k, (const float *)rings, ml_warps, part + split, n_splits == 1, tid);
     if (n_splits == 1)
         return;
-    __threadfence();
-    __syncthreads();
-    if (tid == 0) /* back to 0 with the last one */
-        *last = atomicInc(&p.counters[unit], n_splits - 1) == n_splits - 1;
+    __syncthreads(); /* the block's part is stored, by all its threads */
+    if (tid == 0) {
+        __threadfence();
+        *last = atomicInc(&p.counters[unit], n_splits - 1) == n_splits - 1; /* back to 0 with the last one */
+        __threadfence();
+    }
     __syncthreads();
     if (!*last)
         return;
-    __threadfence();
     join_splits<D>(p, k, part, n_splits, (float *)ml_warps, tid);
 }
 

@@ -327,12 +327,12 @@ struct matmul_tile {
         }
         if (a.splits == 1)
             return;
-        __threadfence(); /* this thread's part before its block is counted */
-        __syncthreads();
+        __syncthreads(); /* all parts of the block are stored */
         uint32_t *last = (uint32_t *)(smem_base() + smem.total - 16), *counter = &a.counters[(size_t)blockIdx.z * row_tiles + tile];
         if (threadIdx.x == 0) {
+            __threadfence(); /* they, by all its threads, come before it is counted */
             *last = atomicAdd(counter, 1u) == a.splits - 1;
-            __threadfence(); /* the others' parts after all of them are counted */
+            __threadfence(); /* the others' parts are read after all of them are counted */
         }
         __syncthreads();
         if (*last == 0)

@@ -1,6 +1,6 @@
 /* Sampling (sample.h). What a number is stands in kernels/sampling.h and sampling_filter.h; here stands which thread forms it. Sums whose order is fixed are chains
  * of one thread over shared memory, loaded 8 at a time; everything else of a row is done by all. */
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 #include "base/check.h"
 #include "kernels/cuda/cuda.h"
@@ -755,9 +755,11 @@ __global__ void __launch_bounds__(ROW_THREADS, 1) slow_kernel(const struct launc
 
 /* ---- inputs */
 
+/* Whether another thread has put it in place by now or not. */
 __device__ __forceinline__ uint32_t input(const struct cuda_sample &s, const uint32_t *tokens, const uint32_t *slot, uint32_t i)
 {
-    return tokens[i] == SAMPLING_NONE ? s.slot[slot[i]].token : tokens[i];
+    uint32_t token = ptx_ld_relaxed_gpu(tokens + i);
+    return token == SAMPLING_NONE ? s.slot[slot[i]].token : token;
 }
 /* A thread a token; counts change by atomics, so the order within a step does not matter. What leaves a window is in the history of earlier steps, or among the run's own
  * tokens. Bytes: 20 a token. Runs once a step. Expected: the launch alone. Oracle: worker/slots.c (learn). */
@@ -768,7 +770,7 @@ __global__ void __launch_bounds__(256) inputs_kernel(const struct cuda_sample s,
         return;
     const struct cuda_sample_slot *sl = s.slot + slot[i];
     uint32_t token = input(s, tokens, slot, i), last_n = sl->penalty_last_n;
-    tokens[i] = token;
+    ptx_st_relaxed_gpu(tokens + i, token);
     if (!sampling_has_penalties(&sl->params) || token >= s.cfg.vocab)
         return;
     struct cuda_sample_count *c = s.counts + (size_t)slot[i] * s.cfg.vocab;

@@ -44,7 +44,7 @@ struct cuda_sample_slot {
     uint32_t penalty_last_n;        /* 0: of all tokens */
     uint32_t has_allowed;
     uint32_t n_stop, n_bias;
-    uint32_t stop[CUDA_SAMPLE_STOP_MAX], bias_id[CUDA_SAMPLE_BIAS_MAX]; /* bias ids differ */
+    uint32_t stop[CUDA_SAMPLE_STOP_MAX], bias_id[CUDA_SAMPLE_BIAS_MAX]; /* in each, no id twice */
     float bias[CUDA_SAMPLE_BIAS_MAX];
 };
 struct cuda_sample_count {

@@ -3,12 +3,10 @@
 
   mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--no-build] [--verbose]
 
-A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with AddressSanitizer and checked indices of arrays (registers on a GPU), holds all mutants. First each cmocka test runs alone, to
-know its time and which places it comes by; then each mutant meets those tests, the quickest first, until one fails, does not end, or none is left. A mutant that
-survives must be listed in mutants.txt with the reason; an entry whose mutants are caught is an error, as is a share of caught ones below 95%.
-
-The emulator keeps the order of one thread for memory, so what orders memory between blocks (__threadfence, release and acquire) cannot show: those places are counted
-as survivors unless something else fails."""
+A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with the race checker (emu/races.h; it knows bounds to the byte, too)
+and checked indices of arrays (registers on a GPU), holds all mutants. First each cmocka test runs alone, to know its time and which places it comes by; then each
+mutant meets those tests, the quickest first, until one fails, does not end, or none is left. A mutant that survives must be listed in mutants.txt with the reason; an
+entry whose mutants are caught is an error, as is a share of caught ones below 95%."""
 import argparse
 import json
 import os
@@ -204,7 +202,7 @@ def copy_tree():
 def build(jobs, targets):
     out = WORK / "out"
     if not (out / "build.ninja").exists():
-        run_or_die(["cmake", "-S", WORK / "src", "-B", out, "-G", "Ninja", "-DRACKLM_CUDA=AUTO", "-DRACKLM_SANITIZE=address,bounds", "-DCMAKE_CXX_FLAGS=-w -fno-sanitize-recover=bounds", "-DCMAKE_C_FLAGS=-w",
+        run_or_die(["cmake", "-S", WORK / "src", "-B", out, "-G", "Ninja", "-DRACKLM_CUDA=AUTO", "-DRACKLM_EMU_RACES=ON", "-DCMAKE_CXX_FLAGS=-w", "-DCMAKE_C_FLAGS=-w",
                     "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1", "-DCMAKE_C_FLAGS_RELEASE=-O1 -g1"])
     run_or_die(["ninja", "-C", out, f"-j{jobs}", *targets])
     return out
@@ -228,7 +226,7 @@ class Test:
 
 
 def environment(**more):
-    env = dict(os.environ, ASAN_OPTIONS="detect_leaks=0", UCX_MEM_EVENTS="n", UCX_MEM_MALLOC_HOOKS="n", UCX_MEM_MMAP_HOOK_MODE="none", RACKLM_EMU_SPIN_S="20")
+    env = dict(os.environ, UCX_MEM_EVENTS="n", UCX_MEM_MALLOC_HOOKS="n", UCX_MEM_MMAP_HOOK_MODE="none", RACKLM_EMU_SPIN_S="20")
     env.update({k: str(v) for k, v in more.items()})
     return env
 

@@ -68,6 +68,16 @@ static int by_number(const void *a, const void *b)
     uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
     return (x > y) - (x < y);
 }
+/* Sorts them, and gives how many are left when each stands there once. */
+static uint32_t each_once(uint32_t *ids, uint32_t n)
+{
+    uint32_t kept = 0;
+    qsort(ids, n, sizeof(*ids), by_number);
+    for (uint32_t i = 0; i < n; i++)
+        if (i == 0 || ids[i] != ids[i - 1])
+            ids[kept++] = ids[i];
+    return kept;
+}
 
 enum feature {
     TEMPERATURE, TOP_K, TOP_P, MIN_P, TYPICAL, SIGMA, XTC, DYNATEMP, MIROSTAT, PENALTIES, WINDOW, BIAS, ALLOWED, STOPS, BAD, DRY, LOGPROB, TOP, TARGET,
@@ -127,17 +137,13 @@ static void make_row(struct made *m, uint32_t vocab, uint32_t features, uint32_t
             m->bias_id[i] = below(vocab);
             m->bias[i] = chance(0.1) ? -100 : 3 * normal();
         }
-        qsort(m->bias_id, s->n_bias, 4, by_number);
-        uint32_t n = 0;
-        for (uint32_t i = 0; i < s->n_bias; i++)
-            if (i == 0 || m->bias_id[i] != m->bias_id[i - 1])
-                m->bias_id[n++] = m->bias_id[i];
-        s->n_bias = n;
+        s->n_bias = each_once(m->bias_id, s->n_bias);
     }
     if (HAS(STOPS)) {
         s->n_stop = 1 + below(20);
         for (uint32_t i = 0; i < s->n_stop; i++)
             m->stop[i] = below(vocab);
+        s->n_stop = each_once(m->stop, s->n_stop);
         s->min_tokens = chance(0.8) ? CTX : 1;
     }
     if (HAS(ALLOWED)) { /* at times only what is banned as a stop */

@@ -16,19 +16,19 @@ struct fixture {
     struct step st;
     uint32_t slot[2], gen[2], start[2], n_tokens[2], want[2], n_blocks[2], tokens[25], blocks[3], freed[2];
     struct slot_setup setups[2];
-    uint32_t stop[2], bias_id[3], history[8];
+    uint32_t stop[4], bias_id[3], history[8];
     float bias[3];
 };
 
 static void begin(struct fixture *f)
 {
     *f = (struct fixture){.slot = {1, 3}, .gen = {7, 9}, .n_tokens = {20, 5}, .want = {RUN_WANT_SAMPLE, 0}, .n_blocks = {2, 1},
-                          .blocks = {4, 0, 9}, .stop = {1, 2}, .bias_id = {5, 3, 5}, .bias = {1, 2, 0.5f}, .freed = {1, 3}};
+                          .blocks = {4, 0, 9}, .stop = {1, 2, 2, 1}, .bias_id = {5, 3, 5}, .bias = {1, 2, 0.5f}, .freed = {1, 3}};
     struct slots_config cfg = {.max_seqs = 4, .ctx = 64, .vocab = 100, .dim = 32, .n_kv_blocks = 10, .max_step_tokens = 40, .sampling = true};
     assert_int_equal(slots_init(&f->s, &cfg), ERR_OK);
     for (uint32_t i = 0; i < 25; i++)
         f->tokens[i] = i;
-    f->setups[0] = (struct slot_setup){.slot = 1, .gen = 7, .temperature = 1, .top_p = 1, .stop = f->stop, .n_stop = 2, .bias_id = f->bias_id,
+    f->setups[0] = (struct slot_setup){.slot = 1, .gen = 7, .temperature = 1, .top_p = 1, .stop = f->stop, .n_stop = 4, .bias_id = f->bias_id,
                                        .bias = f->bias, .n_bias = 3, .frequency_penalty = 1, .prompt_len = 20};
     f->setups[1] = (struct slot_setup){.slot = 3, .gen = 9, .top_p = 1};
     f->st = (struct step){.n_runs = 2, .slot = f->slot, .gen = f->gen, .start = f->start, .n_tokens = f->n_tokens, .want = f->want,
@@ -62,6 +62,9 @@ static void test_a_valid_step_is_taken(void **state)
     assert_int_equal(f.s.slot[3].blocks[0], 9);
     /* Biases rise by id, equal ids are added up. */
     assert_int_equal(sl->n_bias, 2);
+    assert_int_equal(sl->n_stop, 2); /* each once */
+    assert_int_equal(sl->stop[0], 1);
+    assert_int_equal(sl->stop[1], 2);
     assert_int_equal(sl->bias_id[0], 3);
     assert_true(sl->bias[0] == 2 && sl->bias[1] == 1.5f);
     /* Prompt tokens are seen, not counted. */

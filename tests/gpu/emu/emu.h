@@ -31,12 +31,14 @@ cudaError_t enqueue_operation(cudaStream_t stream, std::function<bool()> attempt
 
 /* runtime.cc: whether a kernel may use this address: inside a live allocation of a device or pinned (or_end: or just behind one). */
 bool device_accessible(const void *p, bool or_end = false);
+/* runtime.cc: the live allocation that lies in this page of 4096 bytes (there is never more than one): [lo, hi), not cut to the page. False: none does. */
+bool allocation_in_page(uintptr_t page, uintptr_t *lo, uintptr_t *hi);
 /* runtime.cc: what an address is, for reports: "byte 104 of 100 bytes of device memory at 0x7f...". Empty when the runtime is locked. Allocates
  * nothing: a signal handler may ask. */
 void describe_address(const void *p, char *text, size_t size);
 
 /* engine.cc: a kernel that has begun; what it runs, `launch`, stays until then. Let go of before its end it is abandoned. */
-enum class fault { none, divergent_barrier, out_of_bounds, trap, timeout };
+enum class fault { none, divergent_barrier, out_of_bounds, trap, timeout, race };
 struct kernel_run;
 std::shared_ptr<kernel_run> kernel_begin(const kernel_launch &launch);
 /* Runs it, on the calling OS thread (one at a time, any) to its end, or until all its threads wait for memory: another kernel may write it, or a host thread.

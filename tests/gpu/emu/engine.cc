@@ -13,7 +13,7 @@
  *
  * Fibers. A lane that has not begun needs none: the fiber of a lane that ended goes on with the next one, so kernels without barriers switch never. Lanes of
  * a warp switch to each other directly, not through the scheduler. */
-#include "tests/gpu/emu/kernel.h"
+#include "tests/gpu/emu/races.h"
 
 #include <algorithm>
 #include <cstdarg>
@@ -56,13 +56,14 @@ struct kernel_run {
     uint32_t width; /* how many may run at once */
     fault failed;
     uint64_t quiet_since; /* ns: since then it has waited for memory only; 0: it has not */
+    std::shared_ptr<race_launch> races;
 };
 
 namespace {
 
 namespace bc = boost::context::detail;
 
-constexpr size_t PAGE = 4096, STACK_BYTES = EMU_ASAN ? 256 * 1024 : 64 * 1024;
+constexpr size_t PAGE = 4096, STACK_BYTES = EMU_ASAN ? 256 * 1024 : 64 * 1024, STACKS = 64;
 constexpr size_t SMEM_MAX = 256 * 1024; /* more than any GPU has (227 KiB) */
 constexpr size_t SMEM_ALIGN = 1024, SMEM_CANARY = 256;
 constexpr uint32_t RESIDENT_THREADS = 32768;
@@ -133,6 +134,7 @@ struct engine {
     bool active;  /* something else than waiting for memory has happened */
     uint64_t n_launches;
     std::vector<fiber *> free_fibers;
+    std::vector<uintptr_t> stacks; /* where those of STACKS fibers begin */
     std::vector<block *> free_blocks;
 };
 engine &eng = *new engine(); /* never destroyed: threads of the runtime outlive main */
@@ -217,9 +219,9 @@ void map_open(void *p, size_t bytes)
 fiber *fiber_take()
 {
     if (eng.free_fibers.empty()) {
-        constexpr size_t n = 64;
-        auto *p = static_cast<unsigned char *>(map_or_die(n * (STACK_BYTES + PAGE)));
-        for (size_t i = 0; i < n; i++) {
+        auto *p = static_cast<unsigned char *>(map_or_die(STACKS * (STACK_BYTES + PAGE)));
+        eng.stacks.push_back(uintptr_t(p));
+        for (size_t i = 0; i < STACKS; i++) {
             fiber *f = new fiber();
             f->stack = p + i * (STACK_BYTES + PAGE) + PAGE;
             map_open(f->stack, STACK_BYTES);
@@ -345,6 +347,8 @@ void block_start(kernel_run *k)
     k->n_started++;
     b->block_idx = {idx % grid.x, idx / grid.x % grid.y, idx / grid.x / grid.y};
 
+    races_block_starts(b, k->races.get(), idx, b->smem_map + PAGE, SMEM_MAX);
+
     for (uint32_t i = 0; i < b->n_warps; i++) {
         warp *w = &b->warps[i];
         uint32_t n = std::min(32u, n_threads - 32 * i);
@@ -359,6 +363,7 @@ void block_start(kernel_run *k)
         lane *l = &b->lanes[i];
         l->thread_idx = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
         l->lane_idx = i % 32;
+        l->thread = i;
         l->block = b;
         l->w = &b->warps[i / 32];
         l->f = nullptr;
@@ -650,6 +655,16 @@ void on_sanitizer()
 
 } // namespace
 
+#ifdef RACKLM_EMU_RACES
+bool on_a_stack(uintptr_t at)
+{
+    for (uintptr_t s : eng.stacks)
+        if (at - s < STACKS * (STACK_BYTES + PAGE))
+            return true;
+    return false;
+}
+#endif
+
 /* UndefinedBehaviorSanitizer's hook. */
 extern "C" void __ubsan_on_report();
 extern "C" void __ubsan_on_report()
@@ -679,6 +694,7 @@ std::shared_ptr<kernel_run> kernel_begin(const kernel_launch &launch)
     k->order.resize(k->n_blocks);
     for (uint64_t i = 0; i < k->n_blocks; i++)
         k->order[i] = uint32_t(i);
+    k->races = races_launch(k->n_blocks);
     /* Each launch has its own order, whatever ran before it. */
     k->rng = (seed() * 0x9e3779b97f4a7c15ull) ^ (++eng.n_launches * 0xbf58476d1ce4e5b9ull) ^ 0x94d049bb133111ebull;
     eng.rng = k->rng |= 1;
@@ -708,6 +724,7 @@ advance kernel_advance(kernel_run &k, fault *f)
     eng.rng = k.rng;
     eng.active = false;
     signals_take();
+    races_on_this_thread(true);
     bool some = false;
     for (uint32_t vain = 0; k.n_done < k.n_blocks && k.failed == fault::none && vain < VAIN_ROUNDS;) {
         if (schedule(&k))
@@ -717,6 +734,7 @@ advance kernel_advance(kernel_run &k, fault *f)
         some |= eng.active;
         eng.active = false;
     }
+    races_on_this_thread(false);
     signals_give_back();
     k.rng = eng.rng;
     *f = k.failed;
@@ -806,6 +824,8 @@ void meet(const warp_op *op, uint32_t mask, void *arg, here at)
         return;
     }
     op->run(m->args, mask);
+    if (op == &syncwarp_op && (mask | w->done) == w->exists)
+        races_syncwarp(w->b, uint32_t(w - w->b->warps.data()));
     w->meetings &= ~(1u << (m - w->m));
     w->ready |= mask & ~bit;
     eng.active = true;
@@ -827,6 +847,7 @@ uint32_t barrier(vote v, bool predicate, here at)
     } else {
         b->result = v == vote::all ? b->votes == b->n_threads : v == vote::any ? b->votes != 0 : b->votes;
         b->arrived = b->votes = 0;
+        races_barrier(b);
         for (uint32_t i = 0; i < b->n_warps; i++) {
             b->warps[i].ready |= b->warps[i].at_barrier;
             b->warps[i].at_barrier = 0;
@@ -891,6 +912,7 @@ void cp_async(void *dst, const void *src, uint32_t bytes, uint32_t src_bytes)
         fail(fault::out_of_bounds, "cp.async: global address %p is not a multiple of %u", src, bytes);
     if (src_bytes > bytes)
         fail(fault::trap, "cp.async: source of %u bytes, copy of %u", src_bytes, bytes);
+    races_copy_begins(dst, bytes);
     memset(dst, POISON, bytes);
     l->copies.push_back({dst, src, bytes, src_bytes, l->groups});
 }
@@ -910,6 +932,7 @@ void land(lane *l, uint32_t end)
         if (c.src_bytes > 0)
             memcpy(c.dst, c.src, c.src_bytes);
         memset(static_cast<unsigned char *>(c.dst) + c.src_bytes, 0, c.bytes - c.src_bytes);
+        races_copy_lands(c.dst, c.bytes, c.src, c.src_bytes);
     }
     l->copies.erase(l->copies.begin(), l->copies.begin() + ptrdiff_t(n));
 }

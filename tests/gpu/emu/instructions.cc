@@ -1,6 +1,6 @@
 /* What matrix instructions do: ldmatrix and mma, as meetings of a warp (engine.cc). Each lane's operands are deposited by pointer; the last lane to come gathers them into
  * plain matrices, does the work in vectors and gives each lane its share. Fragments: PTX ISA 9.0, sections 9.7.15.5 (as written down in ptx.cuh). */
-#include "tests/gpu/emu/kernel.h"
+#include "tests/gpu/emu/races.h"
 
 #include <array>
 
@@ -153,8 +153,10 @@ void ldmatrix(uint32_t *r, uint32_t n, bool trans, const void *row, here at)
 {
     static constexpr const warp_op *ops[2][3] = {{&ldmatrix_op<1, false>, &ldmatrix_op<2, false>, &ldmatrix_op<4, false>},
                                                  {&ldmatrix_op<1, true>, &ldmatrix_op<2, true>, &ldmatrix_op<4, true>}};
-    if (self->lane_idx < 8 * n) /* the other lanes' addresses are not used */
+    if (self->lane_idx < 8 * n) { /* the other lanes' addresses are not used */
         check_shared(row, 16, "ldmatrix");
+        races_read(row, 16);
+    }
     ldmatrix_arg arg = {r, row};
     meet(ops[trans][n / 2], UINT32_MAX, &arg, at);
 }

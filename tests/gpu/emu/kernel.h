@@ -32,10 +32,11 @@ struct block_view {
     dim3 block_dim, grid_dim;
     unsigned char *smem;
     size_t smem_bytes;
+    struct race_block *race; /* races.cc's */
 };
 struct thread_view {
     uint3 thread_idx;
-    uint32_t lane_idx;
+    uint32_t lane_idx, thread; /* in the warp, in the block */
     const block_view *block;
 };
 /* The thread that runs; nullptr outside of kernels. */

@@ -384,6 +384,19 @@ bool device_accessible(const void *p, bool or_end)
     return find_range(r, p) != nullptr || (or_end && find_range(r, (const char *)p - 1) != nullptr);
 }
 
+bool allocation_in_page(uintptr_t page, uintptr_t *lo, uintptr_t *hi)
+{
+    runtime &r = rt();
+    lock l(r.mutex);
+    auto a = r.ranges.lower_bound((page + 1) * PAGE);
+    if (a == r.ranges.begin())
+        return false;
+    --a;
+    *lo = a->first;
+    *hi = a->first + a->second.size;
+    return *hi > page * PAGE && a->second.kind != range::kind::registered; /* that has neighbours of the host's */
+}
+
 void describe_address(const void *p, char *text, size_t size)
 {
     runtime &r = rt();
