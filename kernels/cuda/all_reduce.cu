@@ -1,13 +1,9 @@
 /* all_reduce.h. A block owns a chunk of 512 values of a token, a thread 4 of them. */
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/act.cuh"
 
 #include "base/check.h"
-#include "base/fmath.h"
 #include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/ptx.cuh"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 namespace
 {
@@ -152,29 +148,14 @@ __device__ __forceinline__ bool across_blocks(const cuda_peers &p, layout l, uin
     return ok;
 }
 
-__device__ __forceinline__ void store(const cuda_act &out, size_t at, float4 v, float inverse)
+__device__ __forceinline__ void store(const cuda_act &out, size_t group, float4 v, float inverse)
 {
-    union {
-        __half h[4];
-        __nv_bfloat16 b[4];
-        uint2 both;
-    } o;
-    if (out.type == CUDA_F32) {
-        *(float4 *)((float *)out.x + at) = v;
-        return;
-    }
-    if (out.type == CUDA_F16) {
-        o.h[0] = __float2half_rn(v.x * inverse);
-        o.h[1] = __float2half_rn(v.y * inverse);
-        o.h[2] = __float2half_rn(v.z * inverse);
-        o.h[3] = __float2half_rn(v.w * inverse);
-    } else {
-        o.b[0] = __float2bfloat16_rn(v.x);
-        o.b[1] = __float2bfloat16_rn(v.y);
-        o.b[2] = __float2bfloat16_rn(v.z);
-        o.b[3] = __float2bfloat16_rn(v.w);
-    }
-    *(uint2 *)((__half *)out.x + at) = o.both;
+    if (out.type == CUDA_F32)
+        act_store<CUDA_F32>(out.x, group, v, inverse);
+    else if (out.type == CUDA_F16)
+        act_store<CUDA_F16>(out.x, group, v, inverse);
+    else
+        act_store<CUDA_BF16>(out.x, group, v, inverse);
 }
 
 template <uint32_t HERE> struct set {
@@ -232,18 +213,17 @@ template <uint32_t HERE> __global__ void __launch_bounds__(THREADS) all_reduce_k
         block_sum_max(&squares, &top, shared);
         if (gridDim.x > 1)
             across_blocks(p, l, step, &squares, &top, shared + 8);
-        /* As cuda_add_norm has it: what is not finite becomes NaN; f16 has a power of two taken out that leaves 13 to 14 bits above one. */
-        bool finite = squares < fm_from_bits(0x7f800000);
-        float r = finite ? 1.0f / sqrtf(squares / (float)dim + c.eps) : fm_from_bits(0x7fc00000), scale = 1.0f, inverse = 1.0f;
+        /* As cuda_add_norm has it: what is not finite becomes NaN. */
+        bool finite = squares < fm_from_bits(ACT_INF);
+        float r = finite ? 1.0f / sqrtf(squares / (float)dim + c.eps) : fm_from_bits(0x7fc00000), inverse = 1.0f;
         if (c.out.type == CUDA_F16) {
-            int32_t e = (fm_bits(top * r) >> 23) - 13;
-            scale = !finite ? r : top == 0.0f ? 1.0f : fm_from_bits((e < 1 ? 1 : e) << 23);
-            inverse = finite ? fm_from_bits(0x7f000000 - fm_bits(scale)) : r;
+            float scale = act_scale(finite ? (uint32_t)fm_bits(top * r) : ACT_INF);
+            inverse = act_inverse(scale);
             if (blockIdx.x == 0 && threadIdx.x == 0)
                 c.out.scale[blockIdx.y] = scale;
         }
         if (n_mine == 4)
-            store(c.out, at, make_float4(x.x * r * f.x, x.y * r * f.y, x.z * r * f.z, x.w * r * f.w), inverse);
+            store(c.out, group, make_float4(x.x * r * f.x, x.y * r * f.y, x.z * r * f.z, x.w * r * f.w), inverse);
     }
     /* The last block counts on; nobody reads the number any more. 0 is what fresh mailboxes hold: after the largest comes 2, since halves alternate. */
     __syncthreads();

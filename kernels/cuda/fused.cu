@@ -3,21 +3,14 @@
  * the passes over a row, and only rows beyond 4 * KEEP * 1024 values are read twice.
  *
  * The number of threads, and so the order of every sum, depends on the length of a row alone: a token has the same bits in any batch. */
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/act.cuh"
 
 #include "base/check.h"
-#include "base/fmath.h"
-#include "kernels/cuda/cuda.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 namespace
 {
 
-constexpr uint32_t KEEP = 4, THREADS_MAX = 1024, EXP_INF = 0x7f800000u;
-/* The largest value of a token in f16 lies in [2^13, 2^14): 4 times below the format's end, and what is 2^-27 of it is no denormal yet. */
-constexpr int32_t F16_TOP = 13;
+constexpr uint32_t KEEP = 4, THREADS_MAX = 1024;
 
 uint32_t threads_for(uint32_t k)
 {
@@ -68,46 +61,6 @@ __device__ __forceinline__ uint32_t magnitude(float4 v)
     return a > c ? a : c;
 }
 
-/* The power of two that is taken out of a token, from the bits of its largest magnitude: 2^(exponent - F16_TOP), no smaller than the least normal number; 1 for
- * a row of zeros; NaN for a row with something that is not finite, so that all that is made of it is NaN. */
-__device__ __forceinline__ float scale_of(uint32_t top)
-{
-    if (top >= EXP_INF)
-        return fm_from_bits(0x7fc00000);
-    int32_t e = (int32_t)(top >> 23) - F16_TOP; /* biased */
-    return top == 0 ? 1.0f : fm_from_bits((e < 1 ? 1 : e) << 23);
-}
-/* 1 / scale, exactly: of biased exponents e and 254 - e. */
-__device__ __forceinline__ float inverse_of(float scale)
-{
-    return scale != scale ? scale : fm_from_bits(0x7f000000 - fm_bits(scale));
-}
-
-template <cuda_type T>
-__device__ __forceinline__ void store(void *row, uint32_t group, float4 v, float inverse)
-{
-    if (T == CUDA_F32) {
-        ((float4 *)row)[group] = v;
-        return;
-    }
-    union {
-        __half h[4];
-        __nv_bfloat16 b[4];
-        uint2 both;
-    } out;
-    if (T == CUDA_F16) {
-        out.h[0] = __float2half_rn(v.x * inverse);
-        out.h[1] = __float2half_rn(v.y * inverse);
-        out.h[2] = __float2half_rn(v.z * inverse);
-        out.h[3] = __float2half_rn(v.w * inverse);
-    } else {
-        out.b[0] = __float2bfloat16_rn(v.x);
-        out.b[1] = __float2bfloat16_rn(v.y);
-        out.b[2] = __float2bfloat16_rn(v.z);
-        out.b[3] = __float2bfloat16_rn(v.w);
-    }
-    ((uint2 *)row)[group] = out.both;
-}
 template <cuda_type T>
 __device__ __forceinline__ void *row_of(void *x, uint32_t k)
 {
@@ -131,8 +84,8 @@ __device__ __forceinline__ void write_row(const float4 *kept, V value, uint32_t 
             uint32_t m = magnitude(value(g));
             top = m > top ? m : top;
         }
-        float s = scale_of(block_max(top, part));
-        inverse = inverse_of(s);
+        float s = act_scale(block_max(top, part));
+        inverse = act_inverse(s);
         if (threadIdx.x == 0)
             scale[blockIdx.x] = s;
     }
@@ -140,9 +93,9 @@ __device__ __forceinline__ void write_row(const float4 *kept, V value, uint32_t 
 #pragma unroll
     for (uint32_t u = 0; u < KEEP; u++)
         if (threadIdx.x + u * blockDim.x < groups)
-            store<T>(row, threadIdx.x + u * blockDim.x, kept[u], inverse);
+            act_store<T>(row, threadIdx.x + u * blockDim.x, kept[u], inverse);
     for (uint32_t g = threadIdx.x + KEEP * blockDim.x; g < groups; g += blockDim.x)
-        store<T>(row, g, value(g), inverse);
+        act_store<T>(row, g, value(g), inverse);
 }
 
 /* x += add; out = x * w / sqrt(mean(x^2) + eps).
@@ -181,7 +134,7 @@ __global__ void __launch_bounds__(THREADS_MAX, 1) add_norm_kernel(float *x, cons
         return;
     sum = block_sum(sum, part);
     /* A sum that overflowed would make zeros of everything. */
-    float r = sum < fm_from_bits((int32_t)EXP_INF) ? 1.0f / sqrtf(sum / (float)dim + eps) : fm_from_bits(0x7fc00000);
+    float r = sum < fm_from_bits(ACT_INF) ? 1.0f / sqrtf(sum / (float)dim + eps) : fm_from_bits(0x7fc00000);
     auto normed = [=](float4 v, uint32_t g) {
         float4 f = ((const float4 *)w)[g];
         return make_float4((v.x * r) * f.x, (v.y * r) * f.y, (v.z * r) * f.z, (v.w * r) * f.w);

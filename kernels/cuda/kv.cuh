@@ -27,18 +27,6 @@ static __host__ __device__ __forceinline__ bool kv_narrow(enum kv_type type)
     return type == KV_Q8_0 || type == KV_FP8;
 }
 
-static __device__ __forceinline__ __half2 kv_half2(uint32_t u)
-{
-    __half2 v;
-    memcpy((void *)&v, &u, 4);
-    return v;
-}
-static __device__ __forceinline__ uint32_t kv_bits(__half2 v)
-{
-    uint32_t u;
-    memcpy(&u, &v, 4);
-    return u;
-}
 template <bool BF16> static __device__ __forceinline__ uint32_t kv_pack2(float low, float high)
 {
     return BF16 ? ptx_bf16x2(low, high) : ptx_f16x2(low, high);
@@ -48,7 +36,7 @@ template <bool BF16> static __device__ __forceinline__ uint32_t kv_rest2(uint32_
 {
     if (BF16)
         return kv_pack2<true>(low - __uint_as_float(u << 16), high - __uint_as_float(u & 0xffff0000u));
-    __half2 v = kv_half2(u);
+    __half2 v = ptx_half2(u);
     return kv_pack2<false>(low - __low2float(v), high - __high2float(v));
 }
 
@@ -87,7 +75,7 @@ static __device__ __forceinline__ void kv_write_row(enum kv_type type, const flo
 static __device__ __forceinline__ uint32_t kv_widen_fp8x2(uint32_t x)
 {
     uint32_t rest = x & 0x7f007f00u, nan = (rest + 0x01000100u) & 0x80008000u;
-    return kv_bits(__hmul2(kv_half2((x & 0x80008000u) | rest >> 1), __float2half2_rn(256.0f))) | (nan - (nan >> 6));
+    return ptx_half2_bits(__hmul2(ptx_half2((x & 0x80008000u) | rest >> 1), __float2half2_rn(256.0f))) | (nan - (nan >> 6));
 }
 static __device__ __forceinline__ uint2 kv_widen_fp8x4(uint32_t w)
 {
@@ -102,8 +90,8 @@ static __device__ __forceinline__ uint2 kv_widen_fp8x4(uint32_t w)
 static __device__ __forceinline__ uint2 kv_widen_q8x4(uint32_t w, __half2 d)
 {
     uint32_t x = w ^ 0x80808080u;
-    __half2 off = __float2half2_rn(1024.0f + 128.0f), a = kv_half2(__byte_perm(x, 0x64646464u, 0x4140)), b = kv_half2(__byte_perm(x, 0x64646464u, 0x4342));
-    return make_uint2(kv_bits(__hmul2(__hsub2(a, off), d)), kv_bits(__hmul2(__hsub2(b, off), d)));
+    __half2 off = __float2half2_rn(1024.0f + 128.0f), a = ptx_half2(__byte_perm(x, 0x64646464u, 0x4140)), b = ptx_half2(__byte_perm(x, 0x64646464u, 0x4342));
+    return make_uint2(ptx_half2_bits(__hmul2(__hsub2(a, off), d)), ptx_half2_bits(__hmul2(__hsub2(b, off), d)));
 }
 
 /* A tile of rows of up to D values has D + 8 halves a row: an odd number of 16 bytes, so that the 8 rows of an ldmatrix lie in different banks. */
@@ -160,7 +148,7 @@ static __device__ __forceinline__ void kv_widen_q8_block(const unsigned char *ra
     const uint32_t *w = (const uint32_t *)(raw + (b * 34 & ~3u));
     bool odd = b & 1;
     uint32_t last = w[0];
-    __half2 d = kv_half2((odd ? last >> 16 : last & 0xffff) * 0x10001u);
+    __half2 d = ptx_half2((odd ? last >> 16 : last & 0xffff) * 0x10001u);
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) {
         uint32_t w0 = w[2 * i + 1], w1 = w[2 * i + 2];

@@ -17,6 +17,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef RACKLM_EMU
 #define PTX static inline
@@ -275,6 +276,19 @@ PTX uint32_t ptx_bf16x2(float lo, float hi)
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
 #endif
+}
+/* The pair as CUDA's arithmetic takes it, and back. */
+PTX __half2 ptx_half2(uint32_t u)
+{
+    __half2 h;
+    memcpy((void *)&h, &u, 4);
+    return h;
+}
+PTX uint32_t ptx_half2_bits(__half2 h)
+{
+    uint32_t u;
+    memcpy(&u, &h, 4);
+    return u;
 }
 /* To tf32, to nearest, ties away from zero. */
 PTX uint32_t ptx_tf32(float x)

@@ -22,19 +22,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-/* Pairs of f16 as the 32 bits that mma takes. */
-static __device__ __forceinline__ __half2 weight_h2(uint32_t u)
-{
-    __half2 h;
-    memcpy((void *)&h, &u, 4);
-    return h;
-}
-static __device__ __forceinline__ uint32_t weight_u32(__half2 h)
-{
-    uint32_t u;
-    memcpy(&u, &h, 4);
-    return u;
-}
 /* The pair of two equal small integers, as f16 bits; what is not a small integer is a bug. */
 static constexpr __host__ __device__ __forceinline__ uint32_t weight_int2(int32_t v)
 {
@@ -54,8 +41,8 @@ template <int POS, int OFFSET>
 static __device__ __forceinline__ __half2 weight_code(uint32_t magic)
 {
     if (POS == 0)
-        return __hadd2(weight_h2(magic), weight_h2(weight_int2(-1024 - OFFSET)));
-    return __hfma2(weight_h2(magic), weight_h2(weight_pow2(-POS)), weight_h2(weight_int2(-(1024 >> POS) - OFFSET)));
+        return __hadd2(ptx_half2(magic), ptx_half2(weight_int2(-1024 - OFFSET)));
+    return __hfma2(ptx_half2(magic), ptx_half2(weight_pow2(-POS)), ptx_half2(weight_int2(-(1024 >> POS) - OFFSET)));
 }
 /* (a & mask) | magic in one instruction; of two constants the compiler would make two. */
 static __device__ __forceinline__ uint32_t weight_and_or(uint32_t a, uint32_t mask, uint32_t magic)
@@ -139,18 +126,18 @@ struct weight_step {
             k.t[0] = weight_both(scale[h], 1);
         } else if (KIND == LAYOUT_K4) { /* {sc, mn} * {d, -dmin} */
             uint32_t v = __byte_perm(scale[0], 0x64646464u, h ? 0x4342 : 0x4140);
-            uint32_t st = weight_u32(__hmul2(weight_code<0, 0>(v), weight_h2(super[h])));
+            uint32_t st = ptx_half2_bits(__hmul2(weight_code<0, 0>(v), ptx_half2(super[h])));
             k.s[0] = weight_both(st, 0);
             k.t[0] = weight_both(st, 1);
         } else if (KIND == LAYOUT_K2) { /* {sc0, sc1} * d, {mn0, mn1} * -dmin */
             uint32_t v = __byte_perm(scale[0], 0, h ? 0x4342 : 0x4140);
-            uint32_t s = weight_u32(__hmul2(weight_code<0, 0>(weight_and_or(v, 0x000f000fu, 0x64006400u)), weight_h2(weight_both(super[h], 0))));
-            uint32_t t = weight_u32(__hmul2(weight_code<4, 0>(weight_and_or(v, 0x00f000f0u, 0x64006400u)), weight_h2(weight_both(super[h], 1))));
+            uint32_t s = ptx_half2_bits(__hmul2(weight_code<0, 0>(weight_and_or(v, 0x000f000fu, 0x64006400u)), ptx_half2(weight_both(super[h], 0))));
+            uint32_t t = ptx_half2_bits(__hmul2(weight_code<4, 0>(weight_and_or(v, 0x00f000f0u, 0x64006400u)), ptx_half2(weight_both(super[h], 1))));
             k.s[0] = weight_both(s, 0), k.s[1] = weight_both(s, 1);
             k.t[0] = weight_both(t, 0), k.t[1] = weight_both(t, 1);
         } else { /* {sc0, sc1} * d */
             uint32_t v = __byte_perm(scale[0], 0x64646464u, h ? 0x4342 : 0x4140);
-            uint32_t s = weight_u32(__hmul2(weight_code<0, 128>(v), weight_h2(weight_both(super[0], h))));
+            uint32_t s = ptx_half2_bits(__hmul2(weight_code<0, 128>(v), ptx_half2(weight_both(super[0], h))));
             k.s[0] = weight_both(s, 0), k.s[1] = weight_both(s, 1);
         }
         return k;
@@ -184,8 +171,8 @@ struct weight_step {
     __device__ __forceinline__ uint32_t pair(const scales &k, uint32_t h) const
     {
         constexpr uint32_t half = HALVES ? P / 8 : 0;
-        __half2 c = code<P>(h), s = weight_h2(k.s[half]);
-        return weight_u32(HAS_MIN ? __hfma2(c, s, weight_h2(k.t[half])) : __hmul2(c, s));
+        __half2 c = code<P>(h), s = ptx_half2(k.s[half]);
+        return ptx_half2_bits(HAS_MIN ? __hfma2(c, s, ptx_half2(k.t[half])) : __hmul2(c, s));
     }
 
     /* Scales are the same for all pieces: computed once, kept by the caller. */
