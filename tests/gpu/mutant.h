@@ -3,7 +3,8 @@
  * RACKLM_MUTANT_TEST the cmocka test that runs alone.
  *
  * Operators: a < b becomes a < mutant::lt{7} < b, which has the same precedence, so that nothing around it has to be understood. What is a constant expression is
- * never weakened. */
+ * never weakened. RACKLM_MUTANT_TURNED: a comparison is not weakened by one but turned round. Floating-point values always are: they are no bounds, and that two
+ * are equal seldom matters. */
 #ifndef TESTS_GPU_MUTANT_H
 #define TESTS_GPU_MUTANT_H
 
@@ -21,12 +22,14 @@ namespace mutant
 constexpr unsigned MAX_ID = 16384;
 inline unsigned char seen[MAX_ID];
 inline unsigned active;
+inline bool turned;
 
 struct setup {
     setup()
     {
         const char *id = getenv("RACKLM_MUTANT"), *test = getenv("RACKLM_MUTANT_TEST");
         active = id ? unsigned(atoi(id)) : 0;
+        turned = getenv("RACKLM_MUTANT_TURNED");
         if (test && cmocka_set_test_filter)
             cmocka_set_test_filter(test);
     }
@@ -61,7 +64,7 @@ __attribute__((no_sanitize("thread"))) constexpr bool on(unsigned id) /* `seen` 
         unsigned id;                                                                                                   \
         template <class R> constexpr bool operator op(R r) const                                                       \
         {                                                                                                              \
-            return on(id) ? (weak) : l op r;                                                                           \
+            return !on(id) ? l op r : turned || std::is_floating_point_v<R> ? !(l op r) : (weak);                      \
         }                                                                                                              \
     };                                                                                                                 \
     template <class L> constexpr name##_of<L> operator op(L l, name m)                                                 \

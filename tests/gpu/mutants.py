@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Shows that the emulated tests can fail: weakens one barrier, wait, bound, predicate or zero fill of the kernels at a time and runs the tests that come by it.
 
-  mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--tests a,b] [--no-build] [--verbose]
+  mutants.py [--only FILE] [--sample N [--seed S]] [--seeds 3] [--jobs 2] [--list] [--listed] [--tests a,b] [--no-build] [--verbose]
 
 A copy of the tree in build/mutants gets a switch at every place (mutant.h), so that one build, with the race checker (emu/races.h; it knows bounds to the byte, too)
 and checked indices of arrays (registers on a GPU), holds all mutants. First each cmocka test runs alone, to know its time and which places it comes by; then each
-mutant meets those tests, the quickest first, until one fails, does not end, or none is left. A mutant that survives must be listed in mutants.txt with the reason; an
-entry whose mutants are caught is an error, as is a share of caught ones below 95%."""
+mutant meets those tests, the quickest first, until one fails, does not end, or none is left.
+
+Where a bound may be weaker by one and nothing is wrong (both sides are right when the two are equal, another bound stands behind it), the place is tried with the comparison
+turned round, so that each bound is shown to matter. Both that and what nothing catches must be listed in mutants.txt with the reason. An error: one that is not listed, an
+entry whose mutants are caught, or less than 95% of the places caught."""
 import argparse
 import json
 import os
@@ -272,18 +275,27 @@ def baseline(test):
     return test
 
 
-def try_mutant(m, tests, seeds):
-    """(None, why) when it survives, else (what failed, seconds)"""
-    mine = sorted((t for t in tests if t.seen[m.id]), key=lambda t: t.seconds)
-    if not mine:
-        return None, "no test comes by"
+def first_to_fail(tests, seeds, **env):
+    """"which test, after how long", or None"""
     start = time.monotonic()
     for seed in range(1, seeds + 1):
-        for t in mine:
-            ok, out = run(t, seed, RACKLM_MUTANT=m.id)
+        for t in tests:
+            ok, out = run(t, seed, **env)
             if not ok:
-                return f"{t.program.name} {t.name}, seed {seed}" + (", did not end" if out == b"did not end" else ""), time.monotonic() - start
-    return None, f"{len(mine)} tests x {seeds} seeds pass"
+                return f"{t.program.name} {t.name}, seed {seed}{', did not end' if out == b'did not end' else ''}, {time.monotonic() - start:.1f} s"
+    return None
+
+
+def try_mutant(m, tests, seeds, weakened):
+    """("caught", "turned" or "not", by what). weakened: False: that nothing shows it is known, only the comparison turned round is tried."""
+    mine = sorted((t for t in tests if t.seen[m.id]), key=lambda t: t.seconds)
+    if not mine:
+        return "not", "no test comes by"
+    failed = first_to_fail(mine, seeds, RACKLM_MUTANT=m.id) if weakened else None
+    if failed:
+        return "caught", failed
+    failed = first_to_fail(mine, seeds, RACKLM_MUTANT=m.id, RACKLM_MUTANT_TURNED=1) if m.kind == "bound" else None
+    return ("turned", failed) if failed else ("not", f"{len(mine)} tests x {seeds} seeds pass")
 
 
 # --- what is listed: file | kind | text | reason
@@ -302,9 +314,9 @@ def read_listed():
 
 
 def table(title, rows):
-    print(f"{title:24} {'mutants':>8} {'caught':>7} {'listed':>7} {'not':>5}")
+    print(f"{title:24} {'places':>8} {'weakened':>9} {'turned':>7} {'not caught':>11}")
     for name, c in rows:
-        print(f"{name:24} {c['all']:8} {c['caught']:7} {c['listed']:7} {c['not']:5}")
+        print(f"{name:24} {c['all']:8} {c['caught']:9} {c['turned']:7} {c['not']:11}")
 
 
 def main():
@@ -318,6 +330,7 @@ def main():
     p.add_argument("--list", action="store_true")
     p.add_argument("--tests", help="names of test programs; default: all with the label gpu")
     p.add_argument("--no-build", action="store_true", help="the programs as they are in build/mutants")
+    p.add_argument("--listed", action="store_true", help="weakens the listed ones, too, which takes every test they come by: is one caught by now?")
     p.add_argument("--verbose", action="store_true")
     a = p.parse_args()
 
@@ -343,33 +356,29 @@ def main():
         mutants = random.Random(a.seed).sample(mutants, a.sample)
         print(f"{a.sample} of them, --seed {a.seed}")
 
-    start, listed, used, bad = time.monotonic(), read_listed(), set(), []
-    by_kind, by_file = defaultdict(Counter), defaultdict(Counter)
+    start, listed, kept, unlisted = time.monotonic(), read_listed(), set(), 0
+    by_kind, by_file, total = defaultdict(Counter), defaultdict(Counter), Counter()
+    key = lambda m: (m.file, m.kind, m.text)
     with ThreadPoolExecutor(a.jobs) as pool:
-        for m, (caught, detail) in zip(mutants, pool.map(lambda m: try_mutant(m, tests, a.seeds), mutants)):
-            key = (m.file, m.kind, m.text)
-            what = "caught" if caught else "listed" if key in listed else "not"
-            if what == "listed":
-                used.add(key)
-            for c in (by_kind[m.kind], by_file[m.file]):
+        for m, (what, why) in zip(mutants, pool.map(lambda m: try_mutant(m, tests, a.seeds, a.listed or key(m) not in listed), mutants)):
+            for c in (by_kind[m.kind], by_file[m.file], total):
                 c[what] += 1
                 c["all"] += 1
-            if what == "not":
-                bad.append(m)
-            if what == "not" or a.verbose:
-                print(f"{'caught  ' if caught else 'SURVIVED'} {m.file}:{m.line} {m.kind}: {m.text}   ({caught or detail}{f', {detail:.1f} s' if caught else ''})", flush=True)
-    # An entry is stale when all its mutants were tried and caught, or there are none any more.
-    tried = {(m.file, m.kind, m.text) for m in mutants}
-    exist = {(m.file, m.kind, m.text) for m in all_mutants}
-    stale = [k for k in listed if k not in exist or (k in tried and k not in used and not a.sample)]
+            if what != "caught":
+                kept.add(key(m))
+                unlisted += key(m) not in listed
+            if a.verbose or (what != "caught" and key(m) not in listed):
+                print(f"{ {'caught': 'caught  ', 'turned': 'TURNED  ', 'not': 'SURVIVED'}[what]} {m.file}:{m.line} {m.kind}: {m.text}   ({why})", flush=True)
+    # An entry is stale when its mutants were tried and caught, or there are none any more.
+    stale = [k for k in listed if k not in set(map(key, all_mutants)) or (k in set(map(key, mutants)) and k not in kept)]
     table("kind", [(k, by_kind[k]) for k in KINDS if k in by_kind])
     table("file", sorted(by_file.items()))
-    n, caught, n_listed = len(mutants), sum(c["caught"] for c in by_file.values()), sum(c["listed"] for c in by_file.values())
     for k in stale:
         print(f"mutants.txt: stale: {' | '.join(k)}")
-    share = caught / n if n else 1
-    print(f"{caught} of {n} caught ({share:.1%}), {n_listed} listed, {len(bad)} neither; {time.monotonic() - start:.0f} s")
-    failed = (share < SHARE and not (a.sample or a.only or a.kind)) or bad or stale or n_broken
+    share = (total["caught"] + total["turned"]) / total["all"] if mutants else 1
+    print(f"{share:.1%} of {total['all']} places caught: {total['caught']} weakened, {total['turned']} turned round only; {total['not']} not; {unlisted} of those not in mutants.txt; "
+          f"{time.monotonic() - start:.0f} s")
+    failed = (share < SHARE and not (a.sample or a.only or a.kind)) or unlisted or stale or n_broken
     print(f"{0 if failed else 1} passed, {1 if failed else 0} failed, 0 skipped")
     sys.exit(1 if failed else 0)
 
