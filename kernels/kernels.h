@@ -49,13 +49,18 @@ struct kernels_weight {
     uint32_t rows, cols;
     const void *data;
 };
-/* Activations of n rows (tokens), k columns. By the weight's act: f32 [n][k], or q [n][k] with d [n][k/32]. */
+/* Activations of n rows (tokens), k columns. By the weight's act: f32 [n][k], or q [n][k] with d [n][k/32]. A token is `stride` elements behind the one before it
+ * (d: stride / 32, then a multiple of 32). Rows that begin at the same place of a page fight for the same lines of the first-level cache: kernels_act_stride keeps them apart. */
 struct kernels_act {
-    uint32_t n, k;
+    uint32_t n, k, stride;
     const float *f32;
     const int8_t *q;
     const float *d;
 };
+static inline uint32_t kernels_act_stride(uint32_t k)
+{
+    return (k + 63) / 64 * 64 + 64;
+}
 /* Paged attention of one run: consecutive tokens of one sequence; token i sees positions 0 .. pos0 + i. */
 struct kernels_attn {
     const float *q; /* [n_tok][n_heads][head_dim], row stride q_stride floats */

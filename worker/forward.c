@@ -49,7 +49,7 @@ static bool ffn_q8(const struct forward *f, const struct weights_layer *L)
 
 static struct kernels_act act_view(const struct forward_act *a, uint32_t n, uint32_t k)
 {
-    return (struct kernels_act){.n = n, .k = k, .f32 = a->f32, .q = a->q, .d = a->d};
+    return (struct kernels_act){.n = n, .k = k, .stride = a->stride, .f32 = a->f32, .q = a->q, .d = a->d};
 }
 
 static void job_rows(const struct forward *f, const struct job *j, const struct kernels_act *x, uint32_t begin, uint32_t end)
@@ -81,10 +81,10 @@ static void matmul(const struct forward *f, unsigned ith, unsigned nth, const st
 static void norm_row(const struct forward *f, const float *x, const float *w, const struct forward_act *out, uint32_t i, bool q8)
 {
     uint32_t dim = f->cfg.hp->dim;
-    float *y = out->f32 + (size_t)i * dim;
+    float *y = out->f32 + (size_t)i * out->stride;
     f->cfg.k->rmsnorm(x, w, f->cfg.hp->norm_eps, dim, y);
     if (q8)
-        f->cfg.k->quantize(y, dim, out->q + (size_t)i * dim, out->d + (size_t)i * (dim / QB));
+        f->cfg.k->quantize(y, dim, out->q + (size_t)i * out->stride, out->d + (size_t)i * (out->stride / QB));
 }
 
 /* ---- exchanging columns */
@@ -112,7 +112,7 @@ static struct act_part part_at(uint8_t *p, uint32_t cols, bool q8, uint32_t n)
 static struct act_part own_part(const struct forward *f, const struct forward_cols *c, enum act_mode mode, uint32_t n)
 {
     if (f->tp == 1)
-        return (struct act_part){f->a.f32, f->a.q, f->a.d, c->k, c->k / QB};
+        return (struct act_part){f->a.f32, f->a.q, f->a.d, f->a.stride, f->a.stride / QB};
     size_t off[SHARD_TP_MAX], len[SHARD_TP_MAX];
     part_layout(f, c, mode == ACT_Q8, n, off, len);
     return part_at(f->parts + off[f->cfg.tp_rank], c->r[f->cfg.tp_rank].n, mode == ACT_Q8, n);
@@ -133,10 +133,10 @@ static void unpack(const struct forward *f, const struct forward_cols *c, bool q
         size_t first = c->r[r].first, cols = c->r[r].n;
         for (size_t i = begin; i < end && cols; i++) {
             if (q8) {
-                memcpy(f->a.q + i * c->k + first, p.q + i * p.stride, cols);
-                memcpy(f->a.d + i * (c->k / QB) + first / QB, p.d + i * p.d_stride, cols / QB * sizeof(float));
+                memcpy(f->a.q + i * f->a.stride + first, p.q + i * p.stride, cols);
+                memcpy(f->a.d + i * (f->a.stride / QB) + first / QB, p.d + i * p.d_stride, cols / QB * sizeof(float));
             } else {
-                memcpy(f->a.f32 + i * c->k + first, p.f32 + i * p.stride, cols * sizeof(float));
+                memcpy(f->a.f32 + i * f->a.stride + first, p.f32 + i * p.stride, cols * sizeof(float));
             }
         }
     }
@@ -167,7 +167,7 @@ static bool gather_cols(struct forward *f, unsigned ith, unsigned nth, const str
     }
     if (mode == ACT_F32_Q8) {
         for (size_t i = begin; i < end; i++)
-            f->cfg.k->quantize(f->a.f32 + i * c->k, c->k, f->a.q + i * c->k, f->a.d + i * (c->k / QB));
+            f->cfg.k->quantize(f->a.f32 + i * f->a.stride, c->k, f->a.q + i * f->a.stride, f->a.d + i * (f->a.stride / QB));
         SYNC(f);
     }
     return true;
@@ -481,9 +481,10 @@ static void *carve(struct forward *f, size_t n, size_t size)
 
 static void carve_act(struct forward *f, struct forward_act *a, size_t n, uint32_t k)
 {
-    a->f32 = carve(f, n * k, sizeof(float));
-    a->q = carve(f, n * k, 1);
-    a->d = carve(f, n * (k / QB + 1), sizeof(float));
+    a->stride = kernels_act_stride(k);
+    a->f32 = carve(f, n * a->stride, sizeof(float));
+    a->q = carve(f, n * a->stride, 1);
+    a->d = carve(f, n * (a->stride / QB), sizeof(float));
 }
 
 /* Called twice: first it only counts, then the mapping is there. */

@@ -38,9 +38,10 @@ struct forward_cols {
 };
 /* An activation as a matmul reads it. */
 struct forward_act {
-    float *f32;          /* [n][k] */
-    int8_t *q;           /* [n][k] */
-    float *d;            /* [n][k / 32] */
+    uint32_t stride;     /* elements from token to token */
+    float *f32;          /* [n][stride] */
+    int8_t *q;           /* [n][stride] */
+    float *d;            /* [n][stride / 32] */
 };
 struct forward {
     struct forward_config cfg;

@@ -50,7 +50,7 @@ CPU_INLINE void panel(enum quant type, const uint8_t *group, uint32_t k0, uint32
 CPU_INLINE void tile(int T, const struct cpu_ftile *c)
 {
     for (uint32_t chain = 0; chain < 4; chain++) {
-        const float *w = c->w + chain * (CPU_PANEL / 4 * 16), *x = c->x + chain;
+        const float *w = (const float *)c->w + chain * (CPU_PANEL / 4 * 16), *x = c->x + chain;
         __m256 a[6][2];
         CPU_UNROLL
         for (int t = 0; t < T; t++)
@@ -60,7 +60,7 @@ CPU_INLINE void tile(int T, const struct cpu_ftile *c)
             __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8);
             CPU_UNROLL
             for (int t = 0; t < T; t++) {
-                __m256 v = _mm256_set1_ps(x[(size_t)t * c->k]);
+                __m256 v = _mm256_set1_ps(x[(size_t)t * c->stride]);
                 a[t][0] = _mm256_fmadd_ps(w0, v, a[t][0]);
                 a[t][1] = _mm256_fmadd_ps(w1, v, a[t][1]);
             }
@@ -98,7 +98,8 @@ TYPE(BF16)
 
 static const struct cpu_matmul_f32 kernels = {
     .width = 6,
-    .tile = {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6},
+#define TILES {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6}
+    .tile = {[QUANT_F32] = TILES, [QUANT_F16] = TILES, [QUANT_BF16] = TILES},
     .one = {[QUANT_F32] = one_F32, [QUANT_F16] = one_F16, [QUANT_BF16] = one_BF16},
     .panel = {[QUANT_F32] = panel_F32, [QUANT_F16] = panel_F16, [QUANT_BF16] = panel_BF16},
 };

@@ -145,7 +145,7 @@ CPU_INLINE void block_dots(enum quant type, int T, bool bytes, const uint8_t *p,
 CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *c)
 {
     const enum layout_scales kind = layout_scales(type);
-    const uint32_t n_blocks = c->k / 32;
+    const uint32_t row = c->stride / 32;
     __m256 acc[4][2], d[2], m[2];
     CPU_UNROLL
     for (int t = 0; t < T; t++)
@@ -170,11 +170,11 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
             if (kind == LAYOUT_K4 || kind == LAYOUT_K2)
                 m[h] = scale8(panel + 32 + 16 * h);
         }
-        block_dots(type, T, bytes || type == QUANT_Q8_0, p, c->q + 32 * (size_t)b, c->k, sc, s);
+        block_dots(type, T, bytes || type == QUANT_Q8_0, p, c->q + 32 * (size_t)b, c->stride, sc, s);
         CPU_UNROLL
         for (int t = 0; t < T; t++) {
-            __m256i sum = _mm256_set1_epi32((int)c->sums[(size_t)t * n_blocks + b]);
-            __m256 dx = _mm256_set1_ps(c->d[(size_t)t * n_blocks + b]);
+            __m256i sum = _mm256_set1_epi32((int)c->sums[(size_t)t * row + b]);
+            __m256 dx = _mm256_set1_ps(c->d[(size_t)t * row + b]);
             CPU_UNROLL
             for (int h = 0; h < 2; h++) {
                 __m256i v = s[t][h];

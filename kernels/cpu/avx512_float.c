@@ -1,7 +1,9 @@
-/* Products with F32, F16 and BF16 weights on AVX-512: a column of 16 rows is one vector. One token: 4 chains in 4
- * registers. More: for each chain a tile of 16 rows x up to 16 tokens on a widened panel (see avx2_float.c). */
+/* Products with F32, F16 and BF16 weights on AVX-512: a column of 16 rows is one vector, widened in registers; a tile is 16 rows x up to 6 tokens, with the 4 chains of
+ * each token in 4 accumulators. */
 #include "kernels/cpu/avx512.h"
 #include "kernels/cpu/cpu.h"
+
+enum { WIDTH = 6, PREFETCH = 2048 };
 
 CPU_INLINE __m512 column(enum quant type, const uint8_t *group, size_t k)
 {
@@ -14,94 +16,56 @@ CPU_INLINE __m512 column(enum quant type, const uint8_t *group, size_t k)
                                      : _mm512_slli_epi32(pair, 16));
 }
 
-CPU_INLINE void one(enum quant type, const uint8_t *group, const float *x, uint32_t k, float *out)
+/* acc[t] of chain i += column k + i times the tokens. */
+CPU_INLINE void add_column(enum quant type, int T, const struct cpu_ftile *c, uint32_t k, int i, __m512 acc[4][WIDTH])
 {
-    __m512 c[4];
+    __m512 w = column(type, c->w, k + (uint32_t)i);
     CPU_UNROLL
-    for (int i = 0; i < 4; i++)
-        c[i] = _mm512_setzero_ps();
-    uint32_t at = 0, step = type == QUANT_F32 ? 64 : 32;
-    for (; at + 4 <= k; at += 4) {
-        for (uint32_t i = 0; i < 4 * step; i += 64)
-            _mm_prefetch((const char *)group + (size_t)at * step + 2048 + i, _MM_HINT_T0);
+    for (int t = 0; t < T; t++)
+        acc[i][t] = _mm512_fmadd_ps(w, _mm512_set1_ps(c->x[(size_t)t * c->stride + k + (uint32_t)i]), acc[i][t]);
+}
+
+CPU_INLINE void tile(enum quant type, int T, const struct cpu_ftile *c)
+{
+    const size_t column_bytes = type == QUANT_F32 ? 64 : 32;
+    __m512 acc[4][WIDTH];
+    CPU_UNROLL
+    for (int t = 0; t < T; t++)
         CPU_UNROLL
         for (int i = 0; i < 4; i++)
-            c[i] = _mm512_fmadd_ps(column(type, group, at + (uint32_t)i), _mm512_set1_ps(x[at + (uint32_t)i]), c[i]);
+            acc[i][t] = _mm512_loadu_ps(c->acc + t * 64 + i * 16);
+    uint32_t k = 0;
+    for (; k + 4 <= c->n; k += 4) {
+        for (size_t i = 0; i < 4 * column_bytes; i += 64)
+            _mm_prefetch((const char *)c->w + k * column_bytes + PREFETCH + i, _MM_HINT_T0);
+        CPU_UNROLL
+        for (int i = 0; i < 4; i++)
+            add_column(type, T, c, k, i, acc);
     }
     CPU_UNROLL
     for (int i = 0; i < 3; i++)
-        if (at + (uint32_t)i < k)
-            c[i] = _mm512_fmadd_ps(column(type, group, at + (uint32_t)i), _mm512_set1_ps(x[at + (uint32_t)i]), c[i]);
-    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_add_ps(c[0], c[1]), _mm512_add_ps(c[2], c[3])));
-}
-
-CPU_INLINE void panel(enum quant type, const uint8_t *group, uint32_t k0, uint32_t n, float *out)
-{
-    for (uint32_t k = 0; k < n; k++)
-        _mm512_storeu_ps(out + (k % 4 * (CPU_PANEL / 4) + k / 4) * 16, column(type, group, k0 + k));
-}
-
-CPU_INLINE void tile(int T, const struct cpu_ftile *c)
-{
-    for (uint32_t chain = 0; chain < 4; chain++) {
-        const float *w = c->w + chain * (CPU_PANEL / 4 * 16), *x = c->x + chain;
-        __m512 a[CPU_TILE_MAX];
+        if (k + (uint32_t)i < c->n)
+            add_column(type, T, c, k, i, acc);
+    CPU_UNROLL
+    for (int t = 0; t < T; t++)
         CPU_UNROLL
-        for (int t = 0; t < T; t++)
-            a[t] = _mm512_loadu_ps(c->acc + t * 64 + chain * 16);
-        for (uint32_t k = chain; k < c->n; k += 4, w += 16, x += 4) {
-            __m512 v = _mm512_loadu_ps(w);
-            CPU_UNROLL
-            for (int t = 0; t < T; t++)
-                a[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(x[(size_t)t * c->k]), a[t]);
-        }
-        CPU_UNROLL
-        for (int t = 0; t < T; t++)
-            _mm512_storeu_ps(c->acc + t * 64 + chain * 16, a[t]);
-    }
+        for (int i = 0; i < 4; i++)
+            _mm512_storeu_ps(c->acc + t * 64 + i * 16, acc[i][t]);
 }
 
-#define TILE(T)                                                                                                        \
-    static void tile_##T(const struct cpu_ftile *c)                                                                    \
+#define TILE(type, T)                                                                                                  \
+    static void tile_##type##_##T(const struct cpu_ftile *c)                                                           \
     {                                                                                                                  \
-        tile(T, c);                                                                                                    \
+        tile(QUANT_##type, T, c);                                                                                      \
     }
-TILE(1)
-TILE(2)
-TILE(3)
-TILE(4)
-TILE(5)
-TILE(6)
-TILE(7)
-TILE(8)
-TILE(9)
-TILE(10)
-TILE(11)
-TILE(12)
-TILE(13)
-TILE(14)
-TILE(15)
-TILE(16)
-#define TYPE(type)                                                                                                     \
-    static void one_##type(const uint8_t *group, const float *x, uint32_t k, float *out)                               \
-    {                                                                                                                  \
-        one(QUANT_##type, group, x, k, out);                                                                           \
-    }                                                                                                                  \
-    static void panel_##type(const uint8_t *group, uint32_t k0, uint32_t n, float *out)                                \
-    {                                                                                                                  \
-        panel(QUANT_##type, group, k0, n, out);                                                                        \
-    }
+#define TYPE(type) TILE(type, 1) TILE(type, 2) TILE(type, 3) TILE(type, 4) TILE(type, 5) TILE(type, 6)
 TYPE(F32)
 TYPE(F16)
 TYPE(BF16)
 
-static const struct cpu_matmul_f32 kernels = {
-    .width = 16,
-    .tile = {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
-             tile_13, tile_14, tile_15, tile_16},
-    .one = {[QUANT_F32] = one_F32, [QUANT_F16] = one_F16, [QUANT_BF16] = one_BF16},
-    .panel = {[QUANT_F32] = panel_F32, [QUANT_F16] = panel_F16, [QUANT_BF16] = panel_BF16},
-};
+#define TILES(type)                                                                                                    \
+    [QUANT_##type] = {NULL, tile_##type##_1, tile_##type##_2, tile_##type##_3, tile_##type##_4, tile_##type##_5, tile_##type##_6}
+static const struct cpu_matmul_f32 kernels = {.width = WIDTH, .tile = {TILES(F32), TILES(F16), TILES(BF16)}};
 
 void AVX512_NAME(cpu_avx512_matmul_float)(const struct kernels_weight *w, const struct kernels_act *x,
                                           uint32_t row_begin, uint32_t row_end, float *y, size_t y_stride)

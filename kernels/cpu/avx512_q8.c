@@ -92,73 +92,132 @@ CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uin
     return s;
 }
 
-/* The float stage of one token: s[0], s[1] the integer sums of the block's halves (s[0] of the whole where they share
- * scales). */
-CPU_INLINE __m512 chain(enum quant type, const struct scales *sc, const __m512i *s, uint32_t sums, float dx, __m512 acc)
+CPU_INLINE __m512i broadcast_i32(const uint32_t *p)
+{
+    return _mm512_set1_epi32((int32_t)*p);
+}
+CPU_INLINE __m512 broadcast_f32(const uint32_t *p)
+{
+    float v;
+    memcpy(&v, p, 4);
+    return _mm512_set1_ps(v);
+}
+
+/* What a tile needs of a token's sums: where offsets are subtracted, -offset times them, to begin the integer sums with; where there are minima, the sums as floats. */
+static uint32_t words(enum quant type)
+{
+    return halves(type) ? 2 : 1;
+}
+CPU_INLINE bool has_minima(enum quant type)
+{
+    return layout_scales(type) == LAYOUT_DM || layout_scales(type) == LAYOUT_K4 || layout_scales(type) == LAYOUT_K2;
+}
+CPU_INLINE void prepare_type(int offset, bool two, bool minima, const uint32_t *sums, uint32_t n, uint32_t *out)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        int32_t part[2] = {(int16_t)(sums[i] & 0xffff), (int16_t)(sums[i] >> 16)};
+        if (!two)
+            part[0] += part[1];
+        for (uint32_t h = 0; h < (two ? 2 : 1); h++) {
+            float f = (float)part[h];
+            int32_t start = -offset * part[h];
+            memcpy(out + (two ? 2 : 1) * i + h, minima ? (void *)&f : (void *)&start, 4);
+        }
+    }
+}
+static void prepare(enum quant type, const uint32_t *sums, uint32_t n, uint32_t *out)
+{
+    const int offset = type == QUANT_Q8_0 ? 128 : layout_offset(type);
+    if (has_minima(type))
+        halves(type) ? prepare_type(0, true, true, sums, n, out) : prepare_type(0, false, true, sums, n, out);
+    else
+        halves(type) ? prepare_type(offset, true, false, sums, n, out) : prepare_type(offset, false, false, sums, n, out);
+}
+
+/* The float stage of one token: s[0], s[1] the integer sums of the block's halves (s[0] of the whole where they share scales). */
+CPU_INLINE __m512 chain(enum quant type, const struct scales *sc, __m512i s0, __m512i s1, const uint32_t *sums, const float *dx, __m512 acc)
 {
     const enum layout_scales kind = layout_scales(type);
-    const __m512 zero = _mm512_setzero_ps(), x = _mm512_set1_ps(dx);
-    const float lo = (float)(int16_t)(sums & 0xffff), hi = (float)(int16_t)(sums >> 16);
-    __m512 v = _mm512_cvtepi32_ps(s[0]);
+    const __m512 zero = _mm512_setzero_ps(), x = _mm512_set1_ps(*dx);
+    __m512 v = _mm512_cvtepi32_ps(s0);
     if (kind == LAYOUT_K4)
         v = _mm512_fmadd_ps(v, sc->sc[0], zero);
     if (halves(type))
-        v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[1]), sc->sc[1], _mm512_fmadd_ps(v, sc->sc[0], zero));
+        v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s1), sc->sc[1], _mm512_fmadd_ps(v, sc->sc[0], zero));
     acc = _mm512_fmadd_ps(v, _mm512_mul_ps(sc->d, x), acc);
     if (kind == LAYOUT_DM)
-        acc = _mm512_fmadd_ps(_mm512_set1_ps(lo + hi), _mm512_mul_ps(sc->m, x), acc);
+        acc = _mm512_fmadd_ps(broadcast_f32(sums), _mm512_mul_ps(sc->m, x), acc);
     if (kind == LAYOUT_K4)
-        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[0], _mm512_set1_ps(lo + hi), zero), _mm512_mul_ps(sc->m, x), acc);
+        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[0], broadcast_f32(sums), zero), _mm512_mul_ps(sc->m, x), acc);
     if (kind == LAYOUT_K2) {
-        __m512 a = _mm512_fmadd_ps(sc->mn[0], _mm512_set1_ps(lo), zero);
-        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[1], _mm512_set1_ps(hi), a), _mm512_mul_ps(sc->m, x), acc);
+        __m512 a = _mm512_fmadd_ps(sc->mn[0], broadcast_f32(sums), zero);
+        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[1], broadcast_f32(sums + 1), a), _mm512_mul_ps(sc->m, x), acc);
     }
     return acc;
 }
 
-CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *c)
+enum { TILE_ROWS = 2 };
+CPU_INLINE void tile(enum quant type, int R, int T, bool bytes, const struct cpu_tile *c)
 {
-    const uint32_t n_blocks = c->k / 32;
-    const int H = halves(type) ? 2 : 1, offset = type == QUANT_Q8_0 ? 128 : layout_offset(type);
-    __m512 acc[CPU_TILE_MAX];
+    const uint32_t row = c->stride / 32, W = halves(type) ? 2 : 1;
+    const bool starts = !has_minima(type);
+    __m512 acc[TILE_ROWS][CPU_TILE_MAX];
     CPU_UNROLL
     for (int t = 0; t < T; t++)
-        acc[t] = _mm512_loadu_ps(c->acc + 16 * t);
-    for (uint32_t b = c->b0; b < c->b1; b++) {
-        const uint8_t *panel = layout_panel(type, c->group, b);
-        const uint8_t *p =
-            bytes && type != QUANT_Q8_0 ? c->bytes + 512 * (size_t)(b - c->b0) : layout_block(type, c->group, b);
-        if (T == 1 && !bytes)
-            for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
-                _mm_prefetch((const char *)p + PREFETCH + i, _MM_HINT_T0);
-        __m512i s[CPU_TILE_MAX][2];
         CPU_UNROLL
-        for (int t = 0; t < T; t++) {
-            uint32_t sums = c->sums[(size_t)t * n_blocks + b];
-            int lo = (int16_t)(sums & 0xffff), hi = (int16_t)(sums >> 16);
-            s[t][0] = _mm512_set1_epi32(-offset * (H == 2 ? lo : lo + hi));
-            if (H == 2)
-                s[t][1] = _mm512_set1_epi32(-offset * hi);
+        for (int r = 0; r < R; r++)
+            acc[r][t] = _mm512_loadu_ps(c->acc + 16 * (R * t + r));
+    for (uint32_t b = c->b0; b < c->b1; b++) {
+        const uint8_t *panel[TILE_ROWS], *p[TILE_ROWS];
+        CPU_UNROLL
+        for (int r = 0; r < R; r++) {
+            const uint8_t *group = c->group + r * c->group_bytes;
+            panel[r] = layout_panel(type, group, b);
+            p[r] = bytes && type != QUANT_Q8_0 ? c->bytes + 512 * (size_t)(r * CPU_BYTES_BLOCKS + b - c->b0) : layout_block(type, group, b);
         }
+        if (!bytes)
+            for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
+                _mm_prefetch((const char *)p[0] + PREFETCH + i, _MM_HINT_T0);
+        __m512i s[2][TILE_ROWS][CPU_TILE_MAX];
+        CPU_UNROLL
+        for (int t = 0; t < T; t++)
+            for (uint32_t h = 0; h < W; h++) {
+                __m512i from = starts ? broadcast_i32(c->sums + ((size_t)t * row + b) * W + h) : _mm512_setzero_si512();
+                CPU_UNROLL
+                for (int r = 0; r < R; r++)
+                    s[h][r][t] = from;
+            }
         const int8_t *q = c->q + 32 * (size_t)b;
         CPU_UNROLL
         for (int j = 0; j < 8; j++) {
-            __m512i w = bytes ? load(p + 64 * j) : unpack(type, p, j);
-            int h = H == 2 ? j / 4 : 0;
+            const uint32_t h = W == 2 ? (uint32_t)j / 4 : 0;
+            __m512i w[TILE_ROWS];
             CPU_UNROLL
-            for (int t = 0; t < T; t++)
-                s[t][h] = _mm512_dpbusd_epi32(s[t][h], w, broadcast4(q + (size_t)t * c->k + 4 * j));
+            for (int r = 0; r < R; r++)
+                w[r] = bytes ? load(p[r] + 64 * j) : unpack(type, p[r], j);
+            CPU_UNROLL
+            for (int t = 0; t < T; t++) {
+                __m512i x = broadcast4(q + (size_t)t * c->stride + 4 * j);
+                CPU_UNROLL
+                for (int r = 0; r < R; r++)
+                    s[h][r][t] = _mm512_dpbusd_epi32(s[h][r][t], w[r], x);
+            }
         }
-        struct scales sc = block_scales(type, panel, b);
         CPU_UNROLL
-        for (int t = 0; t < T; t++) {
-            size_t at = (size_t)t * n_blocks + b;
-            acc[t] = chain(type, &sc, s[t], c->sums[at], c->d[at], acc[t]);
+        for (int r = 0; r < R; r++) {
+            struct scales sc = block_scales(type, panel[r], b);
+            CPU_UNROLL
+            for (int t = 0; t < T; t++) {
+                size_t at = (size_t)t * row + b;
+                acc[r][t] = chain(type, &sc, s[0][r][t], s[W - 1][r][t], c->sums + at * W, c->d + at, acc[r][t]);
+            }
         }
     }
     CPU_UNROLL
     for (int t = 0; t < T; t++)
-        _mm512_storeu_ps(c->acc + 16 * t, acc[t]);
+        CPU_UNROLL
+        for (int r = 0; r < R; r++)
+            _mm512_storeu_ps(c->acc + 16 * (R * t + r), acc[r][t]);
 }
 
 CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)
@@ -171,22 +230,25 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
     }
 }
 
-#define TILE(type, T)                                                                                                  \
-    static void packed_##type##_##T(const struct cpu_tile *c)                                                          \
+#define TILE(form, type, R, T, bytes)                                                                                   \
+    static void form##_##type##_##T(const struct cpu_tile *c)                                                          \
     {                                                                                                                  \
-        tile(QUANT_##type, T, false, c);                                                                               \
-    }                                                                                                                  \
-    static void bytes_##type##_##T(const struct cpu_tile *c)                                                           \
-    {                                                                                                                  \
-        tile(QUANT_##type, T, true, c);                                                                                \
+        tile(QUANT_##type, R, T, bytes, c);                                                                            \
     }
 #define ACT_F32(type)
 #define ACT_Q8(type)                                                                                                   \
-    TILE(type, 1)                                                                                                      \
-    TILE(type, 2)                                                                                                      \
-    TILE(type, 4)                                                                                                      \
-    TILE(type, 8)                                                                                                      \
-    TILE(type, 16)                                                                                                     \
+    TILE(packed, type, 1, 1, false)                                                                                    \
+    TILE(packed, type, 1, 2, false)                                                                                    \
+    TILE(packed, type, 1, 4, false)                                                                                    \
+    TILE(packed, type, 1, 8, false)                                                                                    \
+    TILE(bytes, type, 1, 1, true)                                                                                      \
+    TILE(bytes, type, 1, 2, true)                                                                                      \
+    TILE(bytes, type, 1, 4, true)                                                                                      \
+    TILE(bytes, type, 1, 8, true)                                                                                      \
+    TILE(pairs, type, 2, 1, true)                                                                                      \
+    TILE(pairs, type, 2, 2, true)                                                                                      \
+    TILE(pairs, type, 2, 4, true)                                                                                      \
+    TILE(pairs, type, 2, 6, true)                                                                                      \
     static void unpack_##type(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)                            \
     {                                                                                                                  \
         unpack_blocks(QUANT_##type, group, b0, b1, out);                                                               \
@@ -196,21 +258,14 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
 #undef QUANT
 #undef ACT_Q8
 
-/* 16 tokens need 16 accumulators of a half: types with two halves stop at 8. */
-#define WIDE(fn, type)                                                                                                 \
-    (QUANT_##type == QUANT_Q2_K || QUANT_##type == QUANT_Q3_K || QUANT_##type == QUANT_Q6_K ? NULL : fn##_##type##_16)
 static const struct cpu_matmul kernels = {
+    .prepare = prepare,
+    .words = words,
+    .direct_max = 8,
 #define ACT_Q8(type)                                                                                                   \
-    .packed[QUANT_##type] = {[1] = packed_##type##_1,                                                                  \
-                             [2] = packed_##type##_2,                                                                  \
-                             [4] = packed_##type##_4,                                                                  \
-                             [8] = packed_##type##_8,                                                                  \
-                             [16] = WIDE(packed, type)},                                                               \
-    .bytes[QUANT_##type] = {[1] = bytes_##type##_1,                                                                    \
-                            [2] = bytes_##type##_2,                                                                    \
-                            [4] = bytes_##type##_4,                                                                    \
-                            [8] = bytes_##type##_8,                                                                    \
-                            [16] = WIDE(bytes, type)},                                                                 \
+    .packed[QUANT_##type] = {[1] = packed_##type##_1, [2] = packed_##type##_2, [4] = packed_##type##_4, [8] = packed_##type##_8}, \
+    .bytes[QUANT_##type] = {[1] = bytes_##type##_1, [2] = bytes_##type##_2, [4] = bytes_##type##_4, [8] = bytes_##type##_8}, \
+    .pairs[QUANT_##type] = {[1] = pairs_##type##_1, [2] = pairs_##type##_2, [4] = pairs_##type##_4, [6] = pairs_##type##_6}, \
     .unpack[QUANT_##type] = QUANT_##type == QUANT_Q8_0 ? NULL : unpack_##type,
 #define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)
 #include "model/quants.def"

@@ -55,7 +55,7 @@ static void matmul_row_q8(const struct kernels_weight *w, const struct kernels_a
         ref_decode(w->type, row, b, &blk);
         for (uint32_t i = 0; i < x->n; i++)
             y[i * y_stride] =
-                block_dot(&blk, x->q + (size_t)i * x->k + b * 32, x->d[(size_t)i * n_blocks + b], y[i * y_stride]);
+                block_dot(&blk, x->q + (size_t)i * x->stride + b * 32, x->d[(size_t)i * (x->stride / 32) + b], y[i * y_stride]);
     }
 }
 
@@ -63,7 +63,7 @@ static void matmul_row_f32(const struct kernels_weight *w, const struct kernels_
                            size_t y_stride)
 {
     for (uint32_t i = 0; i < x->n; i++) {
-        const float *v = x->f32 + (size_t)i * x->k;
+        const float *v = x->f32 + (size_t)i * x->stride;
         float c[4] = {0};
         for (uint32_t k = 0; k < w->cols; k++)
             c[k % 4] = fmaf(ref_element(w->type, row, k), v[k], c[k % 4]);

@@ -36,7 +36,7 @@ void ref_math_matmul(const struct kernels_weight *w, const struct kernels_act *x
                             len, v);
                 for (uint32_t i = 0; i < n; i++)
                     for (uint32_t k = 0; k < len; k++)
-                        sum[i] += (double)v[k] * x->f32[(size_t)(i0 + i) * x->k + k0 + k];
+                        sum[i] += (double)v[k] * x->f32[(size_t)(i0 + i) * x->stride + k0 + k];
             }
             for (uint32_t i = 0; i < n; i++)
                 y[(i0 + i) * y_stride + r] = (float)sum[i];

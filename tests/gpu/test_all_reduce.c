@@ -23,6 +23,7 @@ struct world {
     uint32_t n;
     struct cuda_peers peers[CUDA_PEERS_MAX];
     struct cuda_all_reduce calls[CUDA_PEERS_MAX];
+    size_t room;     /* of a part, in floats */
     uint32_t *words; /* [rank][abort, status] */
     float *w;
     float *host[CUDA_PEERS_MAX]; /* what each rank's part was */
@@ -50,7 +51,7 @@ static void *device_memory(size_t bytes)
 /* ranks[i] lives on device i % n_devices. */
 static void world_init(struct world *w, uint32_t n, int n_devices)
 {
-    *w = (struct world){.n = n};
+    *w = (struct world){.n = n, .room = FLOATS_MAX};
     OK(cudaHostAlloc((void **)&w->words, 2 * n * sizeof(uint32_t), cudaHostAllocPortable | cudaHostAllocMapped));
     memset(w->words, 0, 2 * n * sizeof(uint32_t));
     w->residual = calloc(FLOATS_MAX, sizeof(float));
@@ -98,13 +99,23 @@ static void world_deinit(struct world *w)
     free(w->weights);
 }
 
+/* Parts in memory of so many floats. */
+static void new_parts(struct world *w, size_t room)
+{
+    for (uint32_t r = 0; r < w->n; r++) {
+        OK(cudaFree(w->calls[r].part));
+        w->calls[r].part = device_memory(room * sizeof(float));
+    }
+    w->room = room;
+}
+
 /* What stands behind a part has to stay. */
 static const float beyond[3] = {12345, 12346, 12347};
 
 static void fill_parts(struct world *w, size_t count)
 {
     for (uint32_t r = 0; r < w->n; r++) {
-        if (count + ARRAY_LEN(beyond) <= FLOATS_MAX)
+        if (count + ARRAY_LEN(beyond) <= w->room)
             OK(cudaMemcpy(w->calls[r].part + count, beyond, sizeof(beyond), cudaMemcpyHostToDevice));
         for (size_t i = 0; i < count; i++)
             w->host[r][i] = random_float();
@@ -131,7 +142,7 @@ static void check_sums(struct world *w, size_t count)
                 fail_msg("rank %u of %u, %zu values, number %zu: %a, not %a", r, w->n, count, i, (double)got[i], (double)want);
         }
         assert_int_equal(w->words[2 * r + 1], CUDA_PEERS_OK);
-        if (count + ARRAY_LEN(beyond) <= FLOATS_MAX) {
+        if (count + ARRAY_LEN(beyond) <= w->room) {
             OK(cudaMemcpy(got, w->calls[r].part + count, MIN(count, ARRAY_LEN(beyond)) * sizeof(float), cudaMemcpyDeviceToHost));
             assert_memory_equal(got, beyond, MIN(count, ARRAY_LEN(beyond)) * sizeof(float));
         }
@@ -160,6 +171,10 @@ static void sums_are_those_of_the_ranks_in_order(void **state)
         for (unsigned i = 0; i < ARRAY_LEN(counts); i++)
             run_sum(&w, counts[i]);
         run_sum(&w, group_sizes[g] < 8 ? FLOATS_MAX : 3000);
+        for (unsigned i = 0; i < 5; i++) { /* nothing is read beyond a part either */
+            new_parts(&w, counts[i]);
+            run_sum(&w, counts[i]);
+        }
         world_deinit(&w);
     }
 }

@@ -92,7 +92,7 @@ static void deal_blocks(struct cases_rng *r, struct problem *p, uint32_t *n_bloc
         ids[i - 1] = ids[j];
         ids[j] = t;
     }
-    p->table_stride = most + 1;
+    p->table_stride = most + (p->n_runs > 1); /* of a single run nothing stands behind the table, either */
     p->tables = malloc(p->n_runs * p->table_stride * sizeof *p->tables);
     for (uint32_t i = 0; i < p->n_runs; i++) {
         uint32_t n = (p->k.runs[i].pos0 + p->k.runs[i].n + BLOCK - 1) / BLOCK;

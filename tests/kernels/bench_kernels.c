@@ -133,14 +133,15 @@ static void bench_type(struct pool *p, struct job *j, enum quant type, double re
         for (size_t m = 0; m < all; m++)
             j->k->weight_pack(type, c->rows, c->cols, src, 0, c->rows, (uint8_t *)j->mem + m * j->matrix_bytes);
         double pack_gbs = (double)(all * file_bytes) / (double)(clock_ns() - t0);
-        float *x = cases_alloc(512 * c->cols * sizeof *x), *d = cases_alloc(512 * c->cols / 32 * sizeof *d);
-        int8_t *q = cases_alloc(512 * c->cols);
-        cases_floats(&r, 512 * c->cols, x);
+        uint32_t s = kernels_act_stride(c->cols);
+        float *x = cases_alloc(512 * (size_t)s * sizeof *x), *d = cases_alloc(512 * (size_t)s / 32 * sizeof *d);
+        int8_t *q = cases_alloc(512 * (size_t)s);
+        cases_floats(&r, 512 * (size_t)s, x);
         for (uint32_t i = 0; i < 512; i++)
-            j->k->quantize(x + (size_t)i * c->cols, c->cols, q + (size_t)i * c->cols, d + (size_t)i * c->cols / 32);
+            j->k->quantize(x + (size_t)i * s, c->cols, q + (size_t)i * s, d + (size_t)i * s / 32);
         j->y = cases_alloc(512 * (size_t)c->rows * sizeof *j->y);
         for (unsigned n = 0; n < ARRAY_LEN(tokens); n++) {
-            j->x = (struct kernels_act){.n = tokens[n], .k = c->cols, .f32 = x, .q = q, .d = d};
+            j->x = (struct kernels_act){.n = tokens[n], .k = c->cols, .stride = s, .f32 = x, .q = q, .d = d};
             j->n_matrices = tokens[n] > 16 ? 1 : all;
             j->cpu_ns = 0;
             double t = median_s(p, multiply, j);

@@ -81,7 +81,7 @@ static void dump_matmul(enum quant type, uint32_t rows, uint32_t cols, uint32_t 
             for (uint32_t c = 0; c < cols; c++)
                 x[(size_t)i * cols + c] = (float)q[(size_t)i * cols + c] * d[((size_t)i * cols + c) / 32];
         }
-    struct kernels_act act = {.n = n, .k = cols, .f32 = x, .q = q, .d = d};
+    struct kernels_act act = {.n = n, .k = cols, .stride = cols, .f32 = x, .q = q, .d = d};
     k->matmul(&w, &act, 0, rows, y, rows);
     for (uint32_t r = 0; r < rows; r++)
         k->weight_row(&w, r, row + (size_t)r * cols);

@@ -82,14 +82,15 @@ static void check_matmul(struct cases_rng *r, const struct matrix *m, const char
     enum { N = 70 };
     uint32_t rows = m->ref.rows, k = m->ref.cols;
     size_t stride = rows + 3;
-    float *x = cases_alloc((size_t)N * k * 4), *want = cases_alloc(N * stride * 4), *got = cases_alloc(N * stride * 4);
-    float *d = cases_alloc((size_t)N * k / 32 * 4 + 4);
-    int8_t *q = cases_alloc((size_t)N * k);
-    cases_floats(r, (size_t)N * k, x);
+    uint32_t xs = kernels_act_stride(k);
+    float *x = cases_alloc((size_t)N * xs * 4), *want = cases_alloc(N * stride * 4), *got = cases_alloc(N * stride * 4);
+    float *d = cases_alloc((size_t)N * xs / 32 * 4);
+    int8_t *q = cases_alloc((size_t)N * xs);
+    cases_floats(r, (size_t)N * xs, x);
     if (k % 32 == 0)
         for (uint32_t i = 0; i < N; i++)
-            kernels_ref.quantize(x + (size_t)i * k, k, q + (size_t)i * k, d + (size_t)i * (k / 32));
-    struct kernels_act act = {.n = N, .k = k, .f32 = x, .q = q, .d = d};
+            kernels_ref.quantize(x + (size_t)i * xs, k, q + (size_t)i * xs, d + (size_t)i * (xs / 32));
+    struct kernels_act act = {.n = N, .k = k, .stride = xs, .f32 = x, .q = q, .d = d};
     kernels_ref.matmul(&m->ref, &act, 0, rows, want, stride);
     for (unsigned c = 0; c < cases_n_tokens; c++) {
         act.n = cases_tokens[c];
@@ -171,7 +172,7 @@ static void extreme_integers_never_saturate(void **state)
                                     : (i / 16 % 2 ? 127 : -127);
             for (int i = 0; i < N * K / 32; i++)
                 d[i] = 1;
-            struct kernels_act act = {.n = N, .k = K, .q = q, .d = d};
+            struct kernels_act act = {.n = N, .k = K, .stride = K, .q = q, .d = d};
             kernels_ref.matmul(&m.ref, &act, 0, 16, want, 16);
             cpu->matmul(&m.cpu, &act, 0, 16, got, 16);
             check_same(want, got, N * 16, quant_traits[type].name);
@@ -196,7 +197,7 @@ static void a_lost_activation_stays_visible(void **state)
     struct matrix m;
     struct cases_rng r = {3};
     matrix_init(&m, &r, QUANT_Q4_0, 16, 64);
-    struct kernels_act act = {.n = 1, .k = 64, .q = q, .d = d};
+    struct kernels_act act = {.n = 1, .k = 64, .stride = 64, .q = q, .d = d};
     cpu->matmul(&m.cpu, &act, 0, 16, y, 16);
     for (int i = 0; i < 16; i++)
         assert_true(isnan(y[i]));
