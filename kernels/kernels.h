@@ -9,15 +9,15 @@
  *
  * The order of summation, which is part of the contract:
  *
- *  matmul, quantised weights (QUANT_ACT_Q8). Row r, activation x quantised in blocks of 32 (q int8, d fp32). One fp32
- * chain over the blocks b = 0, 1, ... in k order, starting at 0. S(b) is an exact int32. With s = d_w * d_x rounded
- * once to fp32: Q8_0, Q4_0, Q5_0 (offset 0, 8, 16 subtracted):   S = sum (w - off) * q;           acc = fmaf((float)S,
- * s, acc) Q4_1, Q5_1:  acc = fmaf((float)sum w*q, d_w*d_x, acc); then acc = fmaf((float)sum q, m_w*d_x, acc) Q4_K, Q5_K
- * (sub-blocks of 32, 6-bit scale sc and minimum mn, super-block d, dmin): acc = fmaf((float)(sc * sum w*q), d*d_x,
- * acc); then acc = fmaf((float)(-mn * sum q), dmin*d_x, acc) Q2_K (sub-blocks of 16, 4-bit sc, mn): the two sub-blocks
- * of the 32 are added as integers first: acc = fmaf((float)(sc0*S0 + sc1*S1), d*d_x, acc); then acc =
- * fmaf((float)-(mn0*A0 + mn1*A1), dmin*d_x, acc), A: sums of q Q3_K, Q6_K (sub-blocks of 16, signed scales, offsets 4
- * and 32 subtracted): acc = fmaf((float)(sc0*S0 + sc1*S1), d*d_x, acc) matmul, F32, F16, BF16 weights (QUANT_ACT_F32):
+ *  matmul, quantised weights (QUANT_ACT_Q8). Row r, activation x quantised in blocks of 32 (q int8, d_x fp32). One fp32 chain acc
+ * over the blocks b = 0, 1, ... in k order, starting at 0; each product of two scales is rounded once to fp32.
+ *    Q8_0, Q4_0, Q5_0, Q4_1, Q5_1:  S = sum (w - off) * q, exact in int32 (off 0, 8, 16, 0, 0): acc = fmaf((float)S, d_w*d_x, acc)
+ *    Q4_K, Q5_K (sub-blocks of 32, 6-bit scale sc, super-block d):  acc = fmaf((float)S, (d*sc)*d_x, acc); d*sc is exact
+ *    Q2_K, Q3_K, Q6_K (sub-blocks of 16, scales of 4, 6 and 8 bits, offsets 0, 4, 32):  the two of the 32 are added as integers:
+ *      acc = fmaf((float)(sc0*S0 + sc1*S1), d*d_x, acc)
+ *    then, where there is a minimum, with A the sum of q:  Q4_1, Q5_1: acc = fmaf(m_w, A*d_x, acc); Q4_K, Q5_K (6-bit mn):
+ *      acc = fmaf(-(dmin*mn), A*d_x, acc), dmin*mn exact; Q2_K (4-bit mn): the same for the first sub-block, then for the second.
+ * matmul, F32, F16, BF16 weights (QUANT_ACT_F32):
  * weights widened exactly to fp32; 4 chains, chain c takes k = c mod 4 in k order by fmaf from 0; result (c0 + c1) +
  * (c2 + c3). ref_f32 takes QUANT_ACT_F32 for every type and sums in double. quantize: per block of 32: a = max |x|; d =
  * a / 127; q = rint(x * (127 / a)) half to even; a = 0 gives d = 0, q = 0. Each quotient rounded once to fp32. (Blocks

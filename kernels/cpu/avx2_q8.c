@@ -67,32 +67,46 @@ CPU_INLINE __m256 scale8(const uint8_t *p)
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
-/* The integer scales of a block, for 8 rows: `mul` as pairs for vpmaddwd by half of the block (columns 0-15, 16-31),
- * `off` the pairs that multiply the two sums of q for the integer offset, `min` those for the minimum. */
+/* The scales of a block, for 8 rows: `mul` as pairs for vpmaddwd by half of the block (columns 0-15, 16-31), `off` the
+ * pairs that multiply the two sums of q for the integer offset; d times what all of the block shares; the minima of its halves, or of the whole (negated but for
+ * LAYOUT_DM). */
 struct scales {
-    __m256i mul[2], off, min;
+    __m256i mul[2], off;
+    __m256 d, m[2];
 };
+/* Of 8 pairs of 16 bits the first or the second, as floats. */
+CPU_INLINE __m256 pair_ps(__m256i p, bool second)
+{
+    return _mm256_cvtepi32_ps(second ? _mm256_srli_epi32(p, 16) : _mm256_and_si256(p, _mm256_set1_epi32(0xffff)));
+}
 CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uint32_t b, int h)
 {
-    const __m256i one = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
+    const __m256i one = _mm256_set1_epi16(1);
     const __m256i first = _mm256_set1_epi32(0x01000100), second = _mm256_set1_epi32(0x03020302);
     const __m256i lanes =
         _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
     const __m256i dup0 = _mm256_add_epi8(first, lanes), dup1 = _mm256_add_epi8(second, lanes);
-    struct scales s = {.mul = {one, one}, .off = _mm256_set1_epi16((short)-layout_offset(type)), .min = one};
+    struct scales s = {.mul = {one, one}, .off = _mm256_set1_epi16((short)-layout_offset(type))};
     __m128i raw = _mm_loadu_si128((const __m128i *)(const void *)(panel + 64 + 32 * (b % 8) + 16 * h));
+    bool each = layout_scales(type) == LAYOUT_D || layout_scales(type) == LAYOUT_DM;
+    s.d = scale8(panel + (each ? 32 * (b % 8) : 0) + 16 * h);
+    const __m256 dmin = scale8(panel + 32 + 16 * h);
     switch (layout_scales(type)) {
+    case LAYOUT_DM:
+        s.m[0] = scale8(panel + 256 + 32 * (b % 8) + 16 * h);
+        break;
     case LAYOUT_K4: {
         __m256i p = _mm256_cvtepu8_epi16(raw);
-        s.mul[0] = s.mul[1] = _mm256_shuffle_epi8(p, dup0);
-        s.min = _mm256_sub_epi16(zero, _mm256_shuffle_epi8(p, dup1));
+        s.d = _mm256_mul_ps(s.d, pair_ps(p, false));
+        s.m[0] = _mm256_mul_ps(dmin, pair_ps(p, true));
         break;
     }
     case LAYOUT_K2: {
         __m256i p = _mm256_cvtepu8_epi16(raw), sc = _mm256_and_si256(p, _mm256_set1_epi16(15));
         s.mul[0] = _mm256_shuffle_epi8(sc, dup0);
         s.mul[1] = _mm256_shuffle_epi8(sc, dup1);
-        s.min = _mm256_sub_epi16(zero, _mm256_srli_epi16(p, 4));
+        s.m[0] = _mm256_mul_ps(dmin, pair_ps(_mm256_srli_epi16(p, 4), false));
+        s.m[1] = _mm256_mul_ps(dmin, pair_ps(_mm256_srli_epi16(p, 4), true));
         break;
     }
     case LAYOUT_KS: {
@@ -146,7 +160,7 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
 {
     const enum layout_scales kind = layout_scales(type);
     const uint32_t row = c->stride / 32;
-    __m256 acc[4][2], d[2], m[2];
+    __m256 acc[4][2];
     CPU_UNROLL
     for (int t = 0; t < T; t++)
         for (int h = 0; h < 2; h++)
@@ -163,18 +177,14 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
         CPU_UNROLL
         for (int h = 0; h < 2; h++) {
             sc[h] = block_scales(type, panel, b, h);
-            bool each = kind == LAYOUT_D || kind == LAYOUT_DM;
-            d[h] = scale8(panel + (each ? 32 * (b % 8) : 0) + 16 * h);
-            if (kind == LAYOUT_DM)
-                m[h] = scale8(panel + 256 + 32 * (b % 8) + 16 * h);
-            if (kind == LAYOUT_K4 || kind == LAYOUT_K2)
-                m[h] = scale8(panel + 32 + 16 * h);
         }
         block_dots(type, T, bytes || type == QUANT_Q8_0, p, c->q + 32 * (size_t)b, c->stride, sc, s);
         CPU_UNROLL
         for (int t = 0; t < T; t++) {
-            __m256i sum = _mm256_set1_epi32((int)c->sums[(size_t)t * row + b]);
-            __m256 dx = _mm256_set1_ps(c->d[(size_t)t * row + b]);
+            const uint32_t both = c->sums[(size_t)t * row + b];
+            const float d = c->d[(size_t)t * row + b], lo = (float)(int16_t)(both & 0xffff), hi = (float)(int16_t)(both >> 16);
+            __m256i sum = _mm256_set1_epi32((int)both);
+            __m256 dx = _mm256_set1_ps(d), a0 = _mm256_set1_ps((kind == LAYOUT_K2 ? lo : lo + hi) * d), a1 = _mm256_set1_ps(hi * d);
             CPU_UNROLL
             for (int h = 0; h < 2; h++) {
                 __m256i v = s[t][h];
@@ -184,10 +194,13 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
                 } else if (layout_offset(type)) {
                     v = _mm256_add_epi32(v, _mm256_madd_epi16(sum, sc[h].off));
                 }
-                acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), _mm256_mul_ps(d[h], dx), acc[t][h]);
-                if (kind == LAYOUT_DM || kind == LAYOUT_K4 || kind == LAYOUT_K2)
-                    acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(sum, sc[h].min)),
-                                                _mm256_mul_ps(m[h], dx), acc[t][h]);
+                acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), _mm256_mul_ps(sc[h].d, dx), acc[t][h]);
+                if (kind == LAYOUT_DM)
+                    acc[t][h] = _mm256_fmadd_ps(sc[h].m[0], a0, acc[t][h]);
+                if (kind == LAYOUT_K4 || kind == LAYOUT_K2)
+                    acc[t][h] = _mm256_fnmadd_ps(sc[h].m[0], a0, acc[t][h]);
+                if (kind == LAYOUT_K2)
+                    acc[t][h] = _mm256_fnmadd_ps(sc[h].m[1], a1, acc[t][h]);
             }
         }
     }
@@ -233,6 +246,7 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
 #undef ACT_Q8
 
 static const struct cpu_matmul kernels = {
+    .packed_max = 4,
 #define ACT_Q8(type)                                                                                                   \
     .packed[QUANT_##type] = {NULL, packed_##type##_1, packed_##type##_2, packed_##type##_3, packed_##type##_4},        \
     .bytes[QUANT_##type] = {NULL, bytes_##type##_1, bytes_##type##_2, bytes_##type##_3, bytes_##type##_4},             \

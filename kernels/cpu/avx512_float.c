@@ -3,7 +3,7 @@
 #include "kernels/cpu/avx512.h"
 #include "kernels/cpu/cpu.h"
 
-enum { WIDTH = 6, PREFETCH = 2048 };
+enum { WIDTH = 6, PREFETCH = 16384 };
 
 CPU_INLINE __m512 column(enum quant type, const uint8_t *group, size_t k)
 {
@@ -37,7 +37,7 @@ CPU_INLINE void tile(enum quant type, int T, const struct cpu_ftile *c)
     uint32_t k = 0;
     for (; k + 4 <= c->n; k += 4) {
         for (size_t i = 0; i < 4 * column_bytes; i += 64)
-            _mm_prefetch((const char *)c->w + k * column_bytes + PREFETCH + i, _MM_HINT_T0);
+            _mm_prefetch((const char *)c->w + k * column_bytes + PREFETCH + i, _MM_HINT_T1);
         CPU_UNROLL
         for (int i = 0; i < 4; i++)
             add_column(type, T, c, k, i, acc);

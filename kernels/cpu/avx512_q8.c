@@ -1,17 +1,16 @@
-/* Quantised products on AVX-512 with VNNI: T tokens with a group of 16 rows, one vector an accumulator.
+/* Quantised products on AVX-512 with VNNI: T tokens with R groups of 16 rows, one vector an accumulator. Few tokens: R = 1, unpacked in registers.
+ * Prompts: R = 2, T = 6, which takes 24 accumulators and shares each broadcast activation between two products.
  *
- * vpdpbusd adds four products of unsigned weights and signed activations to each 32-bit lane; activations come by
- * broadcast from memory as its operand. Offsets (8 bits: stored with 128 added) are subtracted by starting the
- * accumulator at -offset times the activations' block sum. Sub-block scales multiply in fp32, where those products are
- * exact (below 2^24); a multiply-add with zero in place of a multiplication keeps the sign of a zero as an integer's.
- */
+ * vpdpbusd adds four products of unsigned weights and signed activations to each 32-bit lane. Offsets (8 bits: stored with 128 added) are subtracted by
+ * starting the accumulator at -offset times the activations' block sum. Scales of halves multiply in fp32, where those products are exact (below 2^24); a
+ * multiply-add with zero in place of a multiplication keeps the sign of a zero as an integer's. */
 #include "kernels/cpu/avx512.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/layout.h"
 
 #include <string.h>
 
-enum { PREFETCH = 2048 };
+enum { PREFETCH = 16384 };
 
 CPU_INLINE __m512i load(const uint8_t *p)
 {
@@ -56,9 +55,9 @@ CPU_INLINE bool halves(enum quant type)
     return layout_scales(type) == LAYOUT_K2 || layout_scales(type) == LAYOUT_KS;
 }
 
-/* A block's scales, 16 rows: d, m as floats; sub-block scales and negated minima as floats. */
+/* A block's scales, 16 rows: d (times the sub-block's where the whole block has one), the scales of two halves, the minima (negated but for LAYOUT_DM). */
 struct scales {
-    __m512 d, m, sc[2], mn[2];
+    __m512 d, sc[2], m[2];
 };
 CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uint32_t b)
 {
@@ -67,24 +66,24 @@ CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uin
     if (kind == LAYOUT_D || kind == LAYOUT_DM) {
         s.d = scale16(panel + 32 * (b % 8));
         if (kind == LAYOUT_DM)
-            s.m = scale16(panel + 256 + 32 * (b % 8));
+            s.m[0] = scale16(panel + 256 + 32 * (b % 8));
         return s;
     }
     s.d = scale16(panel);
-    s.m = scale16(panel + 32);
+    const __m512 dmin = scale16(panel + 32);
     const uint8_t *raw = panel + 64 + 32 * (b % 8);
     __m512i p =
         _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)raw)); /* (first byte, second byte) */
-    const __m512i low8 = _mm512_set1_epi32(255), low4 = _mm512_set1_epi32(15), zero = _mm512_setzero_si512();
+    const __m512i low8 = _mm512_set1_epi32(255), low4 = _mm512_set1_epi32(15);
     __m512i a = _mm512_and_si512(p, low8), c = _mm512_srli_epi32(p, 8);
     if (kind == LAYOUT_K4) {
-        s.sc[0] = _mm512_cvtepi32_ps(a);
-        s.mn[0] = _mm512_cvtepi32_ps(_mm512_sub_epi32(zero, c));
+        s.d = _mm512_mul_ps(s.d, _mm512_cvtepi32_ps(a));
+        s.m[0] = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(c));
     } else if (kind == LAYOUT_K2) {
         s.sc[0] = _mm512_cvtepi32_ps(_mm512_and_si512(a, low4));
         s.sc[1] = _mm512_cvtepi32_ps(_mm512_and_si512(c, low4));
-        s.mn[0] = _mm512_cvtepi32_ps(_mm512_sub_epi32(zero, _mm512_srli_epi32(a, 4)));
-        s.mn[1] = _mm512_cvtepi32_ps(_mm512_sub_epi32(zero, _mm512_srli_epi32(c, 4)));
+        s.m[0] = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_srli_epi32(a, 4)));
+        s.m[1] = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_srli_epi32(c, 4)));
     } else {
         s.sc[0] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(p, 24), 24));
         s.sc[1] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(p, 16), 24));
@@ -103,7 +102,7 @@ CPU_INLINE __m512 broadcast_f32(const uint32_t *p)
     return _mm512_set1_ps(v);
 }
 
-/* What a tile needs of a token's sums: where offsets are subtracted, -offset times them, to begin the integer sums with; where there are minima, the sums as floats. */
+/* What a tile needs of a token's sums: where offsets are subtracted, -offset times them, to begin the integer sums with; where there are minima, the sums times d. */
 static uint32_t words(enum quant type)
 {
     return halves(type) ? 2 : 1;
@@ -112,47 +111,42 @@ CPU_INLINE bool has_minima(enum quant type)
 {
     return layout_scales(type) == LAYOUT_DM || layout_scales(type) == LAYOUT_K4 || layout_scales(type) == LAYOUT_K2;
 }
-CPU_INLINE void prepare_type(int offset, bool two, bool minima, const uint32_t *sums, uint32_t n, uint32_t *out)
+CPU_INLINE void prepare_type(int offset, bool two, bool minima, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out)
 {
     for (uint32_t i = 0; i < n; i++) {
         int32_t part[2] = {(int16_t)(sums[i] & 0xffff), (int16_t)(sums[i] >> 16)};
         if (!two)
             part[0] += part[1];
         for (uint32_t h = 0; h < (two ? 2 : 1); h++) {
-            float f = (float)part[h];
+            float f = (float)part[h] * d[i];
             int32_t start = -offset * part[h];
             memcpy(out + (two ? 2 : 1) * i + h, minima ? (void *)&f : (void *)&start, 4);
         }
     }
 }
-static void prepare(enum quant type, const uint32_t *sums, uint32_t n, uint32_t *out)
+static void prepare(enum quant type, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out)
 {
     const int offset = type == QUANT_Q8_0 ? 128 : layout_offset(type);
     if (has_minima(type))
-        halves(type) ? prepare_type(0, true, true, sums, n, out) : prepare_type(0, false, true, sums, n, out);
+        halves(type) ? prepare_type(0, true, true, sums, d, n, out) : prepare_type(0, false, true, sums, d, n, out);
     else
-        halves(type) ? prepare_type(offset, true, false, sums, n, out) : prepare_type(offset, false, false, sums, n, out);
+        halves(type) ? prepare_type(offset, true, false, sums, d, n, out) : prepare_type(offset, false, false, sums, d, n, out);
 }
 
-/* The float stage of one token: s[0], s[1] the integer sums of the block's halves (s[0] of the whole where they share scales). */
+/* The float stage of one token: s0, s1 the integer sums of the block's halves (s0 of the whole where they share scales). */
 CPU_INLINE __m512 chain(enum quant type, const struct scales *sc, __m512i s0, __m512i s1, const uint32_t *sums, const float *dx, __m512 acc)
 {
     const enum layout_scales kind = layout_scales(type);
-    const __m512 zero = _mm512_setzero_ps(), x = _mm512_set1_ps(*dx);
     __m512 v = _mm512_cvtepi32_ps(s0);
-    if (kind == LAYOUT_K4)
-        v = _mm512_fmadd_ps(v, sc->sc[0], zero);
     if (halves(type))
-        v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s1), sc->sc[1], _mm512_fmadd_ps(v, sc->sc[0], zero));
-    acc = _mm512_fmadd_ps(v, _mm512_mul_ps(sc->d, x), acc);
+        v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s1), sc->sc[1], _mm512_fmadd_ps(v, sc->sc[0], _mm512_setzero_ps()));
+    acc = _mm512_fmadd_ps(v, _mm512_mul_ps(sc->d, _mm512_set1_ps(*dx)), acc);
     if (kind == LAYOUT_DM)
-        acc = _mm512_fmadd_ps(broadcast_f32(sums), _mm512_mul_ps(sc->m, x), acc);
-    if (kind == LAYOUT_K4)
-        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[0], broadcast_f32(sums), zero), _mm512_mul_ps(sc->m, x), acc);
-    if (kind == LAYOUT_K2) {
-        __m512 a = _mm512_fmadd_ps(sc->mn[0], broadcast_f32(sums), zero);
-        acc = _mm512_fmadd_ps(_mm512_fmadd_ps(sc->mn[1], broadcast_f32(sums + 1), a), _mm512_mul_ps(sc->m, x), acc);
-    }
+        acc = _mm512_fmadd_ps(sc->m[0], broadcast_f32(sums), acc);
+    if (kind == LAYOUT_K4 || kind == LAYOUT_K2)
+        acc = _mm512_fnmadd_ps(sc->m[0], broadcast_f32(sums), acc);
+    if (kind == LAYOUT_K2)
+        acc = _mm512_fnmadd_ps(sc->m[1], broadcast_f32(sums + 1), acc);
     return acc;
 }
 
@@ -175,9 +169,9 @@ CPU_INLINE void tile(enum quant type, int R, int T, bool bytes, const struct cpu
             panel[r] = layout_panel(type, group, b);
             p[r] = bytes && type != QUANT_Q8_0 ? c->bytes + 512 * (size_t)(r * CPU_BYTES_BLOCKS + b - c->b0) : layout_block(type, group, b);
         }
-        if (!bytes)
+        if (!bytes && T >= 4) /* into the second level: the first has too few misses in flight; with fewer tokens the hardware follows by itself */
             for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
-                _mm_prefetch((const char *)p[0] + PREFETCH + i, _MM_HINT_T0);
+                _mm_prefetch((const char *)p[0] + PREFETCH + i, _MM_HINT_T1);
         __m512i s[2][TILE_ROWS][CPU_TILE_MAX];
         CPU_UNROLL
         for (int t = 0; t < T; t++)
@@ -261,7 +255,7 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
 static const struct cpu_matmul kernels = {
     .prepare = prepare,
     .words = words,
-    .direct_max = 8,
+    .packed_max = 16,
 #define ACT_Q8(type)                                                                                                   \
     .packed[QUANT_##type] = {[1] = packed_##type##_1, [2] = packed_##type##_2, [4] = packed_##type##_4, [8] = packed_##type##_8}, \
     .bytes[QUANT_##type] = {[1] = bytes_##type##_1, [2] = bytes_##type##_2, [4] = bytes_##type##_4, [8] = bytes_##type##_8}, \

@@ -36,11 +36,11 @@ struct cpu_matmul {
     cpu_tile_fn *packed[QUANT_COUNT][CPU_TILE_MAX + 1];
     cpu_tile_fn *bytes[QUANT_COUNT][CPU_TILE_MAX + 1];
     cpu_tile_fn *pairs[QUANT_COUNT][CPU_TILE_MAX + 1]; /* as bytes, of R = 2 groups; all NULL: there are none */
-    uint32_t direct_max;                               /* so many tokens go with one group at a time */
+    uint32_t packed_max;                               /* so many tokens are worked on without unpacking to bytes, one group at a time */
     /* Blocks [b0, b1) of a group as bytes, 512 a block. NULL where the packed form is bytes already. */
     void (*unpack[QUANT_COUNT])(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out);
-    /* The sums of n blocks in the form that tiles want, words(type) each. NULL: as they are. */
-    void (*prepare)(enum quant type, const uint32_t *sums, uint32_t n, uint32_t *out);
+    /* The sums of n blocks, with their scales, in the form that tiles want, words(type) each. NULL: as they are. */
+    void (*prepare)(enum quant type, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out);
     uint32_t (*words)(enum quant type);
 };
 void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, const struct kernels_act *x,

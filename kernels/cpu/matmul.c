@@ -31,18 +31,17 @@ static void groups_chunk(const struct cpu_matmul *m, enum quant type, const uint
                          uint32_t t0, uint32_t n, const uint32_t *sums, uint32_t words, float *acc)
 {
     _Alignas(64) uint8_t bytes[2 * CPU_BYTES_BLOCKS * 512];
-    cpu_tile_fn *const *unpacked = R == 2 ? m->pairs[type] : m->bytes[type];
-    uint32_t n_blocks = x->k / 32, row = x->stride / 32, width = n;
-    cpu_tile_fn *fn = R == 1 ? widest(m->packed[type], n, &width) : NULL;
-    bool direct = R == 1 && width == n;
-    uint32_t step = direct ? n_blocks : CPU_BYTES_BLOCKS;
+    bool packed = n <= m->packed_max;
+    cpu_tile_fn *const *fns = packed ? m->packed[type] : R == 2 ? m->pairs[type] : m->bytes[type];
+    uint32_t n_blocks = x->k / 32, row = x->stride / 32, width;
+    widest(fns, n, &width);
+    uint32_t step = packed && width == n ? n_blocks : CPU_BYTES_BLOCKS;
     for (uint32_t b0 = 0; b0 < n_blocks; b0 += step) {
         uint32_t b1 = MIN(b0 + step, n_blocks);
-        for (uint32_t r = 0; r < R && !direct && m->unpack[type]; r++)
+        for (uint32_t r = 0; r < R && !packed && m->unpack[type]; r++)
             m->unpack[type](group + r * group_bytes, b0, b1, bytes + r * CPU_BYTES_BLOCKS * 512);
         for (uint32_t i = 0; i < n; i += width) {
-            if (!direct)
-                fn = widest(unpacked, n - i, &width);
+            cpu_tile_fn *fn = widest(fns, n - i, &width);
             size_t tok = t0 + i;
             fn(&(struct cpu_tile){.group = group,
                                   .group_bytes = group_bytes,
@@ -82,9 +81,9 @@ void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, c
         for (uint32_t i = 0; i < n; i++)
             cpu_avx2_sums(x->q + (size_t)(t0 + i) * x->stride, n_blocks, raw + (size_t)i * row);
         if (m->prepare)
-            m->prepare(w->type, raw, n * row, made);
+            m->prepare(w->type, raw, x->d + (size_t)t0 * row, n * row, made);
         for (uint32_t r = row_begin; r < row_end; r += R * LAYOUT_ROWS) {
-            R = m->pairs[w->type][1] && r + LAYOUT_ROWS < row_end && n > m->direct_max ? 2 : 1;
+            R = m->pairs[w->type][1] && r + LAYOUT_ROWS < row_end && n > m->packed_max ? 2 : 1;
             memset(acc, 0, n * R * 16 * sizeof *acc);
             groups_chunk(m, w->type, (const uint8_t *)w->data + r / LAYOUT_ROWS * group_bytes, group_bytes, R, x, t0, n, sums, words, acc);
             store(acc, n, R * LAYOUT_ROWS, r, row_end, y + t0 * y_stride, y_stride);

@@ -79,6 +79,7 @@ static void decode_q2_k(const uint8_t *p, uint32_t s, struct ref_block *o)
 {
     const uint8_t *scales = p, *qs = p + 16;
     o->d = f16_at(p + 80);
+    o->halves = true;
     o->sc[0] = scales[2 * s] & 15;
     o->sc[1] = scales[2 * s + 1] & 15;
     with_min(o, f16_at(p + 82), -(scales[2 * s] >> 4), -(scales[2 * s + 1] >> 4));
@@ -92,6 +93,7 @@ static void decode_q3_k(const uint8_t *p, uint32_t s, struct ref_block *o)
 {
     const uint8_t *hmask = p, *qs = p + 32, *scales = p + 96;
     o->d = f16_at(p + 108);
+    o->halves = true;
     for (uint32_t h = 0; h < 2; h++) {
         uint32_t j = 2 * s + h;
         int lo = j < 8 ? scales[j] & 15 : scales[j - 8] >> 4;
@@ -148,6 +150,7 @@ static void decode_q6_k(const uint8_t *p, uint32_t s, struct ref_block *o)
     uint32_t half = s / 4, j = s % 4;
     const uint8_t *ql = p + 64 * half + 32 * (j % 2), *qh = p + 128 + 32 * half;
     o->d = f16_at(p + 208);
+    o->halves = true;
     o->sc[0] = (int8_t)p[192 + 2 * s];
     o->sc[1] = (int8_t)p[192 + 2 * s + 1];
     for (uint32_t i = 0; i < 32; i++)

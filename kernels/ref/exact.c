@@ -36,14 +36,20 @@ static float block_dot(const struct ref_block *blk, const int8_t *q, float dx, f
         s[i / 16] += blk->w[i] * q[i];
         a[i / 16] += q[i];
     }
-    acc = fmaf((float)(blk->sc[0] * s[0] + blk->sc[1] * s[1]), blk->d * dx, acc);
-    if (blk->has_min)
-        acc = fmaf((float)(blk->mn[0] * a[0] + blk->mn[1] * a[1]), blk->m * dx, acc);
+    if (blk->halves)
+        acc = fmaf((float)(blk->sc[0] * s[0] + blk->sc[1] * s[1]), blk->d * dx, acc);
+    else
+        acc = fmaf((float)(s[0] + s[1]), blk->d * (float)blk->sc[0] * dx, acc);
+    if (!blk->has_min)
+        return acc;
+    if (!blk->halves)
+        a[0] += a[1];
+    for (int h = 0; h < (blk->halves ? 2 : 1); h++)
+        acc = fmaf(-(blk->m * (float)-blk->mn[h]), (float)a[h] * dx, acc);
     return acc;
 }
 
-/* y holds the chain of each token while the blocks of a row pass. The Q4_1 and Q5_1 minimum is one sum of 32: mn = {1,
- * 1}. */
+/* y holds the chain of each token while the blocks of a row pass. */
 static void matmul_row_q8(const struct kernels_weight *w, const struct kernels_act *x, const uint8_t *row, float *y,
                           size_t y_stride)
 {

@@ -13,7 +13,7 @@ struct ref_block {
     int16_t w[32];
     int32_t sc[2], mn[2];
     float d, m;
-    bool has_min;
+    bool has_min, halves; /* halves: the scales of the two may differ */
 };
 
 /* Block b (of 32) of a row of a QUANT_ACT_Q8 type. */
