@@ -298,7 +298,7 @@ template <int D, bool BF16> __global__ void __launch_bounds__(shape<D>::THREADS,
     unsigned char *rings = smem_base(), *q = rings + S::WARPS * S::ring(narrow);
     float2 *ml_warps = (float2 *)(q + S::Q_BYTES);
     uint32_t *last = (uint32_t *)(ml_warps + S::WARPS * ROWS);
-    if (a.kv.head_dim < D || dim_v < D) { /* columns that no copy fills */
+    if (a.kv.head_dim < D) { /* columns of K that no copy fills; those of V make columns of O that nobody stores */
         for (uint32_t i = tid; i < S::WARPS * S::ring(narrow) / 16; i += S::THREADS)
             ((uint4 *)rings)[i] = make_uint4(0, 0, 0, 0);
         __syncthreads();

@@ -145,7 +145,7 @@ template <int D, bool BF16> __global__ void __launch_bounds__(THREADS, 2) attent
     k.smem = smem_base();
     attn_pages_start(&k.pages, p.b.tables + slot * p.b.table_stride, k.start / KV_PAGE, 1, (k.end + KV_PAGE - 1) / KV_PAGE);
 
-    if (a.kv.head_dim < D || dim_v < D) { /* columns that no copy fills */
+    if (a.kv.head_dim < D) { /* columns of K that no copy fills; those of V make columns of O that nobody stores */
         for (uint32_t i = tid; i < (S::STAGE + (k.narrow ? 0 : S::STAGE)) / 16; i += THREADS)
             ((uint4 *)k.smem)[i] = make_uint4(0, 0, 0, 0);
         __syncthreads();

@@ -346,6 +346,7 @@ static const struct kase prefill_cases[] = {
     {KV_BF16, 96, 96, 2, 2, 0, 0, 0, false, ONE},     {KV_F16, 256, 256, 1, 1, 0, 0, 0, false, ODD},    {KV_Q8_0, 256, 256, 1, 1, 0, 0, 0, false, ONE},
     {KV_BF16, 256, 128, 1, 1, 0, 0, 0, false, ONE},   {KV_F16, 16, 16, 2, 2, 0, 0, 0, false, ODD},      {KV_FP8, 40, 72, 1, 1, 0, 0, 0, false, ONE},
     {KV_Q8_0, 32, 32, 2, 2, 0, 0, 0, false, ONE},     {KV_F16, 64, 64, 2, 2, 0, 100, 0, false, ODD},    {KV_BF16, 128, 128, 1, 1, 0, 1, 0, true, ONE},
+    {KV_F16, 64, 128, 1, 1, 0, 0, 0, false, ONE},     {KV_Q8_0, 64, 96, 1, 1, 0, 0, 0, false, ONE},
     {KV_F16, 64, 64, 2, 2, 0, 20, 30, true, ODD},     {KV_FP8, 256, 256, 1, 1, 0, 64, 50, false, ONE},  {KV_F16, 64, 64, 2, 1, 0, 0, 5, true, {{0, 200}}},
 };
 
