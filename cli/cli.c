@@ -109,6 +109,18 @@ unsigned cli_numbers(const char *command, const char *what, const char *list, lo
     return n;
 }
 
+void cli_json_strn(struct buf *b, const char *key, const char *s, size_t len)
+{
+    bool first = b->len == 0 || strchr("{,", b->data[b->len - 1]);
+    buf_printf(b, "%s\"%s\":", first ? "" : ",", key);
+    buf_json_str(b, s ? s : "", s ? len : 0);
+}
+
+void cli_json_str(struct buf *b, const char *key, const char *s)
+{
+    cli_json_strn(b, key, s, s ? strlen(s) : 0);
+}
+
 const char *cli_bytes(uint64_t n, char out[16])
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};

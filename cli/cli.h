@@ -64,6 +64,9 @@ struct cli_table *cli_table_create(unsigned n_cols, const char *const *heads, co
 void cli_table_row(struct cli_table *t, ...); /* n_cols const char * */
 void cli_table_cells(struct cli_table *t, const char *const *cells); /* n_cols of them */
 void cli_table_print(struct cli_table **t);   /* to standard output; frees it */
+/* "key":"s" in an object (s NULL: ""), after a comma where one is missing. */
+void cli_json_str(struct buf *b, const char *key, const char *s);
+void cli_json_strn(struct buf *b, const char *key, const char *s, size_t len);
 const char *cli_bytes(uint64_t n, char out[16]); /* "6.9 MB" (binary steps of 1024 are written KiB MiB GiB) */
 const char *cli_count(uint64_t n, char out[16]); /* "6.4M", "1.2B" */
 

@@ -41,23 +41,15 @@ void nodes_json_state(struct buf *b, uint64_t memory_free, uint32_t temperature_
     buf_putc(b, ']');
 }
 
-static void json_str(struct buf *b, const char *key, const char *s)
-{
-    buf_printf(b, "\"%s\":", key);
-    buf_json_str(b, s ? s : "", s ? strlen(s) : 0);
-}
-
 /* What only a GPU has. */
 static void gpu_json(struct buf *b, const struct msg_device *d)
 {
-    buf_putc(b, ',');
-    json_str(b, "uuid", d->uuid);
-    buf_putc(b, ',');
-    json_str(b, "bus_id", d->bus_id);
+    cli_json_str(b, "uuid", d->uuid);
+    cli_json_str(b, "bus_id", d->bus_id);
     buf_printf(b, ",\"compute_capability\":\"%u.%u\",\"memory_total_bytes\":%llu", d->sm / 10, d->sm % 10, (unsigned long long)d->memory_total_bytes);
     nodes_json_state(b, d->memory_free_bytes, d->temperature_c, d->power_mw, d->utilization_percent, d->throttle);
     buf_printf(b, ",\"state_age_ms\":%u,\"lost\":%s,", d->state_age_ms, d->lost ? "true" : "false");
-    json_str(b, "message", d->why);
+    cli_json_str(b, "message", d->why);
     buf_puts(b, ",\"path\":[");
     for (uint32_t i = 0; i < d->n_peers; i++)
         buf_printf(b, "%s\"%s\"", i ? "," : "", device_path_name(d->path[i]));
@@ -73,20 +65,17 @@ void nodes_json(struct buf *b, const struct msg_admin_reply *r)
     for (uint32_t i = 0; i < r->n_nodes; i++) {
         const struct msg_hello *n = &r->nodes[i];
         buf_puts(b, i ? ",{" : "{");
-        json_str(b, "host", n->host);
-        buf_putc(b, ',');
-        json_str(b, "gpu_driver", n->gpu_driver);
+        cli_json_str(b, "host", n->host);
+        cli_json_str(b, "gpu_driver", n->gpu_driver);
         buf_printf(b, ",\"cuda_version\":\"%u.%u\",", n->cuda_version / 1000, n->cuda_version % 1000 / 10);
-        json_str(b, "gpu_note", n->gpu_note);
+        cli_json_str(b, "gpu_note", n->gpu_note);
         buf_puts(b, ",\"devices\":[");
         for (uint32_t d = 0; d < n->n_devices; d++) {
             const struct msg_device *v = &n->devices[d];
             buf_puts(b, d ? ",{" : "{");
-            json_str(b, "name", v->name);
-            buf_putc(b, ',');
-            json_str(b, "kind", v->kind);
-            buf_putc(b, ',');
-            json_str(b, "model", v->model);
+            cli_json_str(b, "name", v->name);
+            cli_json_str(b, "kind", v->kind);
+            cli_json_str(b, "model", v->model);
             buf_printf(b, ",\"memory_bytes\":%llu,\"cores\":%u,\"numa\":%u", (unsigned long long)v->memory_bytes, v->cores, v->numa);
             if (device_is_gpu(v->kind))
                 gpu_json(b, v);
@@ -208,25 +197,5 @@ static void nodes_text(const struct msg_admin_reply *r)
 
 int cmd_nodes(struct options *o, int argc, char **argv)
 {
-    if (!cli_flags("nodes", NULL, 0, o, OPTION_CLIENT, &argc, argv))
-        return CLI_USAGE;
-    if (argc != 1)
-        return cli_usage("nodes", "\"%s\" is not expected", argv[1]);
-    struct arena arena;
-    arena_init(&arena, 0);
-    struct msg_admin_reply r;
-    struct buf b;
-    buf_init(&b);
-    enum err e = control_ask_once(o, ADMIN_STATUS, &arena, &r);
-    if (e == ERR_OK && o->output == 1) {
-        nodes_json(&b, &r);
-        buf_putc(&b, '\n');
-        fwrite(b.data, 1, b.len, stdout);
-    } else if (e == ERR_OK) {
-        nodes_text(&r);
-    }
-    int rc = e == ERR_OK ? CLI_OK : cli_fail_err("nodes", e);
-    buf_deinit(&b);
-    arena_deinit(&arena);
-    return rc;
+    return control_show("nodes", ADMIN_STATUS, nodes_json, nodes_text, o, argc, argv);
 }

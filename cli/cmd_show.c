@@ -19,20 +19,13 @@ struct show {
     uint32_t ctx;
 };
 
-static void put_str(struct buf *b, const char *key, const char *s, size_t len)
-{
-    buf_printf(b, "\"%s\":", key);
-    buf_json_str(b, s ? s : "", s ? len : 0);
-}
-
 static void show_json(const struct show *s)
 {
     struct buf b;
     buf_init(&b);
     buf_putc(&b, '{');
-    put_str(&b, "name", s->d.name.s, s->d.name.len);
-    buf_putc(&b, ',');
-    put_str(&b, "architecture", s->d.arch, s->d.arch ? strlen(s->d.arch) : 0);
+    cli_json_strn(&b, "name", s->d.name.s, s->d.name.len);
+    cli_json_str(&b, "architecture", s->d.arch);
     buf_printf(&b, ",\"parameters\":%llu,\"file_bytes\":%llu,\"weights_bytes\":%llu,\"files\":%u,\"tensors\":%llu", (unsigned long long)s->d.n_params,
                (unsigned long long)s->d.file_bytes, (unsigned long long)s->d.weights_bytes, s->d.n_files, (unsigned long long)s->d.n_tensors);
     if (s->known)
@@ -47,11 +40,9 @@ static void show_json(const struct show *s)
             first = false;
         }
     buf_puts(&b, "},");
-    put_str(&b, "tokenizer", s->d.tokenizer.s, s->d.tokenizer.len);
-    buf_putc(&b, ',');
-    put_str(&b, "pre_tokenizer", s->d.pre.s, s->d.pre.len);
-    buf_putc(&b, ',');
-    put_str(&b, "chat_template", s->d.chat_template.s, s->d.chat_template.len);
+    cli_json_strn(&b, "tokenizer", s->d.tokenizer.s, s->d.tokenizer.len);
+    cli_json_strn(&b, "pre_tokenizer", s->d.pre.s, s->d.pre.len);
+    cli_json_strn(&b, "chat_template", s->d.chat_template.s, s->d.chat_template.len);
     buf_puts(&b, ",\"shards\":[");
     for (uint32_t i = 0; s->split_ok && i < s->split.pp * s->split.tp; i++) {
         struct describe_shard d;

@@ -7,19 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static void json_str(struct buf *b, const char *key, const char *s)
-{
-    buf_printf(b, "\"%s\":", key);
-    buf_json_str(b, s ? s : "", s ? strlen(s) : 0);
-}
-
-static void print_json(struct buf *b)
-{
-    buf_putc(b, '\n');
-    fwrite(b->data, 1, b->len, stdout);
-    buf_deinit(b);
-}
-
 static void deployment_json(struct buf *b, const struct msg_deployment_info *d, uint32_t i)
 {
     buf_puts(b, i ? ",{\"names\":[" : "{\"names\":[");
@@ -28,44 +15,36 @@ static void deployment_json(struct buf *b, const struct msg_deployment_info *d, 
         buf_json_str(b, p, strcspn(p, ","));
     }
     buf_puts(b, "],");
-    json_str(b, "path", d->path);
-    buf_putc(b, ',');
-    json_str(b, "state", d->state);
-    buf_putc(b, ',');
-    json_str(b, "message", d->text);
+    cli_json_str(b, "path", d->path);
+    cli_json_str(b, "state", d->state);
+    cli_json_str(b, "message", d->text);
     buf_printf(b, ",\"tp\":%u,\"pp\":%u,\"replicas\":%u,\"ctx\":%u,\"workers\":%u,\"workers_ready\":%u}", d->tp, d->pp, d->replicas, d->ctx, d->workers,
                d->workers_ready);
 }
 
-static void status_json(const struct msg_admin_reply *r)
+static void status_json(struct buf *b, const struct msg_admin_reply *r)
 {
-    struct buf b;
-    buf_init(&b);
-    buf_putc(&b, '{');
-    json_str(&b, "version", r->version);
-    buf_putc(&b, ',');
-    json_str(&b, "model", r->model);
-    buf_putc(&b, ',');
-    json_str(&b, "url", r->http_url);
-    buf_putc(&b, ',');
-    json_str(&b, "message", r->text);
-    buf_printf(&b, ",\"uptime_ms\":%llu,\"tp\":%u,\"pp\":%u,\"ctx\":%u,\"models\":[", (unsigned long long)r->uptime_ms, r->tp, r->pp, r->ctx);
+    buf_putc(b, '{');
+    cli_json_str(b, "version", r->version);
+    cli_json_str(b, "model", r->model);
+    cli_json_str(b, "url", r->http_url);
+    cli_json_str(b, "message", r->text);
+    buf_printf(b, ",\"uptime_ms\":%llu,\"tp\":%u,\"pp\":%u,\"ctx\":%u,\"models\":[", (unsigned long long)r->uptime_ms, r->tp, r->pp, r->ctx);
     for (uint32_t i = 0; i < r->n_deployments; i++)
-        deployment_json(&b, &r->deployments[i], i);
-    buf_puts(&b, "],\"replicas\":[");
+        deployment_json(b, &r->deployments[i], i);
+    buf_puts(b, "],\"replicas\":[");
     for (uint32_t i = 0; i < r->n_replicas; i++) {
         const struct msg_replica_info *p = &r->replicas[i];
-        buf_puts(&b, i ? ",{" : "{");
-        json_str(&b, "model", p->deployment);
-        buf_printf(&b, ",\"replica\":%u,", p->replica);
-        json_str(&b, "state", p->state);
-        buf_printf(&b, ",\"epoch\":%llu,\"running\":%u,\"waiting\":%u,\"kv_blocks\":%u,\"kv_blocks_used\":%u,\"load_percent\":%u}",
+        buf_puts(b, i ? ",{" : "{");
+        cli_json_str(b, "model", p->deployment);
+        buf_printf(b, ",\"replica\":%u,", p->replica);
+        cli_json_str(b, "state", p->state);
+        buf_printf(b, ",\"epoch\":%llu,\"running\":%u,\"waiting\":%u,\"kv_blocks\":%u,\"kv_blocks_used\":%u,\"load_percent\":%u}",
                    (unsigned long long)p->epoch, p->running, p->waiting, p->kv_blocks, p->kv_blocks_used, p->load_percent);
     }
-    buf_puts(&b, "],\"nodes\":");
-    nodes_json(&b, r);
-    buf_putc(&b, '}');
-    print_json(&b);
+    buf_puts(b, "],\"nodes\":");
+    nodes_json(b, r);
+    buf_putc(b, '}');
 }
 
 static void print_deployments(const struct msg_admin_reply *r)
@@ -110,57 +89,34 @@ static void status_text(const struct msg_admin_reply *r)
 
 int cmd_status(struct options *o, int argc, char **argv)
 {
-    if (!cli_flags("status", NULL, 0, o, OPTION_CLIENT, &argc, argv))
-        return CLI_USAGE;
-    if (argc != 1)
-        return cli_usage("status", "\"%s\" is not expected", argv[1]);
-    struct arena arena;
-    arena_init(&arena, 0);
-    struct msg_admin_reply r;
-    enum err e = control_ask_once(o, ADMIN_STATUS, &arena, &r);
-    if (e == ERR_OK && o->output == 1)
-        status_json(&r);
-    else if (e == ERR_OK)
-        status_text(&r);
-    int rc = e == ERR_OK ? CLI_OK : cli_fail_err("status", e);
-    arena_deinit(&arena);
-    return rc;
+    return control_show("status", ADMIN_STATUS, status_json, status_text, o, argc, argv);
 }
 
-static void workers_json(const struct msg_admin_reply *r)
+static void workers_json(struct buf *b, const struct msg_admin_reply *r)
 {
-    struct buf b;
-    buf_init(&b);
-    buf_putc(&b, '[');
+    buf_putc(b, '[');
     for (uint32_t i = 0; i < r->n_workers; i++) {
         const struct msg_worker_info *w = &r->workers[i];
-        buf_printf(&b, "%s{\"worker_id\":%llu,", i ? "," : "", (unsigned long long)w->worker_id);
-        json_str(&b, "model", w->deployment);
-        buf_putc(&b, ',');
-        json_str(&b, "host", w->host);
-        buf_putc(&b, ',');
-        json_str(&b, "device", w->device);
-        buf_putc(&b, ',');
-        json_str(&b, "state", w->state);
-        buf_putc(&b, ',');
-        json_str(&b, "backend", w->backend);
-        buf_printf(&b,
+        buf_printf(b, "%s{\"worker_id\":%llu,", i ? "," : "", (unsigned long long)w->worker_id);
+        cli_json_str(b, "model", w->deployment);
+        cli_json_str(b, "host", w->host);
+        cli_json_str(b, "device", w->device);
+        cli_json_str(b, "state", w->state);
+        cli_json_str(b, "backend", w->backend);
+        buf_printf(b,
                    ",\"pid\":%u,\"replica\":%u,\"stage\":%u,\"tp_rank\":%u,\"layers\":[%u,%u],\"weights_bytes\":%llu,\"weights_bytes_planned\":%llu,"
                    "\"kv_bytes\":%llu,\"kv_blocks\":%u,\"load_ms\":%u,\"restarts\":%u,\"steps\":%llu,\"heartbeat_age_ms\":%u,",
                    w->pid, w->replica, w->stage, w->tp_rank, w->layer_first, w->layer_end, (unsigned long long)w->weights_bytes,
                    (unsigned long long)w->weights_bytes_planned, (unsigned long long)w->kv_bytes, w->kv_blocks, w->load_ms, w->restarts,
                    (unsigned long long)w->steps, w->heartbeat_age_ms);
-        json_str(&b, "device_kind", w->device_kind);
-        buf_putc(&b, ',');
-        json_str(&b, "device_model", w->device_model);
-        buf_putc(&b, ',');
-        json_str(&b, "device_uuid", w->device_uuid);
-        buf_printf(&b, ",\"device_lost\":%s,\"device_memory_bytes\":%llu", w->device_lost ? "true" : "false", (unsigned long long)w->device_memory_bytes);
-        nodes_json_state(&b, w->memory_free_bytes, w->temperature_c, w->power_mw, w->utilization_percent, w->throttle);
-        buf_putc(&b, '}');
+        cli_json_str(b, "device_kind", w->device_kind);
+        cli_json_str(b, "device_model", w->device_model);
+        cli_json_str(b, "device_uuid", w->device_uuid);
+        buf_printf(b, ",\"device_lost\":%s,\"device_memory_bytes\":%llu", w->device_lost ? "true" : "false", (unsigned long long)w->device_memory_bytes);
+        nodes_json_state(b, w->memory_free_bytes, w->temperature_c, w->power_mw, w->utilization_percent, w->throttle);
+        buf_putc(b, '}');
     }
-    buf_putc(&b, ']');
-    print_json(&b);
+    buf_putc(b, ']');
 }
 
 /* What a GPU adds stands in columns of its own, where there are GPUs. */
@@ -199,19 +155,5 @@ static void workers_text(const struct msg_admin_reply *r)
 
 int cmd_workers(struct options *o, int argc, char **argv)
 {
-    if (!cli_flags("workers", NULL, 0, o, OPTION_CLIENT, &argc, argv))
-        return CLI_USAGE;
-    if (argc != 1)
-        return cli_usage("workers", "\"%s\" is not expected", argv[1]);
-    struct arena arena;
-    arena_init(&arena, 0);
-    struct msg_admin_reply r;
-    enum err e = control_ask_once(o, ADMIN_WORKERS, &arena, &r);
-    if (e == ERR_OK && o->output == 1)
-        workers_json(&r);
-    else if (e == ERR_OK)
-        workers_text(&r);
-    int rc = e == ERR_OK ? CLI_OK : cli_fail_err("workers", e);
-    arena_deinit(&arena);
-    return rc;
+    return control_show("workers", ADMIN_WORKERS, workers_json, workers_text, o, argc, argv);
 }

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/rng.h"
+#include "cli/cli.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -101,7 +102,7 @@ enum err control_ask(struct control *c, enum admin_verb verb, uint32_t timeout_m
     }
 }
 
-enum err control_ask_once(const struct options *o, enum admin_verb verb, struct arena *arena, struct msg_admin_reply *out)
+static enum err ask_once(const struct options *o, enum admin_verb verb, struct arena *arena, struct msg_admin_reply *out)
 {
     enum { ASK_TIMEOUT_MS = 3000 };
     struct control *c;
@@ -109,4 +110,28 @@ enum err control_ask_once(const struct options *o, enum admin_verb verb, struct 
     enum err e = control_ask(c, verb, ASK_TIMEOUT_MS, arena, out);
     control_close(&c);
     return e;
+}
+
+int control_show(const char *command, enum admin_verb verb, control_json_fn *json, control_text_fn *text, struct options *o, int argc, char **argv)
+{
+    if (!cli_flags(command, NULL, 0, o, OPTION_CLIENT, &argc, argv))
+        return CLI_USAGE;
+    if (argc != 1)
+        return cli_usage(command, "\"%s\" is not expected", argv[1]);
+    struct arena arena;
+    struct msg_admin_reply r;
+    arena_init(&arena, 0);
+    enum err e = ask_once(o, verb, &arena, &r);
+    if (e == ERR_OK && o->output == 1) {
+        struct buf b;
+        buf_init(&b);
+        json(&b, &r);
+        buf_putc(&b, '\n');
+        fwrite(b.data, 1, b.len, stdout);
+        buf_deinit(&b);
+    } else if (e == ERR_OK) {
+        text(&r);
+    }
+    arena_deinit(&arena);
+    return e == ERR_OK ? CLI_OK : cli_fail_err(command, e);
 }

@@ -50,6 +50,12 @@ def orphaned_shared_memory():
     return {n for n in names if n not in maps}
 
 
+def check_reports(logs):
+    """No sanitizer and no assertion has spoken."""
+    report = REPORT.search(logs)
+    assert not report, logs[max(0, report.start() - 500):report.start() + 3000]
+
+
 class Reply:
     def __init__(self, status, headers, body):
         self.status, self.headers, self.body = status, headers, body
@@ -59,7 +65,38 @@ class Reply:
         return json.loads(self.body)
 
 
-class Server:
+class Api:
+    """What is asked of a coordinator at host and port."""
+
+    headers = {}
+
+    def connection(self, timeout):
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+
+    def request(self, method, path, body=None, headers=None, timeout=180):
+        conn = self.connection(timeout)
+        try:
+            data = json.dumps(body) if isinstance(body, (dict, list)) else body
+            conn.request(method, path, data, {"Content-Type": "application/json", **self.headers, **(headers or {})})
+            r = conn.getresponse()
+            return Reply(r.status, r.headers, r.read().decode("utf-8", "surrogateescape"))
+        finally:
+            conn.close()
+
+    def get(self, path, **kw):
+        return self.request("GET", path, **kw)
+
+    def post(self, path, body, **kw):
+        return self.request("POST", path, body, **kw)
+
+    def complete(self, prompt="Once upon a time", **params):
+        """A text completion that must succeed; returns the JSON."""
+        r = self.post("/v1/completions", {"model": "default", "prompt": prompt, "temperature": 0, **params}, timeout=300)
+        assert r.status == 200, r.body
+        return r.json
+
+
+class Server(Api):
     """One `racklm serve`. Use as a context manager: leaving it stops the server and checks that nothing was left behind."""
 
     def __init__(self, model=DEMO, *args, env=None, wait=True, check=True, wrap=(), programs=BUILD / "bin"):
@@ -85,31 +122,9 @@ class Server:
         self.host, self.port = match.group(1), int(match.group(2))
         self.url = f"http://{self.host}:{self.port}"
 
-    def request(self, method, path, body=None, headers=None, timeout=180):
-        conn = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
-        try:
-            data = json.dumps(body) if isinstance(body, (dict, list)) else body
-            conn.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
-            r = conn.getresponse()
-            return Reply(r.status, r.headers, r.read().decode("utf-8", "surrogateescape"))
-        finally:
-            conn.close()
-
-    def get(self, path, **kw):
-        return self.request("GET", path, **kw)
-
-    def post(self, path, body, **kw):
-        return self.request("POST", path, body, **kw)
-
-    def complete(self, prompt="Once upon a time", **params):
-        """A text completion that must succeed; returns the JSON."""
-        r = self.post("/v1/completions", {"model": "default", "prompt": prompt, "temperature": 0, **params}, timeout=300)
-        assert r.status == 200, r.body
-        return r.json
-
     def stream(self, path, body, timeout=120):
         """Yields the JSON of each event; the last item is "[DONE]" when the server said so."""
-        conn = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        conn = self.connection(timeout)
         try:
             conn.request("POST", path, json.dumps({"stream": True, **body}), {"Content-Type": "application/json"})
             r = conn.getresponse()
@@ -166,8 +181,7 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
             if self.check and kind is None:
                 assert not left, f"processes left behind: {left}"
-                report = REPORT.search(self.logs())
-                assert not report, self.logs()[max(0, report.start() - 500):report.start() + 3000]
+                check_reports(self.logs())
         finally:
             self.proc.stdout.close()
             if kind is None:

@@ -4,7 +4,6 @@ The names are of this process, and everything is taken down in __exit__. Namespa
 import contextlib
 import ctypes
 import http.client
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from conftest import BUILD, REPORT, TOP, Reply
+from conftest import BUILD, TOP, Api, check_reports
 from streams import wait_for
 
 CLONE_NEWNET = 0x40000000
@@ -133,7 +132,7 @@ def readme_recipe():
     return yaml, lines(first), lines(second)
 
 
-class Cluster:
+class Cluster(Api):
     """The README's two hosts: a coordinator and an agent in the first namespace, an agent in the second."""
 
     port = 8000
@@ -227,8 +226,7 @@ class Cluster:
                 os.kill(int(pid), signal.SIGKILL)
         if check:
             shutil.rmtree(self.dir, ignore_errors=True)
-            report = REPORT.search(logs)
-            assert not report, logs[max(0, report.start() - 500):report.start() + 3000]
+            check_reports(logs)
             assert not left, f"processes left behind: {left}"
             assert all(c == 0 for c in codes.values()), f"exit codes {codes}: {logs[-3000:]}"
         else:
@@ -239,26 +237,6 @@ class Cluster:
 
     def connection(self, timeout):
         return Connection(self, timeout)
-
-    def request(self, method, path, body=None, timeout=60):
-        conn = self.connection(timeout)
-        try:
-            conn.request(method, path, json.dumps(body) if body is not None else None, {"Content-Type": "application/json", **self.headers})
-            r = conn.getresponse()
-            return Reply(r.status, r.headers, r.read().decode())
-        finally:
-            conn.close()
-
-    def get(self, path, **kw):
-        return self.request("GET", path, **kw)
-
-    def post(self, path, body, **kw):
-        return self.request("POST", path, body, **kw)
-
-    def complete(self, prompt="Once upon a time", **params):
-        r = self.post("/v1/completions", {"model": "default", "prompt": prompt, "temperature": 0, **params}, timeout=120)
-        assert r.status == 200, r.body
-        return r.json
 
     def health(self):
         try:

@@ -11,8 +11,8 @@ class Stream(threading.Thread):
 
     def __init__(self, server, body, start=True):
         super().__init__(daemon=True)
-        self.connect = getattr(server, "connection", lambda timeout: http.client.HTTPConnection(server.host, server.port, timeout=timeout))
-        self.headers = {"Content-Type": "application/json", **getattr(server, "headers", {})}
+        self.connect = server.connection
+        self.headers = {"Content-Type": "application/json", **server.headers}
         self.body = {"stream": True, "return_token_ids": True, **body}
         self.ids, self.parts, self.logprobs, self.times = [], [], [], []
         self.finish = self.error = self.status = None

@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from conftest import BUILD, DEMO, PATIENCE_S, SANITIZED, Server, racklm
+from streams import wait_for
 
 NVML = BUILD / "emu/nvml/libnvidia-ml.so.1"
 EMULATED = BUILD / "emu/bin/racklm-worker"
@@ -45,22 +45,12 @@ def gpus(n, what="", **more):
     return {"RACKLM_NVML": str(NVML), "RACKLM_EMU_DEVICES": str(n), "RACKLM_EMU_NVML": what, **more}
 
 
-def wait_for(look, what):
-    end = time.time() + PATIENCE_S
-    while time.time() < end:
-        got = look()
-        if got:
-            return got
-        time.sleep(0.05)
-    raise AssertionError(f"not within {PATIENCE_S} s: {what}")
-
-
 def workers_when(server, condition, what):
     def look():
         r = server.cli("workers", "-o", "json")
         w = json.loads(r.stdout) if r.returncode == 0 else []
         return w if w and condition(w) else None
-    return wait_for(look, what)
+    return wait_for(what, look, PATIENCE_S, 0.05)
 
 
 def refused(programs, tmp_path, env, *args):

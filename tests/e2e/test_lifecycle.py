@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BUILD, DEMO, FULL, PATIENCE_S, SANITIZED, Server, orphaned_shared_memory
+from streams import wait_for
 
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S = 30 if FULL else 4
@@ -84,18 +85,8 @@ def gone(pids):
     return not left
 
 
-def wait_for(what, timeout=PATIENCE_S):
-    deadline = time.time() + timeout
-    while time.time() < deadline:
-        got = what()
-        if got:
-            return got
-        time.sleep(0.005)
-    raise AssertionError(f"not within {timeout} s")
-
-
 def nothing_left_in_memory(before):
-    return wait_for(lambda: orphaned_shared_memory() <= before)
+    return wait_for("no shared memory is left", lambda: orphaned_shared_memory() <= before, PATIENCE_S)
 
 
 def healthy(s):
@@ -122,7 +113,7 @@ def read_stream(s, body, out, headers=None):
             out.append(e)
     t = threading.Thread(target=run)
     t.start()
-    wait_for(lambda: out)
+    wait_for("something was answered", lambda: out, PATIENCE_S)
     return t
 
 
@@ -217,7 +208,7 @@ def test_sigterm_lets_short_streams_finish_and_leaves_nothing(tmp_path):
         outs = [[] for _ in range(3)]
         threads = [read_stream(s, {"prompt": f"{i}", "max_tokens": 150, "ignore_eos": True}, out) for i, out in enumerate(outs)]
         s.proc.send_signal(signal.SIGTERM)
-        wait_for(lambda: "coordinator" in s.logs())
+        wait_for("the coordinator's log has begun", lambda: "coordinator" in s.logs(), PATIENCE_S)
         assert s.proc.wait(PATIENCE_S) == 0
         for t in threads:
             t.join(PATIENCE_S)
@@ -246,7 +237,7 @@ def test_a_second_signal_ends_the_drain():
     with Server(DEMO, "--drain-timeout-ms", "60000", "--max-seqs", "1") as s:
         out = []  # one of its choices after the other: longer than the test waits
         t = read_stream(s, {"prompt": "a", "max_tokens": 1000, "ignore_eos": True, "n": 40}, out)
-        wait_for(lambda: s.get("/health").json["replicas"][0]["waiting"] > 35)
+        wait_for("the others wait", lambda: s.get("/health").json["replicas"][0]["waiting"] > 35, PATIENCE_S)
         s.proc.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert s.proc.poll() is None
@@ -260,7 +251,7 @@ def test_interrupt_while_loading_leaves_nothing():
     for delay in (0.0, 0.05, 0.15):
         s = Server(DEMO, "--tp", "2", wait=False)
         with s:
-            wait_for(lambda: len(s.pids()) >= 2 or s.proc.poll() is not None)
+            wait_for("there are two processes", lambda: len(s.pids()) >= 2 or s.proc.poll() is not None, PATIENCE_S)
             time.sleep(delay)
             s.stop(signal.SIGINT)
             assert s.proc.returncode == 0, s.logs()[-2000:]
@@ -310,7 +301,7 @@ def test_kill_of_the_agent_is_mended():
         t.join(PATIENCE_S)
         assert whole_or_error(out) == "done", out[-1]
         assert "".join(e["choices"][0]["text"] for e in out[:-1]) == want
-        wait_for(lambda: healthy(s))
+        wait_for("/health is 200", lambda: healthy(s), PATIENCE_S)
         assert s.complete(max_tokens=4) and agent(s) != first
 
 

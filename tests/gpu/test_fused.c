@@ -3,8 +3,8 @@
  * at least 2^-25 of the token's scale where it becomes a denormal), 2^-8 (bf16, 8 bits of mantissa: half of 2^-7). */
 #include "base/check.h"
 #include "kernels/cuda/cuda.h"
+#include "tests/tools/random.h"
 
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,16 +15,6 @@
 
 #define U 0x1p-24
 
-static uint64_t lcg = 1;
-static double uniform01(void)
-{
-    lcg = lcg * 6364136223846793005ull + 1442695040888963407ull;
-    return (double)(lcg >> 11) * 0x1p-53;
-}
-static float normal(void)
-{
-    return (float)(sqrt(-2 * log(1 - uniform01())) * cos(2 * M_PI * uniform01()));
-}
 static float *normals(size_t n, float deviation)
 {
     float *x = malloc((n + 1) * sizeof(*x));

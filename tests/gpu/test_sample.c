@@ -3,12 +3,12 @@
 #include "base/check.h"
 #include "base/pool.h"
 #include "kernels/cuda/sample.h"
+#include "tests/tools/random.h"
 #include "tests/tools/sanitized.h"
 #include "worker/sampler.h"
 #include "worker/sampler_adjust.h"
 #include "worker/sampler_history.h"
 
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -20,12 +20,6 @@
 enum { ROWS = 16, CTX = 256, TOP_CAP = MSG_LOGPROBS_MAX, VOCAB_MAX = 40000 };
 #define OK(call) assert_int_equal(call, cudaSuccess)
 
-static uint64_t lcg = 1;
-static double uniform01(void)
-{
-    lcg = lcg * 6364136223846793005ull + 1442695040888963407ull;
-    return (double)(lcg >> 11) * 0x1p-53;
-}
 static uint32_t below(uint32_t n)
 {
     return (uint32_t)(uniform01() * n);
@@ -33,10 +27,6 @@ static uint32_t below(uint32_t n)
 static bool chance(double p)
 {
     return uniform01() < p;
-}
-static float normal(void)
-{
-    return (float)(sqrt(-2 * log(1 - uniform01())) * cos(2 * M_PI * uniform01()));
 }
 
 /* ---- rows: a slot each, with what a slot points to */

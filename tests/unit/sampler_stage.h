@@ -4,9 +4,9 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "tests/tools/random.h"
 #include "worker/sampler.h"
 
-#include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,17 +16,6 @@
 #include <cmocka.h>
 
 enum { VOCAB = 2100, RANKS_MAX = 4, CTX = 512 }; /* 5 segments, the last one short */
-
-static uint64_t lcg = 1;
-static double uniform01(void)
-{
-    lcg = lcg * 6364136223846793005ull + 1442695040888963407ull;
-    return (double)(lcg >> 11) * 0x1p-53;
-}
-static float normal(void)
-{
-    return (float)(sqrt(-2 * log(1 - uniform01())) * cos(2 * M_PI * uniform01()));
-}
 
 /* A stage of `tp` ranks over comm_local: each rank's thread holds its part of the logits and runs the same rows. */
 struct stage {

@@ -4,91 +4,25 @@
  * The UCX half is left out under ThreadSanitizer, which does not see into UCX or across processes. The figures printed with "measured" are for
  * people; nothing is asserted about them but bounds that only a collapse breaks. */
 #include "base/check.h"
-#include "base/clock.h"
+#include "tests/tools/comm_ranks.h"
 #include "tests/tools/sanitized.h"
 #include "tests/tools/shared_memory.h"
-#include "worker/comm/comm.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
-#include <setjmp.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdatomic.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 /* Every access costs tens of times more under a sanitizer: fewer and smaller messages there. PATIENCE_MS ends a wait for what must come; the times
  * that are asserted are lower bounds, so that a machine that stands still for seconds passes. */
-enum { RANKS_MAX = 8, ROUNDS = 4, GATHERS = SANITIZED ? 12 : 60, SMALLER = SANITIZED_THREAD ? 32 : SANITIZED ? 4 : 1, PATIENCE_MS = 40000 };
-enum kind { LOCAL, UCX };
-
-/* Shared by all ranks of a case; for UCX in memory shared by the forked processes. */
-struct world {
-    enum kind kind;
-    uint32_t tp, pp, n;
-    uint64_t epoch;
-    bool own_core;
-    const char *net_device;
-    char netns[2][32];      /* ranks 0 and 1 live in these network namespaces, whose interface is "data" */
-    bool other_host; /* pretend that the peers are on other hosts: the host id in their addresses is changed */
-    struct comm_hub *hub;
-    struct comm_addr addrs[ROUNDS][RANKS_MAX];
-    atomic_uint arrived[16];
-    pid_t pids[RANKS_MAX];
-    uint64_t result[RANKS_MAX];
-};
-struct rank {
-    struct world *w;
-    uint32_t rank;
-    struct comm *c;
-};
-typedef int rank_fn(struct rank *r);
-
-#define CHECK(cond)                                                                                                    \
-    do {                                                                                                               \
-        if (!(cond)) {                                                                                                 \
-            fprintf(stderr, "%s:%d: rank %u: %s (last error: %s)\n", __FILE__, __LINE__, r->rank, #cond, err_detail()); \
-            return 1;                                                                                                  \
-        }                                                                                                              \
-    } while (0)
-
-static void sleep_ms(unsigned ms)
-{
-    struct timespec ts = {ms / 1000, (long)(ms % 1000) * 1000000};
-    nanosleep(&ts, NULL);
-}
-
-/* All n ranks meet; outside the code under test. */
-static void meet(struct world *w, unsigned point, unsigned n)
-{
-    atomic_fetch_add(&w->arrived[point], 1);
-    while (atomic_load(&w->arrived[point]) < n)
-        sched_yield();
-}
-
-static uint64_t in_ms(unsigned ms)
-{
-    return clock_ns() + ms * NS_PER_MS;
-}
+enum { GATHERS = SANITIZED ? 12 : 60, SMALLER = SANITIZED_THREAD ? 32 : SANITIZED ? 4 : 1, PATIENCE_MS = 40000 };
 
 /* Creates rank r's comm for epoch + round and connects it; `n` ranks take part in the exchange of addresses. */
 static enum err join_world(struct rank *r, unsigned round)
 {
     struct world *w = r->w;
-    if (w->kind == LOCAL) {
-        TRY(comm_local_create(w->hub, r->rank, &r->c));
+    if (w->kind == THREADS) {
+        TRY(comm_local_create(w->hubs[round], r->rank, &r->c));
         return comm_connect(r->c, NULL, in_ms(PATIENCE_MS));
     }
     if (w->netns[0][0] && round == 0) {
@@ -116,84 +50,19 @@ static enum err join_world(struct rank *r, unsigned round)
     return e;
 }
 
-struct thread_arg {
-    struct rank r;
-    rank_fn *fn;
-    int status;
-};
-
-static void *thread_main(void *p)
-{
-    struct thread_arg *a = p;
-    a->status = a->fn(&a->r);
-    comm_destroy(&a->r.c);
-    return NULL;
-}
-
-static void run_threads(struct world *w, rank_fn *fn)
-{
-    pthread_t threads[RANKS_MAX];
-    struct thread_arg args[RANKS_MAX] = {0};
-    assert_int_equal(comm_hub_create(w->tp, w->pp, &w->hub), ERR_OK);
-    for (uint32_t i = 0; i < w->n; i++) {
-        args[i] = (struct thread_arg){.r = {.w = w, .rank = i}, .fn = fn};
-        assert_int_equal(pthread_create(&threads[i], NULL, thread_main, &args[i]), 0);
-    }
-    for (uint32_t i = 0; i < w->n; i++)
-        pthread_join(threads[i], NULL);
-    comm_hub_destroy(&w->hub);
-    for (uint32_t i = 0; i < w->n; i++)
-        assert_int_equal(args[i].status, 0);
-}
-
-static pid_t start_process(struct world *w, uint32_t rank, rank_fn *fn)
-{
-    fflush(NULL);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        alarm(100);
-        struct rank r = {.w = w, .rank = rank};
-        int status = fn(&r);
-        comm_destroy(&r.c);
-        _exit(status);
-    }
-    return pid;
-}
-
 /* expect_killed: a bit mask of ranks that end by SIGKILL. */
 static void run_processes(struct world *w, rank_fn *fn, unsigned expect_killed)
 {
-    for (uint32_t i = w->n; i-- > 0;)
-        w->pids[i] = start_process(w, i, fn);
-    bool ok = true;
-    for (uint32_t i = 0; i < w->n; i++) {
-        int status;
-        assert_int_equal(waitpid(w->pids[i], &status, 0), w->pids[i]);
-        if (expect_killed >> i & 1)
-            ok = ok && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-        else
-            ok = ok && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    }
-    assert_true(ok);
-}
-
-static struct world *world_create(enum kind kind, uint32_t tp, uint32_t pp)
-{
-    struct world *w = mmap(NULL, sizeof(*w), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_true(w != MAP_FAILED);
-    w->kind = kind;
-    w->tp = tp;
-    w->pp = pp;
-    w->n = tp * pp;
-    w->epoch = 7;
-    return w;
+    int status[RANKS_MAX];
+    collect_processes(w, fn, status);
+    for (uint32_t i = 0; i < w->n; i++)
+        assert_int_equal(status[i], expect_killed >> i & 1 ? 128 + SIGKILL : 0);
 }
 
 static void run_world(struct world *w, rank_fn *fn)
 {
-    if (w->kind == LOCAL)
-        run_threads(w, fn);
+    if (w->kind == THREADS)
+        assert_true(run_threads(w, fn));
     else
         run_processes(w, fn, 0);
 }
@@ -208,11 +77,6 @@ static void run_case(enum kind kind, uint32_t tp, uint32_t pp, rank_fn *fn)
 static enum kind kind_of(void **state)
 {
     return *(enum kind *)*state;
-}
-
-static uint8_t pattern(uint32_t rank, uint32_t op, size_t i)
-{
-    return (uint8_t)(rank * 83 + op * 31 + i * 7 + (i >> 8));
 }
 
 /* ---- cases ---- */
@@ -365,13 +229,6 @@ static void a_wait_ends_at_its_deadline(void **state)
     run_case(kind_of(state), 2, 1, deadlines);
 }
 
-static void *abort_soon(void *c)
-{
-    sleep_ms(120);
-    comm_abort(c);
-    return NULL;
-}
-
 static int aborted(struct rank *r)
 {
     CHECK(join_world(r, 0) == ERR_OK);
@@ -439,7 +296,7 @@ static int loses_a_peer(struct rank *r)
         CHECK(comm_allgather(r->c, buf, off, len) == ERR_OK);
     if (r->rank == 2) {
         free(buf);
-        if (r->w->kind == UCX)
+        if (r->w->kind == PROCESSES)
             raise(SIGKILL);
         return 0; /* a thread: comm_destroy */
     }
@@ -450,7 +307,7 @@ static int loses_a_peer(struct rank *r)
     CHECK(e == ERR_TIMEOUT || e == ERR_PEER_LOST);
     comm_destroy(&r->c);
     free(buf);
-    if (r->w->kind == LOCAL)
+    if (r->w->kind == THREADS)
         return 0;
 
     /* A new epoch, with a new process for the lost rank (started by the case). */
@@ -475,24 +332,20 @@ static int replaces_a_peer(struct rank *r)
 
 static void survivors_of_a_killed_peer_go_on_in_a_new_epoch(void **state)
 {
-    if (kind_of(state) == LOCAL) {
-        run_case(LOCAL, 3, 1, loses_a_peer);
+    if (kind_of(state) == THREADS) {
+        run_case(THREADS, 3, 1, loses_a_peer);
         return;
     }
     for (uint64_t epoch = 7; epoch < 9; epoch++) { /* 7: small messages, 8: 1 MiB ones */
-        struct world *w = world_create(UCX, 3, 1);
+        struct world *w = world_create(PROCESSES, 3, 1);
         w->epoch = epoch;
-        pid_t pids[4];
+        pid_t pids[3];
         for (uint32_t i = 0; i < 3; i++)
             pids[i] = start_process(w, i, loses_a_peer);
-        int status;
-        assert_int_equal(waitpid(pids[2], &status, 0), pids[2]);
-        assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        assert_int_equal(wait_process(pids[2]), 128 + SIGKILL);
         pids[2] = start_process(w, 2, replaces_a_peer);
-        for (uint32_t i = 0; i < 3; i++) {
-            assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
-            assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        }
+        for (uint32_t i = 0; i < 3; i++)
+            assert_int_equal(wait_process(pids[i]), 0);
         munmap(w, sizeof(*w));
     }
 }
@@ -513,7 +366,7 @@ static int of_two_epochs(struct rank *r)
 static void ranks_of_different_epochs_never_meet(void **state)
 {
     (void)state;
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     run_processes(w, of_two_epochs, 0);
     munmap(w, sizeof(*w));
 }
@@ -536,7 +389,7 @@ static int peer_never_comes(struct rank *r)
 static void connecting_to_a_silent_peer_ends_at_the_deadline(void **state)
 {
     (void)state;
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     run_processes(w, peer_never_comes, 0);
     munmap(w, sizeof(*w));
 }
@@ -591,7 +444,7 @@ static int lists_sockets(struct rank *r)
 static void within_a_host_nothing_listens_and_between_hosts_only_the_device(void **state)
 {
     (void)state;
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     run_processes(w, lists_sockets, 0);
     memset(w->arrived, 0, sizeof(w->arrived));
     w->net_device = "lo";
@@ -611,7 +464,7 @@ static void killed_processes_leave_no_shared_memory(void **state)
 {
     (void)state;
     unsigned before = shared_memory_orphans();
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     run_processes(w, is_killed, 3);
     munmap(w, sizeof(*w));
     assert_false(shared_memory_left(before));
@@ -660,7 +513,7 @@ static int receives_from_a_dead_peer(struct rank *r)
 static void a_copy_from_a_dead_peer_is_an_error(void **state)
 {
     (void)state;
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     run_processes(w, receives_from_a_dead_peer, 2);
     munmap(w, sizeof(*w));
 }
@@ -670,13 +523,13 @@ static void over_tcp_the_same_holds(void **state)
     (void)state;
     static rank_fn *const cases[] = {gathers, ordered, left_alone, deadlines, aborted};
     for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
-        struct world *w = world_create(UCX, 2, 1);
+        struct world *w = world_create(PROCESSES, 2, 1);
         w->net_device = "lo";
         w->other_host = true;
         run_processes(w, cases[i], 0);
         munmap(w, sizeof(*w));
     }
-    struct world *w = world_create(UCX, 3, 1);
+    struct world *w = world_create(PROCESSES, 3, 1);
     w->net_device = "lo";
     w->other_host = true;
     run_processes(w, gathers, 0);
@@ -720,7 +573,7 @@ static int loses_a_remote_peer_while_busy(struct rank *r)
 static void a_remote_peer_that_dies_is_noticed(void **state)
 {
     (void)state;
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     w->net_device = "lo";
     w->other_host = true;
     run_processes(w, loses_a_remote_peer, 2);
@@ -790,7 +643,7 @@ static void two_hosts_survive_a_cut_cable(void **state)
               shell("ip -n %s link add data type veth peer name data netns %s 2>/dev/null", a, b) &&
               shell("ip -n %s addr add 10.99.2.1/24 dev data && ip -n %s addr add 10.99.2.2/24 dev data", a, b) &&
               shell("ip -n %s link set data up && ip -n %s link set data up", a, b);
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     memcpy(w->netns[0], a, sizeof(a));
     memcpy(w->netns[1], b, sizeof(b));
     w->net_device = "data";
@@ -798,7 +651,7 @@ static void two_hosts_survive_a_cut_cable(void **state)
     for (uint32_t i = 0; ok && i < 2; i++)
         w->pids[i] = start_process(w, i, works_then_is_cut);
     for (uint32_t i = 0; ok && i < 2; i++)
-        waitpid(w->pids[i], &status[i], 0);
+        status[i] = wait_process(w->pids[i]);
     shell("ip netns del %s 2>/dev/null", a);
     shell("ip netns del %s 2>/dev/null", b);
     munmap(w, sizeof(*w));
@@ -818,7 +671,7 @@ static int far_without_device(struct rank *r)
 static void another_host_without_a_device_is_a_clear_error(void **state)
 {
     (void)state;
-    struct world *w = world_create(UCX, 2, 1);
+    struct world *w = world_create(PROCESSES, 2, 1);
     w->other_host = true;
     run_processes(w, far_without_device, 0);
     munmap(w, sizeof(*w));
@@ -860,7 +713,7 @@ static void more_ranks_than_cores_do_not_collapse(void **state)
         bool own, net;
     } rows[] = {{2, true, false}, {2, false, false}, {2, true, true}, {4, false, false}};
     for (unsigned i = 0; i < ARRAY_LEN(rows); i++) {
-        struct world *w = world_create(UCX, rows[i].tp, 1);
+        struct world *w = world_create(PROCESSES, rows[i].tp, 1);
         w->own_core = rows[i].own;
         w->net_device = rows[i].net ? "lo" : NULL;
         w->other_host = rows[i].net;
@@ -877,7 +730,7 @@ int main(void)
 {
     /* Read by UCX when its first context is made, in the children. */
     setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
-    static enum kind local = LOCAL, ucx = UCX;
+    static enum kind local = THREADS, ucx = PROCESSES;
     const struct CMUnitTest tests[] = {
         {"all-gather (local)", all_gather_brings_every_part_to_every_rank, NULL, NULL, &local},
         {"order (local)", messages_of_a_pair_arrive_in_order, NULL, NULL, &local},

@@ -1,45 +1,25 @@
 /* GPUs as NVML tells them, of a made-up NVML (tests/tools/fake_nvml.c: what it says of each is set here by environment variables). What is expected of
  * CUDA_VISIBLE_DEVICES is the CUDA C++ Programming Guide's, of bits and levels the NVML reference's. */
 #include "base/check.h"
+#include "tests/tools/host_files.h"
 #include "worker/gpu_info.h"
 #include "worker/nvml.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-
 #define NS 1000000000ull
 
-static char root[64], events[128];
+static char events[128];
 static struct gpu_info *g;
 
 static void put(const char *path, const char *text)
 {
-    char full[512];
-    snprintf(full, sizeof(full), "%s%s", root, path);
-    for (char *p = full + strlen(root) + 1; (p = strchr(p, '/')); p++) {
-        *p = 0;
-        mkdir(full, 0700);
-        *p = '/';
-    }
-    FILE *f = fopen(full, "a");
-    assert_non_null(f);
-    fputs(text, f);
-    fclose(f);
+    put_file(path, text, "a");
 }
 
 static int begin(void **state)
 {
     (void)state;
-    snprintf(root, sizeof(root), "/tmp/racklm-gpu-XXXXXX");
-    snprintf(events, sizeof(events), "%s/events", mkdtemp(root));
+    make_root();
+    snprintf(events, sizeof(events), "%s/events", root);
     setenv("RACKLM_EMU_NVML_EVENTS", events, 1);
     return 0;
 }
@@ -47,12 +27,10 @@ static int begin(void **state)
 static int end(void **state)
 {
     (void)state;
-    char cmd[128];
     gpu_info_close(&g);
     unsetenv("RACKLM_EMU_DEVICES");
     unsetenv("RACKLM_EMU_NVML");
-    snprintf(cmd, sizeof(cmd), "rm -rf %s", root);
-    return system(cmd);
+    return drop_root();
 }
 
 static void look_in(const char *library, const char *n, const char *what, const char *visible)

@@ -1,53 +1,23 @@
 /* Inventory of made-up hosts: a tree of the /proc and /sys files that matter, written by the test as Linux documents them
  * (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst, ABI/stable/sysfs-devices-node). */
 #include "base/check.h"
+#include "tests/tools/host_files.h"
 #include "worker/inventory.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#include <cmocka.h>
-
-static char root[64];
 
 static void put(const char *path, const char *text)
 {
-    char full[512];
-    snprintf(full, sizeof(full), "%s%s", root, path);
-    for (char *p = full + strlen(root) + 1; (p = strchr(p, '/')); p++) {
-        *p = 0;
-        mkdir(full, 0700);
-        *p = '/';
-    }
-    FILE *f = fopen(full, "w");
-    assert_non_null(f);
-    fputs(text, f);
-    fclose(f);
+    put_file(path, text, "w");
 }
 
-static int make_root(void **state)
+static int first(void **state)
 {
     (void)state;
-    snprintf(root, sizeof(root), "/tmp/racklm-inventory-XXXXXX");
-    if (!mkdtemp(root))
-        return -1;
+    make_root();
     put("/proc/meminfo", "MemTotal:       33554432 kB\nMemFree:         1000000 kB\nMemAvailable:   20971520 kB\n");
     put("/proc/cpuinfo", "processor\t: 0\nmodel name\t: Made-up CPU 9000\ncache size\t: 1 KB\n");
     return 0;
-}
-
-static int drop_root(void **state)
-{
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof(cmd), "rm -rf %s", root);
-    return system(cmd);
 }
 
 /* Two nodes of four cores with two threads each; the threads of a core are n and n + 8, as on Intel machines. */
@@ -415,32 +385,33 @@ static void this_host_has_a_device(void **state)
 
 static int last(void **state)
 {
+    (void)state;
     inventory_deinit(&v);
     gpus = (struct gpu_info){.state = GPU_INFO_NONE};
     support = GPU_SUPPORT_CUDA;
     want = INVENTORY_WANT_ANY;
     device_memory = 0;
-    return drop_root(state);
+    return drop_root();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(cpu_lists_are_parsed_or_refused, make_root, last),
-        cmocka_unit_test_setup_teardown(a_numa_node_is_a_device, make_root, last),
-        cmocka_unit_test_setup_teardown(affinity_with_uneven_nodes_keeps_devices_on_their_nodes, make_root, last),
-        cmocka_unit_test_setup_teardown(named_devices_cut_the_cpus_into_disjoint_sets, make_root, last),
-        cmocka_unit_test_setup_teardown(more_workers_than_cpus_own_no_core, make_root, last),
-        cmocka_unit_test_setup_teardown(a_v2_quota_and_limit_hold_from_any_group_above, make_root, last),
-        cmocka_unit_test_setup_teardown(v1_groups_hold_too, make_root, last),
-        cmocka_unit_test_setup_teardown(wrong_device_lists_are_named, make_root, last),
-        cmocka_unit_test_setup_teardown(gpus_are_taken_where_there_are_some, make_root, last),
-        cmocka_unit_test_setup_teardown(a_gpu_of_an_unknown_node_may_use_every_cpu, make_root, last),
-        cmocka_unit_test_setup_teardown(cpus_and_gpus_can_be_offered_together, make_root, last),
-        cmocka_unit_test_setup_teardown(a_backend_keeps_to_its_kind, make_root, last),
-        cmocka_unit_test_setup_teardown(as_many_as_are_needed_are_of_one_type, make_root, last),
-        cmocka_unit_test_setup_teardown(what_stands_against_gpus_is_said, make_root, last),
-        cmocka_unit_test_setup_teardown(this_host_has_a_device, make_root, last),
+        cmocka_unit_test_setup_teardown(cpu_lists_are_parsed_or_refused, first, last),
+        cmocka_unit_test_setup_teardown(a_numa_node_is_a_device, first, last),
+        cmocka_unit_test_setup_teardown(affinity_with_uneven_nodes_keeps_devices_on_their_nodes, first, last),
+        cmocka_unit_test_setup_teardown(named_devices_cut_the_cpus_into_disjoint_sets, first, last),
+        cmocka_unit_test_setup_teardown(more_workers_than_cpus_own_no_core, first, last),
+        cmocka_unit_test_setup_teardown(a_v2_quota_and_limit_hold_from_any_group_above, first, last),
+        cmocka_unit_test_setup_teardown(v1_groups_hold_too, first, last),
+        cmocka_unit_test_setup_teardown(wrong_device_lists_are_named, first, last),
+        cmocka_unit_test_setup_teardown(gpus_are_taken_where_there_are_some, first, last),
+        cmocka_unit_test_setup_teardown(a_gpu_of_an_unknown_node_may_use_every_cpu, first, last),
+        cmocka_unit_test_setup_teardown(cpus_and_gpus_can_be_offered_together, first, last),
+        cmocka_unit_test_setup_teardown(a_backend_keeps_to_its_kind, first, last),
+        cmocka_unit_test_setup_teardown(as_many_as_are_needed_are_of_one_type, first, last),
+        cmocka_unit_test_setup_teardown(what_stands_against_gpus_is_said, first, last),
+        cmocka_unit_test_setup_teardown(this_host_has_a_device, first, last),
     };
     return cmocka_run_group_tests_name("inventory", tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* The engine of the emulator: runs a kernel's blocks, each CUDA thread a fiber of the calling OS thread.
  *
- * Owns: fibers and their stacks, blocks and their shared memory, meetings of warps, barriers, asynchronous copies, the reports of faults. Not: device memory,
- * streams (runtime.cc).
+ * Owns: fibers and their stacks, blocks and their shared memory, meetings of warps, barriers, asynchronous copies. Not: reports of faults (engine_faults.cc), device
+ * memory, streams (runtime.cc).
  *
  * Order. One warp, chosen at random, runs until all its lanes wait; its lanes run one at a time, the next one chosen at random whenever one waits. So whatever
  * is not ordered by a barrier or a warp function has some other order with another seed (RACKLM_EMU_SEED). Blocks start in random order, one after the other,
@@ -13,133 +13,34 @@
  *
  * Fibers. A lane that has not begun needs none: the fiber of a lane that ended goes on with the next one, so kernels without barriers switch never. Lanes of
  * a warp switch to each other directly, not through the scheduler. */
-#include "tests/gpu/emu/races.h"
+#include "tests/gpu/emu/engine.h"
 
 #include <algorithm>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
-#include <mutex>
-#include <string>
-#include <vector>
+#include <cstring>
 
-#include <signal.h>
 #include <sys/mman.h>
 #include <time.h>
-#include <ucontext.h>
-#include <unistd.h>
 
-#include <boost/context/detail/fcontext.hpp>
-
-#if defined(__SANITIZE_ADDRESS__)
-#define EMU_ASAN 1
+#if EMU_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#else
-#define EMU_ASAN 0
 #endif
 
 namespace emu {
 
 thread_view *self = nullptr;
-
-namespace {
-struct block;
-}
-
-struct kernel_run {
-    const kernel_launch *launch;
-    uint64_t n_blocks, n_started, n_done, rng;
-    std::vector<uint32_t> order; /* of the blocks not started yet, shuffled as they are taken */
-    std::vector<block *> resident;
-    uint32_t width; /* how many may run at once */
-    fault failed;
-    uint64_t quiet_since; /* ns: since then it has waited for memory only; 0: it has not */
-    std::shared_ptr<race_launch> races;
-};
+engine &eng = *new engine(); /* never destroyed: threads of the runtime outlive main */
 
 namespace {
 
-namespace bc = boost::context::detail;
-
-constexpr size_t PAGE = 4096, STACK_BYTES = EMU_ASAN ? 256 * 1024 : 64 * 1024, STACKS = 64;
+constexpr size_t STACKS = 64;
 constexpr size_t SMEM_MAX = 256 * 1024; /* more than any GPU has (227 KiB) */
 constexpr size_t SMEM_ALIGN = 1024, SMEM_CANARY = 256;
 constexpr uint32_t RESIDENT_THREADS = 32768;
 constexpr uint32_t VAIN_ROUNDS = 16; /* of looks at memory by all that wait, before another kernel's turn */
 constexpr unsigned char POISON = 0xff; /* NaN as f32, f16, bf16 and e4m3 */
-
-struct fiber {
-    bc::fcontext_t ctx;
-    unsigned char *stack; /* lowest byte above the guard page; nullptr: the OS thread's own */
-    const void *bottom;   /* for AddressSanitizer */
-    size_t size;
-    void *fake_stack;
-};
-
-struct copy { /* cp.async, not landed */
-    void *dst;
-    const void *src;
-    uint32_t bytes, src_bytes, group;
-};
-
-struct warp;
-struct lane : thread_view {
-    warp *w;
-    fiber *f;
-    const volatile void *poll_addr;
-    uint64_t poll_value;
-    uint32_t groups; /* cp.async groups committed */
-    std::vector<copy> copies;
-};
-
-struct meeting {
-    const warp_op *op;
-    uint32_t mask, arrived;
-    here at;
-    void *args[32];
-};
-
-struct warp {
-    block *b;
-    lane *lanes;
-    uint32_t exists;   /* lanes there are */
-    uint32_t fresh;    /* not begun */
-    uint32_t ready;    /* can run (fresh ones included), but do not */
-    uint32_t polling;  /* wait for memory */
-    uint32_t at_barrier;
-    uint32_t done;
-    uint32_t meetings; /* of m, those that somebody has come to */
-    meeting m[32];
-};
-
-struct block : block_view {
-    kernel_run *k;
-    uint32_t n_threads, n_warps, live;
-    std::vector<lane> lanes;
-    std::vector<warp> warps;
-    unsigned char *smem_map, *smem_end; /* a guard page, SMEM_MAX, a guard page */
-    /* the barrier */
-    uint32_t arrived, votes, result;
-    here barrier_at;
-};
-
-struct engine {
-    std::mutex mutex; /* of whoever runs a kernel, or ends one */
-    pthread_t thread; /* which that is */
-    fiber *running, *scheduler;
-    kernel_run *kernel;
-    uint64_t rng; /* the kernel's, while it runs */
-    bool active;  /* something else than waiting for memory has happened */
-    uint64_t n_launches;
-    std::vector<fiber *> free_fibers;
-    std::vector<uintptr_t> stacks; /* where those of STACKS fibers begin */
-    std::vector<block *> free_blocks;
-};
-engine &eng = *new engine(); /* never destroyed: threads of the runtime outlive main */
-
-bool catching = false;
 
 uint64_t random64()
 {
@@ -153,11 +54,6 @@ uint64_t random64()
 uint32_t random_below(uint32_t n)
 {
     return uint32_t((random64() >> 32) * n >> 32);
-}
-
-lane *self_lane()
-{
-    return static_cast<lane *>(self);
 }
 
 /* ---- fibers */
@@ -374,67 +270,6 @@ void block_start(kernel_run *k)
     k->resident.push_back(b);
 }
 
-/* ---- reports */
-
-std::string where(const here &at)
-{
-    return std::string(at.file_name()) + ":" + std::to_string(at.line());
-}
-std::string coordinates(const uint3 &v)
-{
-    return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
-}
-
-void report_place(const block *b, const lane *l)
-{
-    fprintf(stderr, "emu: kernel %s, block %s", b->k->launch->name, coordinates(b->block_idx).c_str());
-    if (l)
-        fprintf(stderr, ", thread %s", coordinates(l->thread_idx).c_str());
-}
-
-void report_seed()
-{
-    static bool told = false;
-    if (!told)
-        fprintf(stderr, "emu: RACKLM_EMU_SEED=%llu\n", (unsigned long long)seed());
-    told = true;
-}
-
-/* Who waits where in a block that cannot go on: one line for each place. */
-void report_waiting(const block *b)
-{
-    uint32_t at_barrier = 0, done = 0;
-    const lane *gone = nullptr;
-    for (uint32_t i = 0; i < b->n_warps; i++) {
-        const warp *w = &b->warps[i];
-        at_barrier += uint32_t(__builtin_popcount(w->at_barrier));
-        done += uint32_t(__builtin_popcount(w->done));
-        if (w->done && !gone)
-            gone = &w->lanes[__builtin_ctz(w->done)];
-        for (uint32_t k = w->meetings; k; k &= k - 1) {
-            const meeting &m = w->m[__builtin_ctz(k)];
-            fprintf(stderr, "emu:   warp %u: lanes %08x wait in %s at %s, mask %08x: lanes %08x do not come (%08x of them have left the kernel)\n", i,
-                    m.arrived, m.op->name, where(m.at).c_str(), m.mask, m.mask & ~m.arrived, m.mask & ~m.arrived & w->done);
-        }
-    }
-    if (at_barrier)
-        fprintf(stderr, "emu:   %u of %u threads wait in __syncthreads at %s\n", at_barrier, b->n_threads, where(b->barrier_at).c_str());
-    if (gone)
-        fprintf(stderr, "emu:   %u threads have left the kernel, thread %s among them\n", done, coordinates(gone->thread_idx).c_str());
-}
-
-/* A fault of block b has been told. */
-void kernel_fail(kernel_run *k, fault f)
-{
-    report_seed();
-    if (!catching) {
-        self = nullptr;
-        fflush(nullptr);
-        abort();
-    }
-    k->failed = f;
-}
-
 void lane_recycle(lane *l)
 {
     uint32_t bit = 1u << l->lane_idx;
@@ -568,92 +403,13 @@ bool schedule(kernel_run *k)
     return true;
 }
 
-/* ---- signals: an access outside of device or shared memory meets a guard page (or nothing). */
+} // namespace
 
-constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGABRT};
-struct sigaction old_actions[3];
-
-[[noreturn]] void landed()
+void leave_fiber()
 {
     switch_to(eng.scheduler);
     abort(); /* an abandoned fiber is never run again */
 }
-
-void on_signal(int sig, siginfo_t *info, void *context)
-{
-    const lane *l = self_lane();
-    if (!l || !pthread_equal(eng.thread, pthread_self())) { /* the host's own: as if we were not there */
-        for (size_t i = 0; i < std::size(SIGNALS); i++)
-            if (SIGNALS[i] == sig)
-                sigaction(sig, &old_actions[i], nullptr);
-        return; /* to where it happens again; abort() raises it again by itself */
-    }
-    auto *uc = static_cast<ucontext_t *>(context);
-    block *b = l->w->b;
-    if (sig == SIGABRT) {
-        report_place(b, l);
-        fprintf(stderr, ": abort(), an assertion it may be\n");
-        report_seed();
-        signal(SIGABRT, SIG_DFL);
-        return;
-    }
-    const auto *addr = static_cast<const unsigned char *>(info->si_addr);
-    bool stack = l->f && addr >= l->f->stack - PAGE && addr < l->f->stack;
-    report_place(b, l);
-    if (stack)
-        fprintf(stderr, ": stack overflow of an emulated thread (%zu bytes)\n", STACK_BYTES);
-    else if (addr >= b->smem_map && addr < b->smem_end + PAGE)
-        fprintf(stderr, ": access out of bounds, %td bytes from the start of %zu bytes of shared memory, at pc %p\n", addr - b->smem, b->smem_bytes,
-                (void *)uc->uc_mcontext.gregs[REG_RIP]);
-    else {
-        char near[160];
-        describe_address(info->si_addr, near, sizeof(near));
-        fprintf(stderr, ": access out of bounds (or misaligned), address %p, at pc %p; %s\n", info->si_addr, (void *)uc->uc_mcontext.gregs[REG_RIP], near);
-    }
-    kernel_fail(b->k, fault::out_of_bounds);
-    if (stack)
-        abort();
-    /* Goes on after the handler, on the fiber's stack, in landed(). */
-    self = nullptr;
-    uc->uc_mcontext.gregs[REG_RSP] = greg_t(((size_t)uc->uc_mcontext.gregs[REG_RSP] - 1024) / 16 * 16 - 8);
-    uc->uc_mcontext.gregs[REG_RIP] = greg_t((size_t)landed);
-}
-
-/* Only while kernels run: test frameworks and sanitizers have handlers of their own. */
-void signals_take()
-{
-    thread_local std::unique_ptr<char[]> stack;
-    stack_t ss = {};
-    sigaltstack(nullptr, &ss);
-    if (ss.ss_flags & SS_DISABLE) { /* else somebody's, AddressSanitizer's for one, is there already */
-        ss = {};
-        ss.ss_size = 64 * 1024;
-        stack = std::make_unique<char[]>(ss.ss_size);
-        ss.ss_sp = stack.get();
-        sigaltstack(&ss, nullptr);
-    }
-    struct sigaction a = {};
-    a.sa_sigaction = on_signal;
-    a.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (size_t i = 0; i < std::size(SIGNALS); i++)
-        sigaction(SIGNALS[i], &a, &old_actions[i]);
-}
-void signals_give_back()
-{
-    for (size_t i = 0; i < std::size(SIGNALS); i++)
-        sigaction(SIGNALS[i], &old_actions[i], nullptr);
-}
-
-void on_sanitizer()
-{
-    if (self && pthread_equal(eng.thread, pthread_self())) {
-        report_place(self_lane()->w->b, self_lane());
-        fprintf(stderr, ": the sanitizer's report here\n");
-        report_seed();
-    }
-}
-
-} // namespace
 
 #ifdef RACKLM_EMU_RACES
 bool on_a_stack(uintptr_t at)
@@ -665,13 +421,6 @@ bool on_a_stack(uintptr_t at)
 }
 #endif
 
-/* UndefinedBehaviorSanitizer's hook. */
-extern "C" void __ubsan_on_report();
-extern "C" void __ubsan_on_report()
-{
-    on_sanitizer();
-}
-
 uint64_t seed()
 {
     static const uint64_t s = [] {
@@ -681,10 +430,6 @@ uint64_t seed()
     return s;
 }
 
-void catch_faults(bool on)
-{
-    catching = on;
-}
 std::shared_ptr<kernel_run> kernel_begin(const kernel_launch &launch)
 {
     std::lock_guard<std::mutex> l(eng.mutex);
@@ -711,13 +456,6 @@ std::shared_ptr<kernel_run> kernel_begin(const kernel_launch &launch)
 advance kernel_advance(kernel_run &k, fault *f)
 {
     std::lock_guard<std::mutex> l(eng.mutex);
-    static const bool death = [] {
-#if EMU_ASAN
-        __sanitizer_set_death_callback(on_sanitizer);
-#endif
-        return true;
-    }();
-    (void)death;
     fiber scheduler = {};
     eng.thread = pthread_self();
     eng.running = eng.scheduler = &scheduler;
@@ -757,21 +495,6 @@ fault run_kernel(const kernel_launch &launch)
             nanosleep(&t, nullptr);
         }
     }
-}
-
-void fail(fault f, const char *what, ...)
-{
-    lane *l = self_lane();
-    report_place(l->w->b, l);
-    fprintf(stderr, ": ");
-    va_list ap;
-    va_start(ap, what);
-    vfprintf(stderr, what, ap);
-    va_end(ap);
-    fprintf(stderr, "\n");
-    kernel_fail(l->w->b->k, f);
-    self = nullptr;
-    landed();
 }
 
 /* ---- meetings and barriers */

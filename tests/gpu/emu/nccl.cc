@@ -30,6 +30,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -328,6 +329,39 @@ void finish(state &s, run &r)
     }
 }
 
+/* Moves of a message what the ring has room or bytes for; true at its end. move(m, left): how much went. */
+template <typename F> bool pump(run &r, message &m, F move)
+{
+    size_t total = sizeof(header) + m.bytes, n;
+    do {
+        n = move(m, total - m.done);
+        m.done += n;
+        r.moved += n;
+        if (r.dies && r.moved * 4 >= r.bytes)
+            raise(SIGKILL);
+    } while (n > 0 && m.done < total);
+    return m.done == total;
+}
+
+/* Headers are read whole. False: it is not there yet, or (stuck) it is another one's. */
+bool take_header(state &s, run &r, unsigned peer, message &m)
+{
+    ring &g = s.b->rings[peer][s.rank];
+    header theirs;
+    if (g.written.load(std::memory_order_acquire) - g.read.load(std::memory_order_relaxed) < sizeof(header))
+        return false;
+    for (size_t at = 0; at < sizeof(header);)
+        at += get(g, (uint8_t *)&theirs + at, sizeof(header) - at);
+    if (theirs.what != m.h.what || theirs.count != m.h.count || theirs.type != m.h.type || theirs.root != m.h.root) {
+        say_mismatch(s, peer, m.h, theirs);
+        s.stuck = true;
+        return false;
+    }
+    m.done = sizeof(header);
+    r.moved += sizeof(header);
+    return true;
+}
+
 /* Moves what can be moved; true at the end. */
 bool progress(state &s, run &r)
 {
@@ -335,50 +369,18 @@ bool progress(state &s, run &r)
         return false;
     bool rest = false;
     for (unsigned p = 0; p < s.n; p++) {
-        for (auto &q = r.out[p]; !q.empty();) {
-            message &m = q.front();
-            size_t total = sizeof(header) + m.bytes, n;
-            do {
-                n = m.done < sizeof(header) ? put(s.b->rings[s.rank][p], (uint8_t *)&m.h + m.done, sizeof(header) - m.done)
-                                            : put(s.b->rings[s.rank][p], m.data + m.done - sizeof(header), total - m.done);
-                m.done += n;
-                r.moved += n;
-                if (r.dies && r.moved * 4 >= r.bytes)
-                    raise(SIGKILL);
-            } while (n > 0 && m.done < total);
-            if (m.done < total)
+        ring &to = s.b->rings[s.rank][p], &from = s.b->rings[p][s.rank];
+        auto send = [&](message &m, size_t left) {
+            return m.done < sizeof(header) ? put(to, (uint8_t *)&m.h + m.done, sizeof(header) - m.done) : put(to, m.data + m.done - sizeof(header), left);
+        };
+        auto receive = [&](message &m, size_t left) { return get(from, m.data + m.done - sizeof(header), left); };
+        while (!r.out[p].empty() && pump(r, r.out[p].front(), send))
+            r.out[p].pop_front();
+        for (auto &q = r.in[p]; !q.empty(); q.pop_front())
+            if ((q.front().done == 0 && !take_header(s, r, p, q.front())) || !pump(r, q.front(), receive))
                 break;
-            q.pop_front();
-        }
-        for (auto &q = r.in[p]; !q.empty();) {
-            message &m = q.front();
-            header theirs;
-            size_t total = sizeof(header) + m.bytes, n = 0;
-            if (m.done == 0) { /* headers are read whole */
-                ring &g = s.b->rings[p][s.rank];
-                if (g.written.load(std::memory_order_acquire) - g.read.load(std::memory_order_relaxed) < sizeof(header))
-                    break;
-                for (size_t at = 0; at < sizeof(header);)
-                    at += get(g, (uint8_t *)&theirs + at, sizeof(header) - at);
-                if (theirs.what != m.h.what || theirs.count != m.h.count || theirs.type != m.h.type || theirs.root != m.h.root) {
-                    say_mismatch(s, p, m.h, theirs);
-                    s.stuck = true;
-                    return false;
-                }
-                m.done = sizeof(header);
-                r.moved += sizeof(header);
-            }
-            do {
-                n = get(s.b->rings[p][s.rank], m.data + m.done - sizeof(header), total - m.done);
-                m.done += n;
-                r.moved += n;
-                if (r.dies && r.moved * 4 >= r.bytes)
-                    raise(SIGKILL);
-            } while (n > 0 && m.done < total);
-            if (m.done < total)
-                break;
-            q.pop_front();
-        }
+        if (s.stuck)
+            return false;
         rest = rest || !r.out[p].empty() || !r.in[p].empty();
     }
     return !rest;
@@ -413,24 +415,17 @@ struct operation {
     }
 };
 
-/* Calls of one communicator, by stream in the order of their first call. */
+/* Calls of one communicator. */
 ncclResult_t launch(const std::shared_ptr<state> &s, const std::vector<call> &calls)
 {
-    std::vector<cudaStream_t> streams;
-    for (const call &c : calls) {
-        bool seen = false;
-        for (cudaStream_t t : streams)
-            seen = seen || t == c.stream;
-        if (!seen)
-            streams.push_back(c.stream);
-    }
-    if (streams.size() > 1)
+    cudaStream_t stream = calls[0].stream;
+    if (std::any_of(calls.begin(), calls.end(), [&](const call &c) { return c.stream != stream; }))
         return refuse(ncclInvalidUsage, "the emulator has groups in one stream only");
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(streams[0], &capturing) != cudaSuccess)
+    if (cudaStreamIsCapturing(stream, &capturing) != cudaSuccess)
         return refuse(ncclUnhandledCudaError, "cudaStreamIsCapturing failed");
     operation op = {s, std::make_shared<const std::vector<call>>(calls), capturing == cudaStreamCaptureStatusActive ? s->captured : nullptr, nullptr};
-    cudaError_t e = emu::enqueue_operation(streams[0], op);
+    cudaError_t e = emu::enqueue_operation(stream, op);
     return e == cudaSuccess ? ncclSuccess : refuse(ncclUnhandledCudaError, "the stream says %s", cudaGetErrorName(e));
 }
 
@@ -468,10 +463,7 @@ ncclResult_t submit(std::vector<grouped> calls)
     ncclResult_t result = ncclSuccess;
     std::vector<ncclComm *> comms;
     for (auto &g : calls) {
-        bool seen = false;
-        for (ncclComm *c : comms)
-            seen = seen || c == g.comm;
-        if (!seen)
+        if (std::find(comms.begin(), comms.end(), g.comm) == comms.end())
             comms.push_back(g.comm);
     }
     for (ncclComm *c : comms)

@@ -159,6 +159,14 @@ void memory_reset(runtime &r, device &d);
 /* ---- runtime_stream.cc */
 /* The stream behind a handle (NULL and cudaStreamLegacy: the device's default stream), or NULL. */
 stream_ref find_stream(runtime &r, device &d, cudaStream_t handle);
+/* api() for a call that is about a stream: f gets that, too. */
+template <typename F> cudaError_t stream_api(cudaStream_t handle, F f)
+{
+    return api([&](runtime &r, lock &l, device &d) {
+        stream_ref s = find_stream(r, d, handle);
+        return s == nullptr ? cudaErrorInvalidResourceHandle : f(r, l, d, s);
+    });
+}
 /* Puts it into the stream, or into the graph that is being captured. seq: its number, for wait_for_seq; 0 when it was captured. */
 cudaError_t enqueue(runtime &r, const stream_ref &s, operation op, uint64_t *seq = nullptr);
 cudaError_t wait_for_seq(runtime &r, lock &l, const stream_ref &s, uint64_t seq);

@@ -242,11 +242,8 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
 {
-    return api([&](runtime &r, lock &, device &d) {
+    return stream_api(stream, [&](runtime &r, lock &, device &d, const stream_ref &s) {
         static uint64_t ids = 0;
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr)
-            return cudaErrorInvalidResourceHandle;
         if (mode < cudaStreamCaptureModeGlobal || mode > cudaStreamCaptureModeRelaxed)
             return cudaErrorInvalidValue;
         if (s == d.legacy)
@@ -267,10 +264,9 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr || graph == nullptr)
-            return s == nullptr ? cudaErrorInvalidResourceHandle : cudaErrorInvalidValue;
+    return stream_api(stream, [&](runtime &r, lock &, device &, const stream_ref &s) {
+        if (graph == nullptr)
+            return cudaErrorInvalidValue;
         *graph = nullptr;
         std::shared_ptr<capture> c = s->cap;
         if (c == nullptr)
@@ -298,10 +294,9 @@ static enum cudaStreamCaptureStatus status_of(const CUstream_st &s)
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr || status == nullptr)
-            return s == nullptr ? cudaErrorInvalidResourceHandle : cudaErrorInvalidValue;
+    return stream_api(stream, [&](runtime &r, lock &, device &d, const stream_ref &s) {
+        if (status == nullptr)
+            return cudaErrorInvalidValue;
         if (s == d.legacy)
             for (capture *c : r.captures)
                 for (const stream_ref &other : c->streams)

@@ -193,6 +193,34 @@ void remove_range(runtime &r, range *a)
     r.ranges.erase((uintptr_t)a->base);
 }
 
+/* The range of that kind that begins at p, or NULL. */
+range *find_start(runtime &r, const void *p, enum range::kind kind)
+{
+    range *a = find_range(r, p);
+    return a != nullptr && a->base == p && a->kind == kind ? a : nullptr;
+}
+
+/* Waits for the device first, as a GPU does. */
+cudaError_t wait_and_remove(runtime &r, lock &l, range *a)
+{
+    cudaError_t e = wait_for_device(r, l, *a->dev);
+    if (e == cudaSuccess)
+        remove_range(r, a);
+    return e;
+}
+
+cudaError_t free_now(const char *name, void *p, enum range::kind kind)
+{
+    return api([&](runtime &r, lock &l, device &) {
+        if (p == nullptr)
+            return cudaSuccess;
+        if (cudaError_t e = capture_forbids_unsafe(r); e != cudaSuccess)
+            return e;
+        range *a = find_start(r, p, kind);
+        return a == nullptr ? refuse(cudaErrorInvalidValue, "%s: %p was not allocated, or is freed already", name, p) : wait_and_remove(r, l, a);
+    });
+}
+
 cudaError_t allocate(runtime &r, device &d, void **p, size_t size)
 {
     if (p == nullptr)
@@ -433,31 +461,15 @@ cudaError_t cudaMalloc(void **p, size_t size)
     });
 }
 
-/* Waits for the device first, as a GPU does. */
 cudaError_t cudaFree(void *p)
 {
-    return api([&](runtime &r, lock &l, device &) {
-        if (p == nullptr)
-            return cudaSuccess;
-        if (cudaError_t e = capture_forbids_unsafe(r); e != cudaSuccess)
-            return e;
-        range *a = find_range(r, p);
-        if (a == nullptr || a->base != p || a->kind != range::kind::device)
-            return refuse(cudaErrorInvalidValue, "cudaFree: %p was not allocated, or is freed already", p);
-        if (cudaError_t e = wait_for_device(r, l, *a->dev); e != cudaSuccess)
-            return e;
-        remove_range(r, a);
-        return cudaSuccess;
-    });
+    return free_now("cudaFree", p, range::kind::device);
 }
 
 /* There at once; a caller that uses it before the stream is there is not found out. */
 cudaError_t cudaMallocAsync(void **p, size_t size, cudaStream_t stream)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr)
-            return cudaErrorInvalidResourceHandle;
+    return stream_api(stream, [&](runtime &r, lock &, device &, const stream_ref &s) {
         if (s->cap != nullptr) /* nodes of memory are not emulated */
             return capture_forbids(s->cap);
         return allocate(r, *s->dev, p, size);
@@ -466,16 +478,12 @@ cudaError_t cudaMallocAsync(void **p, size_t size, cudaStream_t stream)
 
 cudaError_t cudaFreeAsync(void *p, cudaStream_t stream)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr)
-            return cudaErrorInvalidResourceHandle;
+    return stream_api(stream, [&](runtime &r, lock &, device &, const stream_ref &s) {
         if (s->cap != nullptr)
             return capture_forbids(s->cap);
         if (p == nullptr)
             return cudaSuccess;
-        range *a = find_range(r, p);
-        if (a == nullptr || a->base != p || a->kind != range::kind::device)
+        if (find_start(r, p, range::kind::device) == nullptr)
             return refuse(cudaErrorInvalidValue, "cudaFreeAsync: %p was not allocated, or is freed already", p);
         return enqueue(r, s, {"cudaFreeAsync", [p](device &) {
                                   runtime &r2 = rt();
@@ -521,19 +529,7 @@ cudaError_t cudaMallocHost(void **p, size_t size)
 
 cudaError_t cudaFreeHost(void *p)
 {
-    return api([&](runtime &r, lock &l, device &) {
-        if (p == nullptr)
-            return cudaSuccess;
-        if (cudaError_t e = capture_forbids_unsafe(r); e != cudaSuccess)
-            return e;
-        range *a = find_range(r, p);
-        if (a == nullptr || a->base != p || a->kind != range::kind::host)
-            return refuse(cudaErrorInvalidValue, "cudaFreeHost: %p was not allocated, or is freed already", p);
-        if (cudaError_t e = wait_for_device(r, l, *a->dev); e != cudaSuccess)
-            return e;
-        remove_range(r, a);
-        return cudaSuccess;
-    });
+    return free_now("cudaFreeHost", p, range::kind::host);
 }
 
 cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags)
@@ -559,13 +555,8 @@ cudaError_t cudaHostUnregister(void *p)
     return api([&](runtime &r, lock &l, device &) {
         if (cudaError_t e = capture_forbids_unsafe(r); e != cudaSuccess)
             return e;
-        range *a = find_range(r, p);
-        if (a == nullptr || a->base != p || a->kind != range::kind::registered)
-            return cudaErrorHostMemoryNotRegistered;
-        if (cudaError_t e = wait_for_device(r, l, *a->dev); e != cudaSuccess)
-            return e;
-        remove_range(r, a);
-        return cudaSuccess;
+        range *a = find_start(r, p, range::kind::registered);
+        return a == nullptr ? cudaErrorHostMemoryNotRegistered : wait_and_remove(r, l, a);
     });
 }
 
@@ -716,8 +707,8 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p)
 {
     return api([&](runtime &r, lock &l, device &) {
         r.changed.wait(l, [&] { return !r.busy; }); /* nothing writes there while it moves */
-        range *a = find_range(r, p);
-        if (handle == nullptr || a == nullptr || a->base != p || a->kind != range::kind::device)
+        range *a = find_start(r, p, range::kind::device);
+        if (handle == nullptr || a == nullptr)
             return cudaErrorInvalidValue;
         if (cudaError_t e = a->fd < 0 ? move_to_file(r, a) : cudaSuccess; e != cudaSuccess)
             return e;
@@ -769,14 +760,9 @@ cudaError_t cudaIpcOpenMemHandle(void **p, cudaIpcMemHandle_t handle, unsigned f
 cudaError_t cudaIpcCloseMemHandle(void *p)
 {
     return api([&](runtime &r, lock &l, device &) {
-        range *a = find_range(r, p);
-        if (a == nullptr || a->base != p || a->kind != range::kind::imported)
+        range *a = find_start(r, p, range::kind::imported);
+        if (a == nullptr)
             return cudaErrorInvalidValue;
-        if (--a->refs > 0)
-            return cudaSuccess;
-        if (cudaError_t e = wait_for_device(r, l, *a->dev); e != cudaSuccess)
-            return e;
-        remove_range(r, a);
-        return cudaSuccess;
+        return --a->refs > 0 ? cudaSuccess : wait_and_remove(r, l, a);
     });
 }

@@ -305,10 +305,7 @@ cudaError_t enqueue_kernel(kernel_launch launch, cudaStream_t stream)
 
 cudaError_t enqueue_operation(cudaStream_t stream, std::function<bool()> attempt, const char *name)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr)
-            return cudaErrorInvalidResourceHandle;
+    return stream_api(stream, [&](runtime &r, lock &, device &, const stream_ref &s) {
         return enqueue(r, s, {name, [attempt = std::move(attempt)](device &) mutable { return attempt() ? progress::done : progress::later; }});
     });
 }
@@ -364,10 +361,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    return api([&](runtime &r, lock &l, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr)
-            return cudaErrorInvalidResourceHandle;
+    return stream_api(stream, [&](runtime &r, lock &l, device &d, const stream_ref &s) {
         if (s->cap != nullptr)
             return capture_forbids(s->cap);
         if (cudaError_t e = s == d.legacy ? capture_forbids_legacy(r, d) : cudaSuccess; e != cudaSuccess)
@@ -378,10 +372,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 
 cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
-    return api([&](runtime &r, lock &l, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr)
-            return cudaErrorInvalidResourceHandle;
+    return stream_api(stream, [&](runtime &r, lock &l, device &, const stream_ref &s) {
         if (s->cap != nullptr)
             return capture_forbids(s->cap);
         if (cudaError_t e = capture_forbids_unsafe(r); e != cudaSuccess)
@@ -390,45 +381,36 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
     });
 }
 
-cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority)
+template <typename T, typename F> static cudaError_t get(cudaStream_t stream, T *out, F field)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr || priority == nullptr)
-            return s == nullptr ? cudaErrorInvalidResourceHandle : cudaErrorInvalidValue;
-        *priority = s->priority;
+    return stream_api(stream, [&](runtime &, lock &, device &, const stream_ref &s) {
+        if (out == nullptr)
+            return cudaErrorInvalidValue;
+        *out = field(*s);
         return cudaSuccess;
     });
+}
+
+cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority)
+{
+    return get(stream, priority, [](const CUstream_st &s) { return s.priority; });
 }
 
 cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned *flags)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr || flags == nullptr)
-            return s == nullptr ? cudaErrorInvalidResourceHandle : cudaErrorInvalidValue;
-        *flags = s->flags;
-        return cudaSuccess;
-    });
+    return get(stream, flags, [](const CUstream_st &s) { return s.flags; });
 }
 
 cudaError_t cudaStreamGetDevice(cudaStream_t stream, int *ordinal)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr || ordinal == nullptr)
-            return s == nullptr ? cudaErrorInvalidResourceHandle : cudaErrorInvalidValue;
-        *ordinal = s->dev->ordinal;
-        return cudaSuccess;
-    });
+    return get(stream, ordinal, [](const CUstream_st &s) { return s.dev->ordinal; });
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
+    return stream_api(stream, [&](runtime &r, lock &, device &, const stream_ref &s) {
         auto i = r.events.find(event);
-        if (s == nullptr || i == r.events.end())
+        if (i == r.events.end())
             return cudaErrorInvalidResourceHandle;
         if (flags != 0)
             return cudaErrorInvalidValue;
@@ -443,10 +425,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 /* On the thread that runs the device's work; it makes no CUDA calls, as the documentation demands. */
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t fn, void *data)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
-        if (s == nullptr)
-            return cudaErrorInvalidResourceHandle;
+    return stream_api(stream, [&](runtime &r, lock &, device &, const stream_ref &s) {
         if (fn == nullptr)
             return cudaErrorInvalidValue;
         return enqueue(r, s, {"cudaLaunchHostFunc", [=](device &) {
@@ -491,10 +470,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
-    return api([&](runtime &r, lock &, device &d) {
-        stream_ref s = find_stream(r, d, stream);
+    return stream_api(stream, [&](runtime &r, lock &, device &, const stream_ref &s) {
         auto i = r.events.find(event);
-        if (s == nullptr || i == r.events.end() || i->second->dev != s->dev)
+        if (i == r.events.end() || i->second->dev != s->dev)
             return cudaErrorInvalidResourceHandle;
         event_ref ev = i->second;
         if (s->cap != nullptr)
