@@ -10,6 +10,9 @@
 #include "base/clock.h"
 #include "base/pool.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -118,4 +121,93 @@ double ceiling_read_gbs(unsigned n_threads, size_t bytes)
     pool_destroy(&pool);
     munmap(base, mapped);
     return gbs;
+}
+
+/* ---- dot products: 12 chains (more than latency times throughput of any core so far), each turn one instruction a chain */
+
+enum { CHAINS = 12, TURNS = 1 << 17 };
+
+#if defined(__x86_64__)
+#define TURN(type, zero, instruction)                                                                                  \
+    type c[CHAINS];                                                                                                    \
+    for (int i = 0; i < CHAINS; i++)                                                                                   \
+        c[i] = zero;                                                                                                   \
+    for (long t = 0; t < TURNS; t++) {                                                                                 \
+        _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) c[i] = instruction;                                  \
+        __asm__ volatile("" : "+x"(a), "+x"(b)); /* one loop after the other, as it stands */                          \
+    }                                                                                                                  \
+    for (int i = 0; i < CHAINS; i++)                                                                                   \
+        __asm__ volatile("" ::"x"(c[i]))
+
+__attribute__((target("avx512f,avx512vnni"))) static void int8_vnni(void)
+{
+    __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(1);
+    TURN(__m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(c[i], a, b));
+}
+__attribute__((target("avx2"))) static void int8_avx2(void)
+{
+    __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(1);
+    TURN(__m256i, _mm256_setzero_si256(), _mm256_add_epi16(c[i], _mm256_maddubs_epi16(a, b)));
+}
+__attribute__((target("avx512f,avx512bf16"))) static void bf16_avx512(void)
+{
+    __m512i a = _mm512_set1_epi16(0x3f80), b = a;
+    TURN(__m512, _mm512_setzero_ps(), _mm512_dpbf16_ps(c[i], (__m512bh)a, (__m512bh)b));
+}
+__attribute__((target("avx512f"))) static void fp32_avx512(void)
+{
+    __m512 a = _mm512_set1_ps(0.5f), b = a;
+    TURN(__m512, _mm512_setzero_ps(), _mm512_fmadd_ps(a, b, c[i]));
+}
+__attribute__((target("avx2,fma"))) static void fp32_avx2(void)
+{
+    __m256 a = _mm256_set1_ps(0.5f), b = a;
+    TURN(__m256, _mm256_setzero_ps(), _mm256_fmadd_ps(a, b, c[i]));
+}
+#endif
+
+struct dot {
+    void (*run)(void);
+    double ops; /* of an instruction */
+};
+static struct dot dot_of(enum ceiling_dot kind)
+{
+#if defined(__x86_64__)
+    bool wide = __builtin_cpu_supports("avx512f"), narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (kind == CEILING_INT8 && wide && __builtin_cpu_supports("avx512vnni"))
+        return (struct dot){int8_vnni, 128};
+    if (kind == CEILING_INT8 && narrow)
+        return (struct dot){int8_avx2, 64};
+    if (kind == CEILING_BF16 && wide && __builtin_cpu_supports("avx512bf16"))
+        return (struct dot){bf16_avx512, 64};
+    if (kind == CEILING_FP32 && wide)
+        return (struct dot){fp32_avx512, 32};
+    if (kind == CEILING_FP32 && narrow)
+        return (struct dot){fp32_avx2, 16};
+#endif
+    (void)kind;
+    return (struct dot){0};
+}
+
+static void dot_part(void *arg, unsigned ith, unsigned nth)
+{
+    (void)ith;
+    (void)nth;
+    ((struct dot *)arg)->run();
+}
+
+double ceiling_dot_gops(enum ceiling_dot kind, unsigned n_threads)
+{
+    struct dot d = dot_of(kind);
+    struct pool *pool = NULL;
+    uint64_t best = UINT64_MAX;
+    if (!d.run || n_threads == 0 || pool_create(n_threads, NULL, 0, &pool) != ERR_OK)
+        return 0;
+    for (int i = 0; i < ROUNDS; i++) {
+        uint64_t begin = clock_ns();
+        pool_run(pool, dot_part, &d);
+        best = MIN(best, MAX(clock_ns() - begin, (uint64_t)1));
+    }
+    pool_destroy(&pool);
+    return d.ops * CHAINS * TURNS * n_threads / (double)best;
 }

@@ -77,21 +77,32 @@ struct bench {
     struct gguf *g;
     struct hparams hp;
     uint64_t weights_bytes;  /* of the file's tensors, a tied head once */
-    double flops_a_token;    /* of the matrices */
-    double ceiling_gbs;
+    double flops_layers, flops_head; /* of a token's matrices; of a prompt only the last token needs the head */
+    double ceiling_gbs, dot_gops[CEILING_DOTS];
+    enum ceiling_dot dot;    /* what most of the weights are multiplied by */
     unsigned reps, threads;
 };
 
-static double matrix_params(const struct gguf *g, const struct hparams *hp)
+static void count_flops(struct bench *b)
 {
-    double n = 0;
-    for (uint64_t i = 0; i < g->n_tensors; i++) {
-        const struct gguf_tensor *t = &g->tensors[i];
-        bool embedding = strcmp(t->name, "token_embd.weight") == 0;
-        if (t->n_dims == 2 && !(embedding && !hp->tied_embeddings))
-            n += (double)t->ne[0] * (double)t->ne[1];
+    const char *head = b->hp.tied_embeddings ? "token_embd.weight" : "output.weight";
+    for (uint64_t i = 0; i < b->g->n_tensors; i++) {
+        const struct gguf_tensor *t = &b->g->tensors[i];
+        double flops = t->n_dims == 2 ? 2 * (double)t->ne[0] * (double)t->ne[1] : 0;
+        if (strcmp(t->name, head) == 0)
+            b->flops_head = flops;
+        else if (strcmp(t->name, "token_embd.weight") != 0)
+            b->flops_layers += flops;
     }
-    return n;
+}
+
+/* CPU kernels multiply quantised weights as bytes, all others in fp32. */
+static enum ceiling_dot dot_of(const struct gguf *g)
+{
+    double by[2] = {0};
+    for (uint64_t i = 0; i < g->n_tensors; i++)
+        by[quant_traits[g->tensors[i].type].act == QUANT_ACT_Q8] += (double)g->tensors[i].bytes;
+    return by[1] > by[0] ? CEILING_INT8 : CEILING_FP32;
 }
 
 /* Tokens a second; prompt: n tokens until the first comes back. */
@@ -111,13 +122,13 @@ static enum err measure(struct bench *b, bool prompt, long n, double *out)
 
 static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const long *n, unsigned n_n, bool json)
 {
-    static const char *const heads[] = {"TEST", "TOKENS/S", "GB/S", "OF READ", "GFLOP/S"};
-    struct cli_table *t = cli_table_create(5, heads, "lrrrr");
+    static const char *const heads[] = {"TEST", "TOKENS/S", "GB/S", "OF READ", "GFLOP/S", "OF DOT"}, *const dots[] = {"int8", "bf16", "fp32"};
+    struct cli_table *t = cli_table_create(6, heads, "lrrrrr");
     struct sample warm;
     enum err e = run_once(&b->l, b->hp.vocab, 32, 8, 99, &warm);
     if (json)
-        printf("{\"read_gbs\":%.2f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[", b->ceiling_gbs, b->threads, b->l.served[0].tp, b->l.served[0].pp,
-               (unsigned long long)b->weights_bytes);
+        printf("{\"read_gbs\":%.2f,\"int8_gops\":%.1f,\"bf16_gops\":%.1f,\"fp32_gops\":%.1f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[", b->ceiling_gbs, b->dot_gops[CEILING_INT8], b->dot_gops[CEILING_BF16],
+               b->dot_gops[CEILING_FP32], b->threads, b->l.served[0].tp, b->l.served[0].pp, (unsigned long long)b->weights_bytes);
     for (unsigned i = 0; i < n_p + n_n && e == ERR_OK; i++) {
         bool prompt = i < n_p;
         long k = prompt ? p[i] : n[i - n_p];
@@ -126,20 +137,23 @@ static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const lo
         e = measure(b, prompt, k, &speed);
         if (e != ERR_OK)
             break;
-        double gbs = prompt ? 0 : speed * (double)b->weights_bytes / 1e9, gflops = speed * b->flops_a_token / 1e9;
-        char c[5][32];
+        double gbs = prompt ? 0 : speed * (double)b->weights_bytes / 1e9, gflops = speed * (b->flops_layers + b->flops_head / (prompt ? (double)k : 1)) / 1e9;
+        char c[6][32];
         snprintf(c[0], 32, "%s %ld", prompt ? "prompt" : "generate", k);
         snprintf(c[1], 32, "%.1f", speed);
-        c[2][0] = c[3][0] = '\0';
+        c[2][0] = c[3][0] = c[5][0] = '\0';
+        double dot = b->dot_gops[b->dot];
+        if (prompt && dot > 0)
+            snprintf(c[5], 32, "%.0f%% of %s", 100 * gflops / dot, dots[b->dot]);
         if (!prompt) {
             snprintf(c[2], 32, "%.1f", gbs);
             snprintf(c[3], 32, "%.0f%%", 100 * gbs / b->ceiling_gbs);
         }
         snprintf(c[4], 32, "%.0f", gflops);
         if (json)
-            printf("%s{\"test\":\"%s\",\"tokens\":%ld,\"tokens_per_s\":%.3f,\"gbs\":%.3f,\"read_share\":%.4f,\"gflops\":%.2f}", i ? "," : "",
-                   prompt ? "prompt" : "generate", k, speed, gbs, gbs / b->ceiling_gbs, gflops);
-        cli_table_row(t, c[0], c[1], c[2], c[3], c[4]);
+            printf("%s{\"test\":\"%s\",\"tokens\":%ld,\"tokens_per_s\":%.3f,\"gbs\":%.3f,\"read_share\":%.4f,\"gflops\":%.2f,\"dot_share\":%.4f}", i ? "," : "",
+                   prompt ? "prompt" : "generate", k, speed, gbs, gbs / b->ceiling_gbs, gflops, dot > 0 ? gflops / dot : 0);
+        cli_table_row(t, c[0], c[1], c[2], c[3], c[4], c[5]);
     }
     cli_progress_end();
     if (json) {
@@ -147,7 +161,8 @@ static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const lo
         return e;
     }
     char w[16];
-    printf("read ceiling %.1f GB/s with %u threads; weights %s; tp %u, pp %u\n", b->ceiling_gbs, b->threads, cli_bytes(b->weights_bytes, w), b->l.served[0].tp,
+    printf("ceilings with %u threads: read %.1f GB/s, int8 %.0f, bf16 %.0f, fp32 %.0f GOP/s; weights %s; tp %u, pp %u\n", b->threads, b->ceiling_gbs,
+           b->dot_gops[CEILING_INT8], b->dot_gops[CEILING_BF16], b->dot_gops[CEILING_FP32], cli_bytes(b->weights_bytes, w), b->l.served[0].tp,
            b->l.served[0].pp);
     cli_table_print(&t);
     return e;
@@ -183,12 +198,15 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
     const struct gguf_tensor *embd = gguf_tensor(b.g, "token_embd.weight");
     if (!b.hp.tied_embeddings && embd)
         b.weights_bytes -= embd->bytes; /* of an untied embedding a token reads one row */
-    b.flops_a_token = 2 * matrix_params(b.g, &b.hp);
+    count_flops(&b);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t workers = o->tp * o->pp * o->replicas;
     b.threads = (unsigned)MIN(o->threads ? o->threads * workers : cores, cores);
-    cli_progress("memory bandwidth", -1);
+    cli_progress("the machine's ceilings", -1);
     b.ceiling_gbs = ceiling_read_gbs(b.threads, (size_t)1 << 30);
+    for (int i = 0; i < CEILING_DOTS; i++)
+        b.dot_gops[i] = ceiling_dot_gops((enum ceiling_dot)i, b.threads);
+    b.dot = dot_of(b.g);
     e = local_start(o, &argv[1], 1, true, &b.l);
     if (e == ERR_OK) {
         e = run_tests(&b, p, n_p, n, n_n, json);

@@ -31,6 +31,7 @@ WORK = TOP / "build/mutants"
 LISTED = TOP / "tests/gpu/mutants.txt"
 SHARE = 0.95
 NOT_KERNELS = {"ptx.cuh", "launch.cuh"}
+WHOLE = {"test_device_cuda_emu", "test_comm_nccl_emu", "test_comm_nccl_faults_emu"} # long ones, about what is around the kernels: for places where no other comes by
 KINDS = ["barrier", "fence", "wait", "commit", "bound", "step", "guard", "min", "mask", "zero fill"]
 
 
@@ -289,6 +290,7 @@ def first_to_fail(tests, seeds, **env):
 def try_mutant(m, tests, seeds, weakened):
     """("caught", "turned" or "not", by what). weakened: False: that nothing shows it is known, only the comparison turned round is tried."""
     mine = sorted((t for t in tests if t.seen[m.id]), key=lambda t: t.seconds)
+    mine = [t for t in mine if t.program.name not in WHOLE] or mine
     if not mine:
         return "not", "no test comes by"
     failed = first_to_fail(mine, seeds, RACKLM_MUTANT=m.id) if weakened else None

@@ -5,6 +5,7 @@
  *
  * Weights stream from memory: several matrices, larger than the caches together, in huge pages. Medians of several
  * runs. Asserts nothing. */
+#include "base/ceiling.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/pool.h"
@@ -25,8 +26,7 @@ struct job {
     struct kernels_act x;
     float *y;
     const uint8_t *mem;
-    size_t mem_bytes;
-    uint64_t sink, cpu_ns; /* cpu_ns: CPU time of all threads inside multiply, which other processes on the machine do
+    uint64_t cpu_ns; /* cpu_ns: CPU time of all threads inside multiply, which other processes on the machine do
                               not lengthen */
     struct cases_attn *attn;
     float *scratch[64];
@@ -40,29 +40,6 @@ static void *huge(size_t bytes)
     p = (void *)ROUND_UP((uintptr_t)p, (uintptr_t)2 << 20);
     madvise(p, ROUND_UP(bytes, (size_t)2 << 20), MADV_HUGEPAGE);
     return p;
-}
-
-/* The plain loop whose bandwidth is the ceiling: four sums over 64-bit words, one stream a thread. */
-static void read_all(void *arg, unsigned ith, unsigned nth)
-{
-    struct job *j = arg;
-    size_t n = j->mem_bytes / nth / 256 * 256;
-    const uint64_t *p = (const uint64_t *)(const void *)(j->mem + ith * n);
-    typedef uint64_t v4 __attribute__((vector_size(32)));
-    const v4 *v = (const v4 *)p;
-    v4 s[8] = {{0}};
-    for (size_t i = 0; i < n / 32; i += 8) {
-        __builtin_prefetch((const char *)&v[i] + 4096);
-        __builtin_prefetch((const char *)&v[i] + 4160);
-        __builtin_prefetch((const char *)&v[i] + 4224);
-        __builtin_prefetch((const char *)&v[i] + 4288);
-        for (int u = 0; u < 8; u++)
-            s[u] += v[i + u];
-    }
-    uint64_t t = 0;
-    for (int u = 0; u < 8; u++)
-        t += s[u][0] ^ s[u][1] ^ s[u][2] ^ s[u][3];
-    __atomic_fetch_add(&j->sink, t, __ATOMIC_RELAXED);
 }
 
 static void own_time(struct job *j, const struct timespec *t0)
@@ -196,13 +173,13 @@ int main(int argc, char **argv)
     struct pool *p = NULL;
     ASSERT(threads > 0 && threads <= 64 && pool_create(threads, NULL, 1000, &p) == ERR_OK);
     struct job j = {.k = kernels_cpu()};
-    j.mem_bytes = POOL_BYTES;
     j.mem = huge(POOL_BYTES + (1 << 20));
     memset((void *)j.mem, 1, POOL_BYTES);
     for (unsigned i = 0; i < threads; i++)
         j.scratch[i] = cases_alloc(KERNELS_ATTN_SCRATCH * sizeof(float));
-    double read_gbs = POOL_BYTES / median_s(p, read_all, &j) * 1e-9;
-    printf("%s, %u threads, read %.1f GB/s\n", j.k->name, threads, read_gbs);
+    double read_gbs = ceiling_read_gbs(threads, POOL_BYTES);
+    printf("%s, %u threads, read %.1f GB/s, int8 %.0f, bf16 %.0f, fp32 %.0f GOP/s\n", j.k->name, threads, read_gbs, ceiling_dot_gops(CEILING_INT8, threads),
+           ceiling_dot_gops(CEILING_BF16, threads), ceiling_dot_gops(CEILING_FP32, threads));
     for (int t = 0; t < QUANT_COUNT; t++) {
         bool wanted = argc <= 2;
         for (int i = 2; i < argc; i++)
@@ -212,7 +189,7 @@ int main(int argc, char **argv)
     }
     if (argc <= 2 || !strcmp(argv[argc - 1], "attn"))
         bench_attention(p, &j, read_gbs);
-    printf("read again %.1f GB/s\n", POOL_BYTES / median_s(p, read_all, &j) * 1e-9);
+    printf("read again %.1f GB/s\n", ceiling_read_gbs(threads, POOL_BYTES));
     for (unsigned i = 0; i < threads; i++)
         free(j.scratch[i]);
     pool_destroy(&p);
