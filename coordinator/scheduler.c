@@ -10,6 +10,7 @@ enum {
     BUDGET_UNMEASURED = 64, /* prefill tokens of a step before any was timed */
     BUDGET_MIN = 32,        /* smaller chunks waste the read of the weights */
     BUDGET_MIN_DECODING = 16,
+    TARGETS_ALONE = 8, /* step times that a step takes in which nobody generates: who comes next waits for the prompt before his all the same */
     LISTED_MAX = 1 << 21, /* of a step: at five bytes each a sixth of a message */
     PENDING_MAX = 2, /* enough to hide the round trip at any pp */
 };
@@ -324,7 +325,7 @@ static uint32_t prefill_budget(const struct scheduler *s, const struct step_plan
     } else if (s->prefill_us <= 0) {
         n = BUDGET_UNMEASURED;
     } else {
-        double left_us = s->cfg.step_target_us - (p->n_runs ? s->decode_us : 0);
+        double left_us = p->n_runs ? s->cfg.step_target_us - s->decode_us : TARGETS_ALONE * (double)s->cfg.step_target_us;
         double fits = left_us > 0 ? left_us / s->prefill_us : 0;
         n = fits < s->cfg.max_step_tokens ? (uint32_t)fits / KV_BLOCKS_POSITIONS * KV_BLOCKS_POSITIONS
                                           : s->cfg.max_step_tokens;

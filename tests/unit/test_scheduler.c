@@ -242,7 +242,7 @@ static void the_time_budget_sizes_chunks_by_measured_speed(void **state)
     cfg.prefill_chunk = 0;
     make(&s, cfg, 1000);
     for (int i = 0; i < 40; i++)
-        scheduler_observe(&s, 100, 0, 100 * 50.0); /* 50 us a token, 10 ms a step: 200 tokens */
+        scheduler_observe(&s, 100, 0, 100 * 400.0); /* 400 us a token; nobody waits for a token of his, so 8 times 10 ms: 200 tokens */
     struct seq *q = submit(&s, 1000, 2);
     const struct step_plan *p = scheduler_plan(&s, 0);
     assert_int_equal(p->n_tokens, 192); /* a multiple of the block */
@@ -254,6 +254,22 @@ static void the_time_budget_sizes_chunks_by_measured_speed(void **state)
     finish_step(&s, TOKEN);
     scheduler_cancel(&s, q);
     seq_destroy(&q);
+    /* Beside one that generates: 10 ms less the 1.9 ms of a step of decodes, at 50 us a token. */
+    struct seq *first = submit(&s, 4, 50);
+    scheduler_plan(&s, 0);
+    finish_step(&s, TOKEN);
+    for (int i = 0; i < 60; i++) {
+        scheduler_observe(&s, 100, 0, 100 * 50.0);
+        scheduler_observe(&s, 0, 1, 1900);
+    }
+    q = submit(&s, 1000, 2);
+    p = scheduler_plan(&s, 0);
+    assert_int_equal(p->n_tokens, 1 + 160);
+    finish_step(&s, TOKEN);
+    scheduler_cancel(&s, q);
+    scheduler_cancel(&s, first);
+    seq_destroy(&q);
+    seq_destroy(&first);
     scheduler_deinit(&s);
 }
 
