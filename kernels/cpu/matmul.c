@@ -15,15 +15,17 @@
 enum { SUMS_CAP = 16384 + 512, CHUNK_MAX = 64 };
 _Static_assert((int)HPARAMS_COLS_MAX / 32 + 2 <= (int)SUMS_CAP / 4, "a model may have wider matrices than there is room for");
 
-static cpu_tile_fn *widest(cpu_tile_fn *const fns[], uint32_t n, uint32_t *width)
+/* The width of the next tile of n tokens: as few tiles as there can be, of about the same width. */
+static uint32_t next_width(cpu_tile_fn *const fns[], uint32_t n)
 {
-    for (uint32_t t = MIN(n, (uint32_t)CPU_TILE_MAX); t > 0; t--)
-        if (fns[t]) {
-            *width = t;
-            return fns[t];
-        }
-    ASSERT(!"a type without kernels");
-    return NULL;
+    uint32_t widest = CPU_TILE_MAX;
+    while (!fns[widest])
+        widest--;
+    uint32_t tiles = ROUND_UP(n, widest) / widest, t = ROUND_UP(n, tiles) / tiles;
+    while (!fns[t])
+        t--;
+    ASSERT(t > 0);
+    return t;
 }
 
 /* acc [n][R][16] += R groups times the tokens of x from t0 on. */
@@ -33,26 +35,24 @@ static void groups_chunk(const struct cpu_matmul *m, enum quant type, const uint
     _Alignas(64) uint8_t bytes[2 * CPU_BYTES_BLOCKS * 512];
     bool packed = n <= m->packed_max;
     cpu_tile_fn *const *fns = packed ? m->packed[type] : R == 2 ? m->pairs[type] : m->bytes[type];
-    uint32_t n_blocks = x->k / 32, row = x->stride / 32, width;
-    widest(fns, n, &width);
-    uint32_t step = packed && width == n ? n_blocks : CPU_BYTES_BLOCKS;
+    uint32_t n_blocks = x->k / 32, row = x->stride / 32, width, step = packed && next_width(fns, n) == n ? n_blocks : CPU_BYTES_BLOCKS;
     for (uint32_t b0 = 0; b0 < n_blocks; b0 += step) {
         uint32_t b1 = MIN(b0 + step, n_blocks);
         for (uint32_t r = 0; r < R && !packed && m->unpack[type]; r++)
             m->unpack[type](group + r * group_bytes, b0, b1, bytes + r * CPU_BYTES_BLOCKS * 512);
         for (uint32_t i = 0; i < n; i += width) {
-            cpu_tile_fn *fn = widest(fns, n - i, &width);
+            width = next_width(fns, n - i);
             size_t tok = t0 + i;
-            fn(&(struct cpu_tile){.group = group,
-                                  .group_bytes = group_bytes,
-                                  .bytes = bytes,
-                                  .b0 = b0,
-                                  .b1 = b1,
-                                  .q = x->q + tok * x->stride,
-                                  .d = x->d + tok * row,
-                                  .sums = sums + (size_t)i * row * words,
-                                  .stride = x->stride,
-                                  .acc = acc + i * R * 16});
+            fns[width](&(struct cpu_tile){.group = group,
+                                          .group_bytes = group_bytes,
+                                          .bytes = bytes,
+                                          .b0 = b0,
+                                          .b1 = b1,
+                                          .q = x->q + tok * x->stride,
+                                          .d = x->d + tok * row,
+                                          .sums = sums + (size_t)i * row * words,
+                                          .stride = x->stride,
+                                          .acc = acc + i * R * 16});
         }
     }
 }
@@ -68,7 +68,7 @@ void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, c
                    uint32_t row_begin, uint32_t row_end, float *y, size_t y_stride)
 {
     uint32_t n_blocks = w->cols / 32, row = x->stride / 32, words = m->words ? m->words(w->type) : 1;
-    ASSERT(x->k == w->cols && row_end <= w->rows && row_begin % LAYOUT_ROWS == 0 && w->cols % 32 == 0 &&
+    ASSERT(x->k == w->cols && (x->stride >= x->k || x->n <= 1) && row_end <= w->rows && row_begin % LAYOUT_ROWS == 0 && w->cols % 32 == 0 &&
            row <= SUMS_CAP / 4);
     uint32_t raw[SUMS_CAP], made[2 * SUMS_CAP], *sums = m->prepare ? made : raw;
     _Alignas(64) float acc[CHUNK_MAX * 32];
@@ -121,7 +121,7 @@ static void float_group(const struct cpu_matmul_f32 *m, enum quant type, const u
 void cpu_matmul_float(const struct cpu_matmul_f32 *m, const struct kernels_weight *w, const struct kernels_act *x,
                       uint32_t row_begin, uint32_t row_end, float *y, size_t y_stride)
 {
-    ASSERT(x->k == w->cols && row_end <= w->rows && row_begin % LAYOUT_ROWS == 0);
+    ASSERT(x->k == w->cols && (x->stride >= x->k || x->n <= 1) && row_end <= w->rows && row_begin % LAYOUT_ROWS == 0);
     _Alignas(64) float out[CHUNK_MAX * 16];
     size_t group_bytes = layout_group_bytes(w->type, w->cols);
     for (uint32_t r = row_begin; r < row_end; r += LAYOUT_ROWS) {

@@ -176,7 +176,7 @@ template <uint32_t HERE> __global__ void __launch_bounds__(THREADS) all_reduce_k
     uint32_t col = blockIdx.x * CHUNK + threadIdx.x * 4, step = p.state[STEP];
     size_t at = (size_t)blockIdx.y * dim + col;
     uint32_t group = (uint32_t)(at / 4), n_mine = col >= dim ? 0 : dim - col < 4 ? dim - col : 4;
-    bool ok = p.state[STATUS] == CUDA_PEERS_OK;
+    bool ok = ptx_ld_relaxed_gpu(&p.state[STATUS]) == CUDA_PEERS_OK; /* another block may have given up by now */
     float4 own = make_float4(0.0f, 0.0f, 0.0f, 0.0f), sum = own, residual = own;
     if (n_mine == 4) {
         own = *(const float4 *)(c.part + at);

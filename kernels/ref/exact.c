@@ -80,7 +80,7 @@ static void matmul_row_f32(const struct kernels_weight *w, const struct kernels_
 void REF_EXACT_NAME(matmul)(const struct kernels_weight *w, const struct kernels_act *x, uint32_t row_begin,
                             uint32_t row_end, float *y, size_t y_stride)
 {
-    ASSERT(x->k == w->cols && row_end <= w->rows && row_begin % 16 == 0);
+    ASSERT(x->k == w->cols && (x->stride >= x->k || x->n <= 1) && row_end <= w->rows && row_begin % 16 == 0);
     size_t row_bytes = quant_row_bytes(w->type, w->cols);
     bool q8 = quant_traits[w->type].act == QUANT_ACT_Q8;
     for (uint32_t r = row_begin; r < row_end; r++) {

@@ -21,7 +21,7 @@ void ref_math_matmul(const struct kernels_weight *w, const struct kernels_act *x
                      float *y, size_t y_stride)
 {
     enum { PIECE = 256, TOKENS = 64 };
-    ASSERT(x->k == w->cols && row_end <= w->rows);
+    ASSERT(x->k == w->cols && (x->stride >= x->k || x->n <= 1) && row_end <= w->rows);
     const struct quant_traits *t = &quant_traits[w->type];
     size_t row_bytes = quant_row_bytes(w->type, w->cols);
     for (uint32_t r = row_begin; r < row_end; r++)

@@ -139,7 +139,7 @@ static void packed_bytes_are_within_four_percent_of_the_file(void **state)
 static float *oracle(const struct matrix *m, const struct cases_gpu_act *a)
 {
     float *y = malloc(sizeof(float) * a->act.n * m->file.rows);
-    struct kernels_act x = {.n = a->act.n, .k = m->file.cols, .f32 = a->value};
+    struct kernels_act x = {.n = a->act.n, .k = m->file.cols, .stride = m->file.cols, .f32 = a->value};
     kernels_ref_f32.matmul(&m->file, &x, 0, m->file.rows, y, m->file.rows);
     return y;
 }
