@@ -297,7 +297,7 @@ def try_mutant(m, tests, seeds, weakened):
     if failed:
         return "caught", failed
     failed = first_to_fail(mine, seeds, RACKLM_MUTANT=m.id, RACKLM_MUTANT_TURNED=1) if m.kind == "bound" else None
-    return ("turned", failed) if failed else ("not", f"{len(mine)} tests x {seeds} seeds pass")
+    return ("turned", failed) if failed else ("not", f"{len(mine)} tests x {seeds} seeds pass" if weakened else "as listed")
 
 
 # --- what is listed: file | kind | text | reason
