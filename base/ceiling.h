@@ -9,7 +9,7 @@
  */
 double ceiling_read_gbs(unsigned n_threads, size_t bytes);
 /* 10^9 operations a second (a multiply-add is two) of n_threads with nothing but the widest instruction there is for products of this kind, from registers: the best
- * of several rounds, some 50 ms in all. INT8: unsigned times signed bytes (VNNI; AVX2: vpmaddubsw and an addition of 16 bits). BF16: pairs into fp32. FP32: multiply-add.
+ * of several rounds, a few ms in all. INT8: unsigned times signed bytes (VNNI; AVX2: vpmaddubsw and an addition of 16 bits). BF16: pairs into fp32. FP32: multiply-add.
  * 0 where there is no such instruction. */
 enum ceiling_dot { CEILING_INT8, CEILING_BF16, CEILING_FP32, CEILING_DOTS };
 double ceiling_dot_gops(enum ceiling_dot kind, unsigned n_threads);

@@ -1,5 +1,6 @@
 /* racklm bench model: prompt and generation speed of one model on this machine, as its users get it (through the API of a server of its own),
- * against the memory bandwidth measured in the same run. Generation reads every weight once a token, so its ceiling is bandwidth / bytes. */
+ * against what the machine was measured to reach in the same run. Generation reads every weight once a token, so its ceiling is bandwidth / bytes; a prompt's is the
+ * rate of dot products. */
 #include "base/ceiling.h"
 #include "base/check.h"
 #include "base/clock.h"
@@ -127,8 +128,8 @@ static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const lo
     struct sample warm;
     enum err e = run_once(&b->l, b->hp.vocab, 32, 8, 99, &warm);
     if (json)
-        printf("{\"read_gbs\":%.2f,\"int8_gops\":%.1f,\"bf16_gops\":%.1f,\"fp32_gops\":%.1f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[", b->ceiling_gbs, b->dot_gops[CEILING_INT8], b->dot_gops[CEILING_BF16],
-               b->dot_gops[CEILING_FP32], b->threads, b->l.served[0].tp, b->l.served[0].pp, (unsigned long long)b->weights_bytes);
+        printf("{\"read_gbs\":%.2f,\"int8_gops\":%.1f,\"bf16_gops\":%.1f,\"fp32_gops\":%.1f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[",
+               b->ceiling_gbs, b->dot_gops[CEILING_INT8], b->dot_gops[CEILING_BF16], b->dot_gops[CEILING_FP32], b->threads, b->l.served[0].tp, b->l.served[0].pp, (unsigned long long)b->weights_bytes);
     for (unsigned i = 0; i < n_p + n_n && e == ERR_OK; i++) {
         bool prompt = i < n_p;
         long k = prompt ? p[i] : n[i - n_p];

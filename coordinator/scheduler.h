@@ -5,7 +5,8 @@
  * that tests/sim can run it a million times from a seed. Not thread-safe: the engine's thread owns it.
  *
  * Policy. Decodes first; then prefill chunks of running sequences, then of admitted ones, oldest first, as many tokens
- * as the step's time budget buys at the measured speed; more where no sequence waits for its next token. Admission is first come, first served: the head of the queue
+ * as the step's time budget buys at the measured speed; more where no sequence waits for its next token. Admission is
+ * first come, first served: the head of the queue
  * enters when a slot is free and the blocks of all its tokens are. When a running sequence needs a block and none is
  * free, the youngest is preempted: it gives slot and blocks back and waits at the head of the queue with the tokens it
  * has; prefilled again as prompt and output it continues as if nothing had been, because a draw is a function of (seed,

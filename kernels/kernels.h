@@ -34,6 +34,7 @@
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
+#include "base/check.h"
 #include "model/hparams.h" /* enum rope_layout */
 #include "model/quants.h"
 #include "model/shard.h" /* enum kv_type, SHARD_KV_BLOCK */
@@ -59,7 +60,7 @@ struct kernels_act {
 };
 static inline uint32_t kernels_act_stride(uint32_t k)
 {
-    return (k + 63) / 64 * 64 + 64;
+    return ROUND_UP(k, 64u) + 64;
 }
 /* Paged attention of one run: consecutive tokens of one sequence; token i sees positions 0 .. pos0 + i. */
 struct kernels_attn {

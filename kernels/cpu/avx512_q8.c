@@ -239,10 +239,6 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
     TILE(packed, type, 1, 6, false)                                                                                    \
     TILE(packed, type, 1, 7, false)                                                                                    \
     TILE(packed, type, 1, 8, false)                                                                                    \
-    TILE(bytes, type, 1, 1, true)                                                                                      \
-    TILE(bytes, type, 1, 2, true)                                                                                      \
-    TILE(bytes, type, 1, 4, true)                                                                                      \
-    TILE(bytes, type, 1, 8, true)                                                                                      \
     TILE(pairs, type, 2, 1, true)                                                                                      \
     TILE(pairs, type, 2, 2, true)                                                                                      \
     TILE(pairs, type, 2, 3, true)                                                                                      \
@@ -264,7 +260,6 @@ static const struct cpu_matmul kernels = {
     .packed_max = 16,
 #define ACT_Q8(type)                                                                                                   \
     .packed[QUANT_##type] = {NULL, packed_##type##_1, packed_##type##_2, packed_##type##_3, packed_##type##_4, packed_##type##_5, packed_##type##_6, packed_##type##_7, packed_##type##_8}, \
-    .bytes[QUANT_##type] = {[1] = bytes_##type##_1, [2] = bytes_##type##_2, [4] = bytes_##type##_4, [8] = bytes_##type##_8}, \
     .pairs[QUANT_##type] = {NULL, pairs_##type##_1, pairs_##type##_2, pairs_##type##_3, pairs_##type##_4, pairs_##type##_5, pairs_##type##_6}, \
     .unpack[QUANT_##type] = QUANT_##type == QUANT_Q8_0 ? NULL : unpack_##type,
 #define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)

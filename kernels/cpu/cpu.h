@@ -34,8 +34,8 @@ enum { CPU_TILE_MAX = 8, CPU_BYTES_BLOCKS = 32 };
 /* The kernels of an instruction set. [type][T]: NULL where no kernel has this width. */
 struct cpu_matmul {
     cpu_tile_fn *packed[QUANT_COUNT][CPU_TILE_MAX + 1];
-    cpu_tile_fn *bytes[QUANT_COUNT][CPU_TILE_MAX + 1];
-    cpu_tile_fn *pairs[QUANT_COUNT][CPU_TILE_MAX + 1]; /* as bytes, of R = 2 groups; all NULL: there are none */
+    /* Unpacked before, of R = 1 or 2 groups. Of pairs what is left over, one group, is worked on packed. */
+    cpu_tile_fn *bytes[QUANT_COUNT][CPU_TILE_MAX + 1], *pairs[QUANT_COUNT][CPU_TILE_MAX + 1];
     uint32_t packed_max;                               /* so many tokens are worked on without unpacking to bytes, one group at a time */
     /* Blocks [b0, b1) of a group as bytes, 512 a block. NULL where the packed form is bytes already. */
     void (*unpack[QUANT_COUNT])(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out);

@@ -33,8 +33,8 @@ static void groups_chunk(const struct cpu_matmul *m, enum quant type, const uint
                          uint32_t t0, uint32_t n, const uint32_t *sums, uint32_t words, float *acc)
 {
     _Alignas(64) uint8_t bytes[2 * CPU_BYTES_BLOCKS * 512];
-    bool packed = n <= m->packed_max;
-    cpu_tile_fn *const *fns = packed ? m->packed[type] : R == 2 ? m->pairs[type] : m->bytes[type];
+    cpu_tile_fn *const *fns = R == 2 ? m->pairs[type] : n > m->packed_max && m->bytes[type][1] ? m->bytes[type] : m->packed[type];
+    bool packed = fns == m->packed[type];
     uint32_t n_blocks = x->k / 32, row = x->stride / 32, width, step = packed && next_width(fns, n) == n ? n_blocks : CPU_BYTES_BLOCKS;
     for (uint32_t b0 = 0; b0 < n_blocks; b0 += step) {
         uint32_t b1 = MIN(b0 + step, n_blocks);

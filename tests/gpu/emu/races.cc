@@ -143,7 +143,7 @@ void name_pc(const void *pc, char *text, size_t size)
          was.block == b->number ? "the same block" : "another block", had, there, place);
 }
 
-void out_of_bounds(uintptr_t at, uint32_t bytes, const void *pc)
+[[noreturn]] void out_of_bounds(uintptr_t at, uint32_t bytes, const void *pc)
 {
     char here[300], near[160];
     name_pc(pc, here, sizeof here);
@@ -261,19 +261,16 @@ void touch(uintptr_t at, uint32_t bytes, what w, uint8_t flags, const void *pc)
     }
 }
 
-/* What the compiler put in: loads and stores of kernels, but also of the host's part of a .cu file, and of threads' own variables. */
-inline void plain(const void *p, uint32_t bytes, what w, const void *pc)
-{
-    constexpr size_t STACK = 64 * 1024;
-    size_t away = size_t(p) - size_t(__builtin_frame_address(0)) + STACK;
-    if (away < 2 * STACK || !runs_kernels || !self)
-        return;
-    touch(uintptr_t(p), bytes, w, 0, pc);
-}
-
 bool of_a_kernel()
 {
     return runs_kernels && self;
+}
+
+/* What the compiler put in: loads and stores of kernels, but also of the host's part of a .cu file, and of threads' own variables. */
+inline void plain(const void *p, uint32_t bytes, what w, const void *pc)
+{
+    if (of_a_kernel())
+        touch(uintptr_t(p), bytes, w, 0, pc);
 }
 
 void join(std::vector<known> &to, const std::vector<known> &from)
