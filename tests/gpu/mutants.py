@@ -261,12 +261,12 @@ def names_of(program):
 
 
 def baseline(test):
-    """The test alone, without a mutant: its time, and which places it comes by. None when it fails."""
+    """The test alone, without a mutant: its time, and which places it comes by (seen stays empty when it runs no kernel of kernels/cuda). None when it fails."""
     seen = WORK / f"seen.{test.program.name}.{test.name}"
     seen.unlink(missing_ok=True)
     ok, out = run(test, 1, RACKLM_MUTANT_SEEN=seen)
     if ok and not seen.exists():
-        return None  # it runs no kernel of kernels/cuda
+        return test
     if not ok:
         print(f"{test.program.name} {test.name} FAILS WITHOUT A MUTANT\n" + out.decode(errors="replace")[-2000:])
         return None
