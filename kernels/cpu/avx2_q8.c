@@ -122,35 +122,32 @@ CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uin
     return s;
 }
 
-/* The 32-bit sums of a block for each token and half: integer scales applied, offsets not yet. */
+/* The 32-bit sums of a block for each token and half: integer scales applied, offsets not yet. Columns outside, tokens inside: with 4 tokens the sums and the two
+ * weights are in registers, and each weight is loaded once. */
 CPU_INLINE void block_dots(enum quant type, int T, bool bytes, const uint8_t *p, const int8_t *q, uint32_t k,
                            const struct scales *sc, __m256i (*s)[2])
 {
     const int F = flush(type);
+    __m256i a[4][2];
     CPU_UNROLL
-    for (int j0 = 0; j0 < 8; j0 += F) {
-        __m256i w[8][2];
+    for (int j = 0; j < 8; j++) {
+        __m256i w[2], u[2];
         CPU_UNROLL
-        for (int j = 0; j < F; j++)
-            for (int h = 0; h < 2; h++)
-                w[j][h] = bytes ? load(p + 64 * (j0 + j) + 32 * h) : unpack(type, p, j0 + j, h);
+        for (int h = 0; h < 2; h++) {
+            w[h] = bytes ? load(p + 64 * j + 32 * h) : unpack(type, p, j, h);
+            u[h] = F == 1 ? _mm256_abs_epi8(w[h]) : w[h];
+        }
         CPU_UNROLL
         for (int t = 0; t < T; t++) {
-            __m256i a[2];
-            CPU_UNROLL
-            for (int j = 0; j < F; j++) {
-                __m256i x = broadcast4(q + (size_t)t * k + 4 * (j0 + j));
-                CPU_UNROLL
-                for (int h = 0; h < 2; h++) {
-                    __m256i m = F == 1 ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[j][h]), _mm256_sign_epi8(x, w[j][h]))
-                                       : _mm256_maddubs_epi16(w[j][h], x);
-                    a[h] = j ? _mm256_add_epi16(a[h], m) : m;
-                }
-            }
+            __m256i x = broadcast4(q + (size_t)t * k + 4 * j);
             CPU_UNROLL
             for (int h = 0; h < 2; h++) {
-                __m256i v = _mm256_madd_epi16(a[h], sc[h].mul[j0 / 4 % 2]);
-                s[t][h] = j0 ? _mm256_add_epi32(s[t][h], v) : v;
+                __m256i m = _mm256_maddubs_epi16(u[h], F == 1 ? _mm256_sign_epi8(x, w[h]) : x);
+                a[t][h] = j % F ? _mm256_add_epi16(a[t][h], m) : m;
+                if (j % F == F - 1) {
+                    __m256i v = _mm256_madd_epi16(a[t][h], sc[h].mul[j / 4]);
+                    s[t][h] = j >= F ? _mm256_add_epi32(s[t][h], v) : v;
+                }
             }
         }
     }
