@@ -210,3 +210,46 @@ void pool_barrier(struct pool *p)
     atomic_fetch_add(&p->phase.value, 1);
     word_wake(&p->phase);
 }
+
+static uint64_t pack(uint32_t begin, uint32_t end)
+{
+    return (uint64_t)begin << 32 | end;
+}
+
+static uint32_t left_of(uint64_t range)
+{
+    return (uint32_t)range - (uint32_t)(range >> 32);
+}
+
+void pool_share_set(struct pool_share *s, unsigned n_threads, uint32_t n, uint32_t unit)
+{
+    for (unsigned i = 0; i < n_threads; i++) {
+        uint32_t begin, end;
+        pool_part(n, unit, i, n_threads, &begin, &end);
+        atomic_store_explicit(&s[i].range, pack(begin, end), memory_order_relaxed);
+    }
+}
+
+bool pool_share_take(struct pool_share *s, unsigned ith, unsigned n_threads, uint32_t piece, uint32_t *begin, uint32_t *end)
+{
+    for (;;) {
+        unsigned from = ith;
+        uint64_t r = atomic_load_explicit(&s[ith].range, memory_order_relaxed);
+        if (left_of(r) == 0) /* done with its own: who has most left? */
+            for (unsigned i = 0; i < n_threads; i++) {
+                uint64_t other = atomic_load_explicit(&s[i].range, memory_order_relaxed);
+                if (left_of(other) > left_of(r)) {
+                    from = i;
+                    r = other;
+                }
+            }
+        uint32_t left = left_of(r), n = left < piece ? left : piece;
+        if (left == 0)
+            return false;
+        *begin = from == ith ? (uint32_t)(r >> 32) : (uint32_t)r - n;
+        *end = *begin + n;
+        uint64_t rest = from == ith ? pack(*end, (uint32_t)r) : pack((uint32_t)(r >> 32), *begin);
+        if (atomic_compare_exchange_strong_explicit(&s[from].range, &r, rest, memory_order_relaxed, memory_order_relaxed))
+            return true;
+    }
+}

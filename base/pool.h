@@ -8,6 +8,9 @@
 
 #include "base/err.h"
 
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct pool;
@@ -29,5 +32,14 @@ static inline void pool_part(uint32_t n, uint32_t unit, unsigned ith, unsigned n
     *begin = (uint32_t)(b < n ? b : n);
     *end = (uint32_t)(e < n ? e : n);
 }
+
+/* Items shared out while they are worked on: each thread has the stretch that pool_part gives it, takes it piece by piece from the front (one stream of memory), and then
+ * helps where most is left, from the end: a core that stalls holds the others up for one piece. Set by one thread, before a barrier that all pass; taken by all. */
+struct pool_share { /* an array, one for each thread */
+    _Alignas(64) atomic_uint_fast64_t range; /* begin << 32 | end */
+};
+void pool_share_set(struct pool_share *s, unsigned n_threads, uint32_t n, uint32_t unit);
+/* The next piece for thread ith; false: none is left. Pieces are of `piece` items, the last of a stretch of fewer. */
+bool pool_share_take(struct pool_share *s, unsigned ith, unsigned n_threads, uint32_t piece, uint32_t *begin, uint32_t *end);
 
 #endif

@@ -9,6 +9,7 @@
 #include "cli/client.h"
 #include "cli/local.h"
 #include "model/describe.h"
+#include "model/shard.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -16,9 +17,11 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { REPS_MAX = 32, TESTS_MAX = 16 };
+enum { REPS_MAX = 32, TESTS_MAX = 16, SEQS_MAX = 64 };
 
+/* One of the sequences that run together. */
 struct sample {
+    struct client_request req;
     uint64_t start_ns, first_ns, last_ns;
     long long n;
 };
@@ -40,8 +43,7 @@ static bool on_event(void *arg, const char *json, size_t len)
     return true;
 }
 
-/* n_prompt random ids in, n_gen tokens out. */
-static enum err run_once(const struct local *l, uint32_t vocab, long n_prompt, long n_gen, uint32_t salt, struct sample *s)
+static enum err start(const struct local *l, uint32_t vocab, long n_prompt, long n_gen, uint32_t salt, CURLM *multi, struct sample *s)
 {
     struct buf b;
     buf_init(&b);
@@ -50,14 +52,52 @@ static enum err run_once(const struct local *l, uint32_t vocab, long n_prompt, l
     for (long i = 0; i < n_prompt; i++)
         buf_printf(&b, i ? ",%u" : "%u", (unsigned)(rng_uniform(salt, 1, (uint32_t)i) * vocab));
     buf_puts(&b, "]}");
-    memset(s, 0, sizeof(*s));
-    struct client_request q;
-    enum err e = client_request_init(&q, l->url, "/v1/completions", l->opts->api_key, &b, on_event, s);
-    s->start_ns = clock_ns();
-    if (e == ERR_OK)
-        e = client_request_run(&q);
-    client_request_deinit(&q);
+    enum err e = client_request_init(&s->req, l->url, "/v1/completions", l->opts->api_key, &b, on_event, s);
     buf_deinit(&b);
+    s->start_ns = clock_ns();
+    if (e == ERR_OK && curl_multi_add_handle(multi, s->req.curl) != CURLM_OK)
+        e = err_set(ERR_INTERNAL, "libcurl takes no more requests");
+    return e;
+}
+
+/* Until all have ended. The first error of one is the result. */
+static enum err wait_all(CURLM *multi)
+{
+    enum err e = ERR_OK;
+    for (int active = 1, left; active > 0;) {
+        if (curl_multi_perform(multi, &active) != CURLM_OK)
+            return err_set(ERR_INTERNAL, "libcurl failed");
+        for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;) {
+            struct client_request *q = NULL;
+            if (m->msg != CURLMSG_DONE || e != ERR_OK)
+                continue;
+            curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &q);
+            e = m->data.result == CURLE_OK ? client_request_check(q) : err_set(ERR_UNAVAILABLE, "%s", q->error[0] ? q->error : curl_easy_strerror(m->data.result));
+        }
+        if (active > 0)
+            curl_multi_poll(multi, NULL, 0, 1000, NULL);
+    }
+    return e;
+}
+
+/* n_seqs sequences together, each n_prompt random ids in, n_gen tokens out. */
+static enum err run_once(const struct local *l, uint32_t vocab, long n_prompt, long n_gen, uint32_t salt, long n_seqs, struct sample *s)
+{
+    CURLM *multi = curl_multi_init();
+    enum err e = multi ? ERR_OK : err_set(ERR_NOMEM, "libcurl does not start");
+    long started = 0;
+    memset(s, 0, (size_t)n_seqs * sizeof(*s));
+    while (e == ERR_OK && started < n_seqs) {
+        e = start(l, vocab, n_prompt, n_gen, salt * SEQS_MAX + (uint32_t)started, multi, &s[started]);
+        started++;
+    }
+    if (e == ERR_OK)
+        e = wait_all(multi);
+    for (long i = 0; i < started; i++) {
+        curl_multi_remove_handle(multi, s[i].req.curl);
+        client_request_deinit(&s[i].req);
+    }
+    curl_multi_cleanup(multi);
     return e;
 }
 
@@ -78,6 +118,7 @@ struct bench {
     struct gguf *g;
     struct hparams hp;
     uint64_t weights_bytes;  /* of the file's tensors, a tied head once */
+    double kv_bytes;         /* of a position, all layers */
     double flops_layers, flops_head; /* of a token's matrices; of a prompt only the last token needs the head */
     double ceiling_gbs, dot_gops[CEILING_DOTS];
     enum ceiling_dot dot;    /* what most of the weights are multiplied by */
@@ -106,55 +147,82 @@ static enum ceiling_dot dot_of(const struct gguf *g)
     return by[1] > by[0] ? CEILING_INT8 : CEILING_FP32;
 }
 
-/* Tokens a second; prompt: n tokens until the first comes back. */
-static enum err measure(struct bench *b, bool prompt, long n, double *out)
+struct test {
+    bool prompt;
+    long n, seqs, depth; /* tokens in (a prompt) or out, of each of seqs sequences, after depth tokens of context */
+};
+
+/* Tokens a second; prompt: n tokens until the first comes back. Depth: the same prompts each time, so that only the first computes them. */
+static enum err measure(struct bench *b, const struct test *t, double *out)
 {
     double v[REPS_MAX];
+    struct sample s[SEQS_MAX];
     for (unsigned r = 0; r < b->reps; r++) {
-        struct sample s;
-        TRY(run_once(&b->l, b->hp.vocab, prompt ? n : 1, prompt ? 1 : n, r + 1, &s));
-        if (!s.first_ns || (!prompt && s.n < 2))
-            return err_set(ERR_PROTOCOL, "the server gave no tokens");
-        v[r] = prompt ? (double)n / ((double)(s.first_ns - s.start_ns) / 1e9) : (double)(s.n - 1) / ((double)(s.last_ns - s.first_ns) / 1e9);
+        TRY(run_once(&b->l, b->hp.vocab, t->prompt ? t->n : MAX(t->depth, 1), t->prompt ? 1 : t->n, t->depth ? 0 : r + 1, t->seqs, s));
+        uint64_t first = UINT64_MAX, last = 0;
+        long long n = 0;
+        for (long i = 0; i < t->seqs; i++) {
+            if (!s[i].first_ns || (!t->prompt && s[i].n < 2))
+                return err_set(ERR_PROTOCOL, "the server gave no tokens");
+            first = MIN(first, s[i].first_ns);
+            last = MAX(last, s[i].last_ns);
+            n += s[i].n - 1;
+        }
+        v[r] = t->prompt ? (double)t->n / ((double)(first - s[0].start_ns) / 1e9) : (double)n / ((double)(last - first) / 1e9);
     }
     *out = median(v, b->reps);
     return ERR_OK;
 }
 
-static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const long *n, unsigned n_n, bool json)
+/* What a step of the test reads, for each token that it gives: the weights once a step, and the keys and values of its sequence. */
+static double bytes_per_token(const struct bench *b, const struct test *t)
+{
+    return (double)b->weights_bytes / (double)t->seqs + b->kv_bytes * ((double)t->depth + (double)t->n / 2);
+}
+
+static const char *name_of(const struct test *t, char *out, size_t cap)
+{
+    int n = snprintf(out, cap, "%s %ld", t->prompt ? "prompt" : "generate", t->n);
+    if (t->seqs > 1)
+        n += snprintf(out + n, cap - (size_t)n, " x %ld", t->seqs);
+    if (t->depth)
+        snprintf(out + n, cap - (size_t)n, " at %ld", t->depth);
+    return out;
+}
+
+static enum err run_tests(struct bench *b, const struct test *tests, unsigned n_tests, bool json)
 {
     static const char *const heads[] = {"TEST", "TOKENS/S", "GB/S", "OF READ", "GFLOP/S", "OF DOT"}, *const dots[] = {"int8", "bf16", "fp32"};
-    struct cli_table *t = cli_table_create(6, heads, "lrrrrr");
+    struct cli_table *table = cli_table_create(6, heads, "lrrrrr");
     struct sample warm;
-    enum err e = run_once(&b->l, b->hp.vocab, 32, 8, 99, &warm);
+    enum err e = run_once(&b->l, b->hp.vocab, 32, 8, 99, 1, &warm);
+    double dot = b->dot_gops[b->dot];
     if (json)
         printf("{\"read_gbs\":%.2f,\"int8_gops\":%.1f,\"bf16_gops\":%.1f,\"fp32_gops\":%.1f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[",
                b->ceiling_gbs, b->dot_gops[CEILING_INT8], b->dot_gops[CEILING_BF16], b->dot_gops[CEILING_FP32], b->threads, b->l.served[0].tp, b->l.served[0].pp, (unsigned long long)b->weights_bytes);
-    for (unsigned i = 0; i < n_p + n_n && e == ERR_OK; i++) {
-        bool prompt = i < n_p;
-        long k = prompt ? p[i] : n[i - n_p];
+    for (unsigned i = 0; i < n_tests && e == ERR_OK; i++) {
+        const struct test *t = &tests[i];
         double speed = 0;
-        cli_progress(prompt ? "prompt" : "generation", (double)i / (n_p + n_n));
-        e = measure(b, prompt, k, &speed);
+        cli_progress(t->prompt ? "prompt" : "generation", (double)i / n_tests);
+        e = measure(b, t, &speed);
         if (e != ERR_OK)
             break;
-        double gbs = prompt ? 0 : speed * (double)b->weights_bytes / 1e9, gflops = speed * (b->flops_layers + b->flops_head / (prompt ? (double)k : 1)) / 1e9;
-        char c[6][32];
-        snprintf(c[0], 32, "%s %ld", prompt ? "prompt" : "generate", k);
-        snprintf(c[1], 32, "%.1f", speed);
+        double gbs = t->prompt ? 0 : speed * bytes_per_token(b, t) / 1e9, gflops = speed * (b->flops_layers + b->flops_head / (t->prompt ? (double)t->n : 1)) / 1e9;
+        char c[6][48];
+        name_of(t, c[0], sizeof(c[0]));
+        snprintf(c[1], sizeof(c[1]), "%.1f", speed);
         c[2][0] = c[3][0] = c[5][0] = '\0';
-        double dot = b->dot_gops[b->dot];
-        if (prompt && dot > 0)
-            snprintf(c[5], 32, "%.0f%% of %s", 100 * gflops / dot, dots[b->dot]);
-        if (!prompt) {
-            snprintf(c[2], 32, "%.1f", gbs);
-            snprintf(c[3], 32, "%.0f%%", 100 * gbs / b->ceiling_gbs);
+        if ((t->prompt || t->seqs > 1) && dot > 0)
+            snprintf(c[5], sizeof(c[5]), "%.0f%% of %s", 100 * gflops / dot, dots[b->dot]);
+        if (!t->prompt) {
+            snprintf(c[2], sizeof(c[2]), "%.1f", gbs);
+            snprintf(c[3], sizeof(c[3]), "%.0f%%", 100 * gbs / b->ceiling_gbs);
         }
-        snprintf(c[4], 32, "%.0f", gflops);
+        snprintf(c[4], sizeof(c[4]), "%.0f", gflops);
         if (json)
-            printf("%s{\"test\":\"%s\",\"tokens\":%ld,\"tokens_per_s\":%.3f,\"gbs\":%.3f,\"read_share\":%.4f,\"gflops\":%.2f,\"dot_share\":%.4f}", i ? "," : "",
-                   prompt ? "prompt" : "generate", k, speed, gbs, gbs / b->ceiling_gbs, gflops, dot > 0 ? gflops / dot : 0);
-        cli_table_row(t, c[0], c[1], c[2], c[3], c[4], c[5]);
+            printf("%s{\"test\":\"%s\",\"tokens\":%ld,\"sequences\":%ld,\"depth\":%ld,\"tokens_per_s\":%.3f,\"gbs\":%.3f,\"read_share\":%.4f,\"gflops\":%.2f,\"dot_share\":%.4f}",
+                   i ? "," : "", t->prompt ? "prompt" : "generate", t->n, t->seqs, t->depth, speed, gbs, gbs / b->ceiling_gbs, gflops, dot > 0 ? gflops / dot : 0);
+        cli_table_row(table, c[0], c[1], c[2], c[3], c[4], c[5]);
     }
     cli_progress_end();
     if (json) {
@@ -165,15 +233,15 @@ static enum err run_tests(struct bench *b, const long *p, unsigned n_p, const lo
     printf("ceilings with %u threads: read %.1f GB/s, int8 %.0f, bf16 %.0f, fp32 %.0f GOP/s; weights %s; tp %u, pp %u\n", b->threads, b->ceiling_gbs,
            b->dot_gops[CEILING_INT8], b->dot_gops[CEILING_BF16], b->dot_gops[CEILING_FP32], cli_bytes(b->weights_bytes, w), b->l.served[0].tp,
            b->l.served[0].pp);
-    cli_table_print(&t);
+    cli_table_print(&table);
     return e;
 }
 
 int cmd_bench_model(struct options *o, int argc, char **argv)
 {
-    const char *p_text = "512", *n_text = "64", *r_text = "3", *output = "table";
-    const struct cli_flag flags[] = {{"--prompt", "-p", &p_text, NULL}, {"--generate", "-n", &n_text, NULL}, {"--reps", "-r", &r_text, NULL},
-                                     {"--output", "-o", &output, NULL}};
+    const char *p_text = "512", *n_text = "64", *c_text = "1", *d_text = "0", *r_text = "3", *output = "table";
+    const struct cli_flag flags[] = {{"--prompt", "-p", &p_text, NULL}, {"--generate", "-n", &n_text, NULL}, {"--concurrency", "-c", &c_text, NULL},
+                                     {"--depth", "-d", &d_text, NULL},  {"--reps", "-r", &r_text, NULL},     {"--output", "-o", &output, NULL}};
     if (!cli_flags("bench model", flags, ARRAY_LEN(flags), o, OPTION_SERVE, &argc, argv))
         return CLI_USAGE;
     bool json;
@@ -181,10 +249,22 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
         return CLI_USAGE;
     if (argc != 2)
         return cli_usage("bench model", "name one GGUF file");
-    long p[TESTS_MAX], n[TESTS_MAX], reps;
-    unsigned n_p = cli_numbers("bench model", "-p", p_text, 1, p, TESTS_MAX), n_n = cli_numbers("bench model", "-n", n_text, 2, n, TESTS_MAX);
-    if (!n_p || !n_n || cli_numbers("bench model", "-r", r_text, 1, &reps, 1) != 1)
+    long p[TESTS_MAX], n[TESTS_MAX], c[TESTS_MAX], d[TESTS_MAX], reps;
+    unsigned n_p = cli_numbers("bench model", "-p", p_text, 0, p, TESTS_MAX), n_n = cli_numbers("bench model", "-n", n_text, 2, n, TESTS_MAX),
+             n_c = cli_numbers("bench model", "-c", c_text, 1, c, TESTS_MAX), n_d = cli_numbers("bench model", "-d", d_text, 0, d, TESTS_MAX), n_tests = 0;
+    if (!n_p || !n_n || !n_c || !n_d || cli_numbers("bench model", "-r", r_text, 1, &reps, 1) != 1)
         return CLI_USAGE;
+    struct test tests[TESTS_MAX + TESTS_MAX * TESTS_MAX];
+    for (unsigned i = 0; i < n_p; i++)
+        if (p[i] > 0)
+            tests[n_tests++] = (struct test){.prompt = true, .n = p[i], .seqs = 1};
+    if (n_n * n_c * n_d > TESTS_MAX * TESTS_MAX)
+        return cli_usage("bench model", "at most %d tests of generation", TESTS_MAX * TESTS_MAX);
+    for (unsigned i = 0; i < n_n * n_c * n_d; i++) {
+        tests[n_tests++] = (struct test){.n = n[i % n_n], .seqs = c[i / n_n % n_c], .depth = d[i / n_n / n_c]};
+        if (c[i / n_n % n_c] > SEQS_MAX)
+            return cli_usage("bench model", "-c: at most %d sequences together", SEQS_MAX);
+    }
     struct bench b = {.reps = (unsigned)MIN(reps, REPS_MAX)};
     enum err e = gguf_open(argv[1], &b.g);
     if (e != ERR_OK)
@@ -193,13 +273,16 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
         gguf_close(&b.g);
         return cli_fail("bench model", "%s: %s", argv[1], err_detail());
     }
-    struct describe d;
-    describe_file(b.g, &b.hp, &d);
-    b.weights_bytes = d.weights_bytes;
+    struct describe file;
+    describe_file(b.g, &b.hp, &file);
+    b.weights_bytes = file.weights_bytes;
     const struct gguf_tensor *embd = gguf_tensor(b.g, "token_embd.weight");
     if (!b.hp.tied_embeddings && embd)
         b.weights_bytes -= embd->bytes; /* of an untied embedding a token reads one row */
     count_flops(&b);
+    struct shard_split whole;
+    if (shard_split_init(&b.hp, 1, 1, NULL, 0, NULL, 0, &whole) == ERR_OK)
+        b.kv_bytes = (double)shard_kv_block_bytes(&b.hp, &whole, (enum kv_type)o->kv_type, 0, 0) / SHARD_KV_BLOCK;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t workers = o->tp * o->pp * o->replicas;
     b.threads = (unsigned)MIN(o->threads ? o->threads * workers : cores, cores);
@@ -210,7 +293,7 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
     b.dot = dot_of(b.g);
     e = local_start(o, &argv[1], 1, true, &b.l);
     if (e == ERR_OK) {
-        e = run_tests(&b, p, n_p, n, n_n, json);
+        e = run_tests(&b, tests, n_tests, json);
         local_stop(&b.l);
     }
     gguf_close(&b.g);

@@ -38,8 +38,10 @@ const struct cli_command cli_commands[] = {
      "  --context FILE        a JSON object: messages, tools, add_generation_prompt, bos_token ...; - for standard input\n"
      "  --now SECONDS         the time that strftime_now shows, since 1970 (default: now)\n", 0, cmd_template},
     {"bench model", "MODEL.gguf", "prompt and generation speed, against the machine's memory ceiling",
-     "  -p N[,N...]           prompt lengths (default 512)\n"
+     "  -p N[,N...]           prompt lengths (default 512; 0: none)\n"
      "  -n N[,N...]           generated tokens (default 64)\n"
+     "  -c N[,N...]           so many sequences together (default 1)\n"
+     "  -d N[,N...]           after a context of so many tokens (default 0)\n"
      "  -r N                  repetitions; the median is shown (default 3)\n"
      "  -o json               print JSON\n", SERVE, cmd_bench_model},
     {"bench serve", "--url URL", "load a server that speaks the OpenAI dialect; time to first token and between tokens",

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ROW_UNIT = 16, ATTN_TOKENS = 32, UNPACK_ALONE = 4, PART_ALIGN = 64, QB = KERNELS_Q_BLOCK };
+enum { ROW_UNIT = 16, PIECES = 8 /* of a thread's stretch of a matrix */, ATTN_TOKENS = 32, UNPACK_ALONE = 4, PART_ALIGN = 64, QB = KERNELS_Q_BLOCK };
 
 /* How the input of o or down gets from the ranks that made its columns to all of them. */
 enum act_mode {
@@ -54,27 +54,49 @@ static struct kernels_act act_view(const struct forward_act *a, uint32_t n, uint
 
 static void job_rows(const struct forward *f, const struct job *j, const struct kernels_act *x, uint32_t begin, uint32_t end)
 {
-    if (begin >= end)
-        return;
     f->cfg.k->matmul(j->w, x, begin, end, j->y, j->stride);
     if (j->bias)
         for (uint32_t i = 0; i < x->n; i++)
             f->cfg.k->add(j->y + i * j->stride + begin, j->bias + begin, end - begin);
 }
 
-/* The rows of all jobs in one line, in units of 16; a thread takes one stretch of it. */
-static void matmul(const struct forward *f, unsigned ith, unsigned nth, const struct job *jobs, uint32_t n_jobs, const struct kernels_act *x)
+/* ---- shares: rows in units of 16, two by two where a kernel works on pairs */
+
+static uint32_t units_of(uint32_t rows)
 {
-    uint32_t total = 0, begin, end, at = 0;
-    for (uint32_t j = 0; j < n_jobs; j++)
-        total += (jobs[j].w->rows + ROW_UNIT - 1) / ROW_UNIT;
-    pool_part(total, 1, ith, nth, &begin, &end);
-    for (uint32_t j = 0; j < n_jobs; j++) {
-        uint32_t rows = jobs[j].w->rows, units = (rows + ROW_UNIT - 1) / ROW_UNIT;
-        uint32_t b = MAX(begin, at) - at, e = MIN(end, at + units);
-        if (b + at < e)
-            job_rows(f, &jobs[j], x, b * ROW_UNIT, MIN((e - at) * ROW_UNIT, rows));
-        at += units;
+    return (rows + ROW_UNIT - 1) / ROW_UNIT;
+}
+
+/* Thread 0, while no thread takes of it; a barrier follows before one does. */
+static void refill(struct forward *f, enum forward_product p)
+{
+    static const uint32_t ffn_units = SHARD_FFN_UNIT / ROW_UNIT;
+    const struct weights *w = f->cfg.w;
+    const struct weights_layer *L = w->layers; /* all layers are alike */
+    uint32_t n = p == FORWARD_QKV    ? units_of(L->q.rows) + units_of(L->k.rows) + units_of(L->v.rows)
+                 : p == FORWARD_O    ? units_of(L->o.rows)
+                 : p == FORWARD_FFN  ? units_of(f->own.ffn.n)
+                 : p == FORWARD_DOWN ? units_of(L->down.rows)
+                                     : units_of(w->head.rows);
+    pool_share_set(f->share[p], pool_n_threads(f->cfg.pool), n, ffn_units);
+    f->piece[p] = ROUND_UP(MAX(n / (pool_n_threads(f->cfg.pool) * PIECES), 1u), ffn_units);
+}
+
+static bool take(struct forward *f, enum forward_product p, unsigned ith, unsigned nth, uint32_t *begin, uint32_t *end)
+{
+    return pool_share_take(f->share[p], ith, nth, f->piece[p], begin, end);
+}
+
+/* The rows of all jobs in one line, in units of 16. */
+static void matmul(struct forward *f, enum forward_product p, unsigned ith, unsigned nth, const struct job *jobs, uint32_t n_jobs, const struct kernels_act *x)
+{
+    uint32_t begin, end;
+    while (take(f, p, ith, nth, &begin, &end)) {
+        for (uint32_t j = 0, at = 0; j < n_jobs; at += units_of(jobs[j++].w->rows)) {
+            uint32_t rows = jobs[j].w->rows, b = MAX(begin, at) - at, e = end > at ? MIN(end - at, units_of(rows)) : 0;
+            if (b < e)
+                job_rows(f, &jobs[j], x, b * ROW_UNIT, MIN(e * ROW_UNIT, rows));
+        }
     }
 }
 
@@ -174,15 +196,17 @@ static bool gather_cols(struct forward *f, unsigned ith, unsigned nth, const str
 }
 
 /* o or down: this rank's output rows from the whole f->a, then everybody's. */
-static bool project_and_gather(struct forward *f, unsigned ith, unsigned nth, const struct kernels_weight *w, const float *bias, uint32_t k)
+static bool project_and_gather(struct forward *f, enum forward_product p, unsigned ith, unsigned nth, const struct kernels_weight *w, const float *bias, uint32_t k)
 {
     size_t off[SHARD_TP_MAX], len[SHARD_TP_MAX];
     uint32_t n = f->b->n_tok;
     part_layout(f, &f->dim, false, n, off, len);
     struct job j = {w, bias, (float *)((uint8_t *)f->out + off[f->cfg.tp_rank]), f->own.dim_rows.n};
     struct kernels_act x = act_view(&f->a, n, k);
-    matmul(f, ith, nth, &j, 1, &x);
+    matmul(f, p, ith, nth, &j, 1, &x);
     SYNC(f);
+    if (ith == 0)
+        refill(f, p);
     if (f->tp > 1) {
         if (ith == 0)
             f->err = comm_allgather(f->comm, f->out, off, len);
@@ -296,23 +320,24 @@ static void attend(struct forward *f, unsigned ith, unsigned nth, uint32_t layer
     }
 }
 
-/* gate and up of a stretch of columns, then SwiGLU and quantisation of the same columns: no barrier between. */
+/* gate and up of a piece of the columns, then SwiGLU and quantisation of the same columns: no barrier between. */
 static void feed(struct forward *f, unsigned ith, unsigned nth, const struct weights_layer *L, const struct act_part *part, enum act_mode mode)
 {
     uint32_t n = f->b->n_tok, cols = f->own.ffn.n, begin, end;
     const struct kernels *k = f->cfg.k;
     struct kernels_act x = act_view(&f->h, n, f->cfg.hp->dim);
-    pool_part(cols, SHARD_FFN_UNIT, ith, nth, &begin, &end);
-    if (begin >= end)
-        return;
-    k->matmul(&L->gate, &x, begin, end, f->gate, cols);
-    k->matmul(&L->up, &x, begin, end, f->up, cols);
     float *tmp = f->scratch + ith * f->scratch_each;
-    for (size_t i = 0; i < n; i++) {
-        float *y = mode == ACT_Q8 ? tmp : part->f32 + i * part->stride + begin;
-        k->swiglu(f->gate + i * cols + begin, f->up + i * cols + begin, end - begin, y);
-        if (mode == ACT_Q8)
-            k->quantize(y, end - begin, part->q + i * part->stride + begin, part->d + i * part->d_stride + begin / QB);
+    while (take(f, FORWARD_FFN, ith, nth, &begin, &end)) {
+        begin *= ROW_UNIT;
+        end = MIN(end * ROW_UNIT, cols);
+        k->matmul(&L->gate, &x, begin, end, f->gate, cols);
+        k->matmul(&L->up, &x, begin, end, f->up, cols);
+        for (size_t i = 0; i < n; i++) {
+            float *y = mode == ACT_Q8 ? tmp : part->f32 + i * part->stride + begin;
+            k->swiglu(f->gate + i * cols + begin, f->up + i * cols + begin, end - begin, y);
+            if (mode == ACT_Q8)
+                k->quantize(y, end - begin, part->q + i * part->stride + begin, part->d + i * part->d_stride + begin / QB);
+        }
     }
 }
 
@@ -395,21 +420,27 @@ static void stage_pass(void *arg, unsigned ith, unsigned nth)
 
         struct kernels_act h = act_view(&f->h, n, hp->dim);
         struct job qkv[3] = {{&L->q, L->q_bias, f->qkv, stride}, {&L->k, L->k_bias, f->qkv + nq, stride}, {&L->v, L->v_bias, f->qkv + nq + nk, stride}};
-        matmul(f, ith, nth, qkv, 3, &h);
+        matmul(f, FORWARD_QKV, ith, nth, qkv, 3, &h);
         SYNC(f);
+        if (ith == 0)
+            refill(f, FORWARD_QKV);
         rotate_and_store(f, ith, nth, l);
 
         enum act_mode mode = mode_of(f, &L->o, &f->heads);
         struct act_part part = own_part(f, &f->heads, mode, n);
         attend(f, ith, nth, l, &part, mode);
-        if (!gather_cols(f, ith, nth, &f->heads, mode) || !project_and_gather(f, ith, nth, &L->o, L->o_bias, f->heads.k))
+        if (!gather_cols(f, ith, nth, &f->heads, mode) || !project_and_gather(f, FORWARD_O, ith, nth, &L->o, L->o_bias, f->heads.k))
             return;
         add_and_norm(f, ith, nth, L->ffn_norm, ffn_q8(f, L));
 
         mode = mode_of(f, &L->down, &f->ffn);
         part = own_part(f, &f->ffn, mode, n);
         feed(f, ith, nth, L, &part, mode);
-        if (!gather_cols(f, ith, nth, &f->ffn, mode) || !project_and_gather(f, ith, nth, &L->down, NULL, f->ffn.k))
+        if (!gather_cols(f, ith, nth, &f->ffn, mode))
+            return;
+        if (ith == 0)
+            refill(f, FORWARD_FFN);
+        if (!project_and_gather(f, FORWARD_DOWN, ith, nth, &L->down, NULL, f->ffn.k))
             return;
         const struct weights_layer *next = l + 1 < w->n_layers ? L + 1 : NULL;
         add_and_norm(f, ith, nth, next ? next->attn_norm : NULL, next && attn_q8(f, next));
@@ -423,6 +454,8 @@ enum err forward_run(struct forward *f, const struct batch *b)
     ASSERT(b->n_tok > 0 && b->n_tok <= f->cfg.batch_cap);
     f->b = b;
     f->err = ERR_OK;
+    for (int p = 0; p < FORWARD_HEAD; p++)
+        refill(f, (enum forward_product)p); /* a pass that failed may have left some */
     if (f->cfg.stage == 0) {
         memset(f->embd_n, 0, sizeof(f->embd_n));
         for (uint32_t i = 0; i < b->n_tok; i++) {
@@ -447,13 +480,14 @@ static void head_pass(void *arg, unsigned ith, unsigned nth)
     SYNC(f);
     struct job j = {&f->cfg.w->head, NULL, f->logits, f->logits_stride};
     struct kernels_act x = act_view(&f->hh, f->head_rows, dim);
-    matmul(f, ith, nth, &j, 1, &x);
+    matmul(f, FORWARD_HEAD, ith, nth, &j, 1, &x);
 }
 
 void forward_head(struct forward *f, uint32_t n)
 {
     ASSERT(n > 0 && n <= f->cfg.rows_cap);
     f->head_rows = n;
+    refill(f, FORWARD_HEAD);
     pool_run(f->cfg.pool, head_pass, f);
 }
 
@@ -509,6 +543,8 @@ static void carve_all(struct forward *f)
     f->out = carve(f, n * hp->dim + f->tp * PART_ALIGN, sizeof(float));
     f->scratch_each = ROUND_UP((size_t)MAX((uint32_t)KERNELS_ATTN_SCRATCH, f->own.ffn.n), (size_t)16);
     f->scratch = carve(f, f->scratch_each * pool_n_threads(f->cfg.pool), sizeof(float));
+    for (int p = 0; p < FORWARD_PRODUCTS; p++)
+        f->share[p] = carve(f, pool_n_threads(f->cfg.pool), sizeof(*f->share[p]));
     f->embd_rank = carve(f, n, sizeof(*f->embd_rank));
     f->embd_idx = carve(f, n, sizeof(*f->embd_idx));
     if (last) {

@@ -1,7 +1,7 @@
 /* The forward pass of one rank: a batch goes in, the residual stream of its tokens comes out; rows of the residual go through the
  * head and become logits.
  *
- * SPMD: every thread of the pool runs the whole pass on its part (rows of matrices, heads, tokens); barriers join the stages of a
+ * SPMD: every thread of the pool runs the whole pass on its part (rows of matrices, which it takes piece by piece, heads, tokens); barriers join the stages of a
  * layer, 8 a layer with tp 1. Thread 0 also does the collectives. Every matrix is cut by output rows (model/shard.h), so each output is summed by one thread
  * of one rank in the order of kernels.h: the bits depend on nothing but weights and tokens.
  *
@@ -36,6 +36,9 @@ struct forward_cols {
     bool aligned;        /* every rank's range begins at a multiple of the quantisation block */
     struct shard_range r[SHARD_TP_MAX];
 };
+/* The products of a pass, each shared out over the threads by rows. */
+enum forward_product { FORWARD_QKV, FORWARD_O, FORWARD_FFN /* gate and up */, FORWARD_DOWN, FORWARD_HEAD, FORWARD_PRODUCTS };
+
 /* An activation as a matmul reads it. */
 struct forward_act {
     uint32_t stride;     /* elements from token to token */
@@ -53,6 +56,8 @@ struct forward {
     const struct batch *b;     /* of the pass that runs */
     enum err err;              /* written by thread 0 between barriers */
     atomic_uint next_item;     /* of attention */
+    struct pool_share *share[FORWARD_PRODUCTS]; /* what is left of each: full again before the next layer comes to it */
+    uint32_t piece[FORWARD_PRODUCTS];           /* taken at a time */
     uint32_t head_rows;
 
     double *inv_freq;          /* [rope_dims / 2] */

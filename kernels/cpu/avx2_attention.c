@@ -48,7 +48,7 @@ static void widen(enum kv_type type, const uint8_t *p, uint32_t n, uint32_t n_pa
         break;
     case KV_Q8_0:
         for (; i < n; i += 32, p += 34) {
-            __m256 d = _mm256_set1_ps(half_from_f16(half_load16(p)));
+            __m256 d = _mm256_cvtph_ps(_mm_set1_epi16((short)half_load16(p)));
             CPU_UNROLL
             for (int v = 0; v < 32; v += 8) {
                 __m256i w = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 2 + v)));
@@ -98,36 +98,53 @@ static void widen_block(struct work *w, uint32_t p0, uint32_t n, uint32_t next, 
         for (size_t i = 0; i < BLOCK * row; i += 64)
             _mm_prefetch((const char *)q + i, _MM_HINT_T0);
     }
+    if (pad == dim) { /* rows follow each other without gaps */
+        widen(a->type, p, n * dim, n * dim, w->kv);
+        return;
+    }
     for (uint32_t i = 0; i < n; i++)
         widen(a->type, p + i * row, dim, pad, w->kv + i * pad);
 }
 
-/* Chains c and c + 8 of four positions, already added: the first level of the tree. */
-CPU_INLINE void dots4(const float *q, const float *k, uint32_t dim, __m256 *r)
+/* The two halves of the chains, c and c + 8, of P positions with Q queries (DIM apart), added: the first level of the tree. r [Q][stride]. As many chains as hide the
+ * latency of an addition, 8, and as many operands as registers hold: both halves at once, or with 4 queries one after the other. */
+CPU_INLINE void dots(int Q, int P, const float *q, const float *k, uint32_t dim, __m256 *r, int stride)
 {
-    __m256 lo[4], hi[4];
+    const int halves = Q * P > 4 ? 1 : 2;
     CPU_UNROLL
-    for (int p = 0; p < 4; p++)
-        lo[p] = hi[p] = _mm256_setzero_ps();
-    for (uint32_t i = 0; i < dim; i += 16) {
-        __m256 q0 = _mm256_loadu_ps(q + i), q1 = _mm256_loadu_ps(q + i + 8);
+    for (int first = 0; first < 2; first += halves) {
+        __m256 c[4][4][2];
         CPU_UNROLL
-        for (int p = 0; p < 4; p++) {
-            lo[p] = _mm256_fmadd_ps(q0, _mm256_loadu_ps(k + p * dim + i), lo[p]);
-            hi[p] = _mm256_fmadd_ps(q1, _mm256_loadu_ps(k + p * dim + i + 8), hi[p]);
+        for (int i = 0; i < Q * P * halves; i++)
+            c[i / halves / P][i / halves % P][i % halves] = _mm256_setzero_ps();
+        for (uint32_t i = 0; i < dim; i += 16) {
+            CPU_UNROLL
+            for (int h = 0; h < halves; h++) {
+                __m256 kv[4];
+                CPU_UNROLL
+                for (int p = 0; p < P; p++)
+                    kv[p] = _mm256_loadu_ps(k + (size_t)p * dim + i + 8 * (first + h));
+                CPU_UNROLL
+                for (int n = 0; n < Q; n++) {
+                    __m256 v = _mm256_loadu_ps(q + n * DIM + i + 8 * (first + h));
+                    CPU_UNROLL
+                    for (int p = 0; p < P; p++)
+                        c[n][p][h] = _mm256_fmadd_ps(v, kv[p], c[n][p][h]);
+                }
+            }
+        }
+        CPU_UNROLL
+        for (int i = 0; i < Q * P; i++) {
+            __m256 *out = &r[i / P * stride + i % P];
+            *out = halves == 2 ? _mm256_add_ps(c[i / P][i % P][0], c[i / P][i % P][1]) : first ? _mm256_add_ps(*out, c[i / P][i % P][0]) : c[i / P][i % P][0];
         }
     }
-    CPU_UNROLL
-    for (int p = 0; p < 4; p++)
-        r[p] = _mm256_add_ps(lo[p], hi[p]);
 }
 
-/* The scores of 8 positions: the tree's other levels are transposing additions (i with i + 4, i + 2, i + 1). */
-static __m256 dots8(const float *q, const float *k, uint32_t dim)
+/* The other levels of the tree, of 8 positions at once: transposing additions (i with i + 4, i + 2, i + 1). */
+CPU_INLINE __m256 tree8(const __m256 *r)
 {
-    __m256 r[8], u[4];
-    dots4(q, k, dim, r);
-    dots4(q, k + 4 * dim, dim, r + 4);
+    __m256 u[4];
     CPU_UNROLL
     for (int p = 0; p < 4; p++)
         u[p] =
@@ -141,17 +158,51 @@ static __m256 dots8(const float *q, const float *k, uint32_t dim)
     return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
 }
 
-static void scores(struct work *w, uint32_t r0, uint32_t n)
+/* The scores of Q queries with 8 positions. */
+CPU_INLINE void scores8(int Q, const float *q, const float *k, uint32_t dim, __m256 scale, float *s)
+{
+    const int P = Q == 1 ? 4 : 2;
+    __m256 r[4 * 8];
+    CPU_UNROLL
+    for (int p = 0; p < 8; p += P)
+        dots(Q, P, q, k + (size_t)p * dim, dim, r + p, 8);
+    CPU_UNROLL
+    for (int n = 0; n < Q; n++)
+        _mm256_storeu_ps(s + n * RANGE, _mm256_mul_ps(tree8(r + 8 * n), scale));
+}
+
+/* dim: w->dim_pad, a constant for the sizes that most models have, so that its loops vanish. */
+CPU_INLINE void scores_of(uint32_t dim, struct work *w, uint32_t r0, uint32_t n)
 {
     __m256 scale = _mm256_set1_ps(w->a->scale);
     for (uint32_t p = 0; p < n; p += BLOCK) {
-        uint32_t have = MIN(n - p, (uint32_t)BLOCK);
+        uint32_t have = MIN(n - p, (uint32_t)BLOCK), from = 0; /* queries see more positions, not fewer, from one to the next */
         widen_block(w, r0 + p, have, r0 + (p + BLOCK < n ? p + BLOCK : p), false);
-        for (uint32_t i = 0; i < w->n_q; i++)
-            for (uint32_t v = 0; v < have && w->n_pos[i] > r0 + p + v; v += 8)
-                _mm256_storeu_ps(w->s + i * RANGE + p + v,
-                                 _mm256_mul_ps(dots8(w->q + i * DIM, w->kv + v * w->dim_pad, w->dim_pad), scale));
+        for (uint32_t v = 0; v < have; v += 8) {
+            const float *k = w->kv + v * dim;
+            while (w->n_pos[from] <= r0 + p + v)
+                from++;
+            uint32_t i = from;
+            const float *q = w->q + i * DIM;
+            float *s = w->s + i * RANGE + p + v;
+            for (; i + 4 <= w->n_q; i += 4, q += 4 * DIM, s += 4 * RANGE)
+                scores8(4, q, k, dim, scale, s);
+            if (i + 2 <= w->n_q) {
+                scores8(2, q, k, dim, scale, s);
+                i += 2, q += 2 * DIM, s += 2 * RANGE;
+            }
+            if (i < w->n_q)
+                scores8(1, q, k, dim, scale, s);
+        }
     }
+}
+static void scores_64(struct work *w, uint32_t r0, uint32_t n)
+{
+    scores_of(64, w, r0, n);
+}
+static void scores_any(struct work *w, uint32_t r0, uint32_t n)
+{
+    scores_of(w->dim_pad, w, r0, n);
 }
 
 /* s becomes exp(s - m). Lanes past n hold what no later step reads. */
@@ -175,28 +226,58 @@ static float exponentials(float *s, uint32_t n)
     return top;
 }
 
-/* o[0..8V) += p[i] v[i][0..8V) for n positions in order; *l too when given. */
-CPU_INLINE void add_values(int V, const float *p, uint32_t n, const float *v, uint32_t stride, float *o, float *l)
+/* Of Q queries (p RANGE apart, o DIM apart): o[0..8V) += p[i] v[i][0..8V) for n positions in order; *l += p[i], too, when given. */
+CPU_INLINE void add_values(int Q, int V, const float *p, uint32_t n, const float *v, uint32_t stride, float *o, float *l)
 {
-    __m256 acc[8], sum = _mm256_setzero_ps();
-    if (l)
-        sum = _mm256_set1_ps(*l);
+    __m256 acc[2][8], sum[2];
     CPU_UNROLL
-    for (int j = 0; j < V; j++)
-        acc[j] = _mm256_loadu_ps(o + 8 * j);
-    for (uint32_t i = 0; i < n; i++, v += stride) {
-        __m256 e = _mm256_set1_ps(p[i]);
-        if (l)
-            sum = _mm256_add_ps(sum, e);
+    for (int q = 0; q < Q; q++) {
+        sum[q] = l ? _mm256_set1_ps(l[q]) : _mm256_setzero_ps();
         CPU_UNROLL
         for (int j = 0; j < V; j++)
-            acc[j] = _mm256_fmadd_ps(e, _mm256_loadu_ps(v + 8 * j), acc[j]);
+            acc[q][j] = _mm256_loadu_ps(o + q * DIM + 8 * j);
+    }
+    for (uint32_t i = 0; i < n; i++, v += stride) {
+        __m256 e[2];
+        CPU_UNROLL
+        for (int q = 0; q < Q; q++) {
+            e[q] = _mm256_set1_ps(p[q * RANGE + i]);
+            if (l)
+                sum[q] = _mm256_add_ps(sum[q], e[q]);
+        }
+        CPU_UNROLL
+        for (int j = 0; j < V; j++) {
+            __m256 x = _mm256_loadu_ps(v + 8 * j);
+            CPU_UNROLL
+            for (int q = 0; q < Q; q++)
+                acc[q][j] = _mm256_fmadd_ps(e[q], x, acc[q][j]);
+        }
     }
     CPU_UNROLL
-    for (int j = 0; j < V; j++)
-        _mm256_storeu_ps(o + 8 * j, acc[j]);
-    if (l)
-        *l = _mm256_cvtss_f32(sum);
+    for (int q = 0; q < Q; q++) {
+        CPU_UNROLL
+        for (int j = 0; j < V; j++)
+            _mm256_storeu_ps(o + q * DIM + 8 * j, acc[q][j]);
+        if (l)
+            l[q] = _mm256_cvtss_f32(sum[q]);
+    }
+}
+
+/* All columns of Q queries: 8 sums at a time hide the latency of an addition. */
+CPU_INLINE void block_values(int Q, struct work *w, uint32_t i, uint32_t p, uint32_t n)
+{
+    const float *e = w->s + i * RANGE + p;
+    float *o = w->o + i * DIM, *l = &w->l[i];
+    const uint32_t wide = Q == 2 ? 32 : 64;
+    uint32_t j = 0, dim = w->dim_v_pad;
+    for (; j + wide <= dim; j += wide, l = NULL) {
+        if (l)
+            add_values(Q, Q == 2 ? 4 : 8, e, n, w->kv + j, dim, o + j, l);
+        else
+            add_values(Q, Q == 2 ? 4 : 8, e, n, w->kv + j, dim, o + j, NULL);
+    }
+    for (; j < dim; j += 16, l = NULL)
+        add_values(Q, 2, e, n, w->kv + j, dim, o + j, l);
 }
 
 static void values(struct work *w, uint32_t r0, uint32_t n)
@@ -206,26 +287,17 @@ static void values(struct work *w, uint32_t r0, uint32_t n)
         memset(w->o + i * DIM, 0, w->dim_v_pad * sizeof *w->o);
     }
     for (uint32_t p = 0; p < n; p += BLOCK) {
-        uint32_t have = MIN(n - p, (uint32_t)BLOCK);
+        uint32_t have = MIN(n - p, (uint32_t)BLOCK), step;
         widen_block(w, r0 + p, have, r0 + (p + BLOCK < n ? p + BLOCK : p), true);
-        for (uint32_t i = 0; i < w->n_q; i++) {
-            if (w->n_pos[i] <= r0 + p)
-                continue;
-            uint32_t m = MIN(have, w->n_pos[i] - r0 - p), j = 0;
-            const float *e = w->s + i * RANGE + p;
-            float *o = w->o + i * DIM;
-            for (; j + 64 <= w->dim_v_pad; j += 64) {
-                if (j == 0)
-                    add_values(8, e, m, w->kv, w->dim_v_pad, o, &w->l[i]);
-                else
-                    add_values(8, e, m, w->kv + j, w->dim_v_pad, o + j, NULL);
-            }
-            for (; j < w->dim_v_pad; j += 16) {
-                if (j == 0)
-                    add_values(2, e, m, w->kv, w->dim_v_pad, o, &w->l[i]);
-                else
-                    add_values(2, e, m, w->kv + j, w->dim_v_pad, o + j, NULL);
-            }
+        for (uint32_t i = 0; i < w->n_q; i += step) {
+            uint32_t seen = w->n_pos[i] > r0 + p ? MIN(have, w->n_pos[i] - r0 - p) : 0;
+            step = i + 1 < w->n_q && MIN(have, w->n_pos[i + 1] - r0 - p) == seen ? 2 : 1;
+            if (seen == 0)
+                step = 1;
+            else if (step == 2)
+                block_values(2, w, i, p, seen);
+            else
+                block_values(1, w, i, p, seen);
         }
     }
 }
@@ -264,7 +336,7 @@ static void queries(struct work *w, uint32_t h0, uint32_t nh, uint32_t t0, uint3
     uint32_t last = w->n_pos[w->n_q - 1];
     for (uint32_t r0 = 0; r0 < last; r0 += RANGE) {
         uint32_t n = MIN(last - r0, (uint32_t)RANGE);
-        scores(w, r0, n);
+        (w->dim_pad == 64 ? scores_64 : scores_any)(w, r0, n);
         for (uint32_t i = 0; i < w->n_q; i++)
             if (w->n_pos[i] > r0)
                 w->m[i] = exponentials(w->s + i * RANGE, MIN(w->n_pos[i] - r0, (uint32_t)RANGE));

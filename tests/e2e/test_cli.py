@@ -198,15 +198,23 @@ def test_key_makes_files_for_its_owner_only(home):
 
 
 def test_bench_model_compares_with_the_memory(home):
-    r = racklm("bench", "model", DEMO, "-p", "64", "-n", "16", "-r", "1", "-o", "json", env=home)
+    r = racklm("bench", "model", DEMO, "-p", "64", "-n", "16", "-c", "1,4", "-d", "0,96", "-r", "1", "--kv-type", "f32", "-o", "json", env=home)
     assert r.returncode == 0, r.stderr
     j = json.loads(r.stdout)
-    assert j["read_gbs"] > 0 and [(t["test"], t["tokens"]) for t in j["tests"]] == [("prompt", 64), ("generate", 16)]
+    assert j["read_gbs"] > 0
+    assert [(t["test"], t["tokens"], t["sequences"], t["depth"]) for t in j["tests"]] == [("prompt", 64, 1, 0)] + [("generate", 16, c, d) for d in (0, 96) for c in (1, 4)]
     for t in j["tests"]:
         assert t["tokens_per_s"] > 0 and t["gflops"] > 0
-    gen = j["tests"][1]
-    assert abs(gen["gbs"] - gen["tokens_per_s"] * j["weights_bytes"] / 1e9) < 0.01 * gen["gbs"] + 0.002
-    assert abs(gen["read_share"] - gen["gbs"] / j["read_gbs"]) < 0.01
+    # A token reads the weights, which the sequences of a step share, and the keys and values of its own positions: a number of bytes for each that all tests agree on.
+    kv = [(t["gbs"] * 1e9 / t["tokens_per_s"] - j["weights_bytes"] / t["sequences"]) / (t["depth"] + t["tokens"] / 2) for t in j["tests"][1:]]
+    for t, k in zip(j["tests"][1:], kv):
+        assert k > 0 and abs(k - kv[-1]) < 0.02 * kv[-1] + 0.001e9 / t["tokens_per_s"], kv
+        assert abs(t["read_share"] - t["gbs"] / j["read_gbs"]) < 0.01
+    r = racklm("bench", "model", DEMO, "-p", "0", "-n", "8", "-c", "2", "-d", "16", "-r", "1", env=home)
+    assert r.returncode == 0 and "generate 8 x 2 at 16" in r.stdout and "prompt" not in r.stdout, r
+    for args, word in ((["-c", "0"], "-c"), (["-c", "65"], "at most 64"), (["-d", "-1"], "-d"), (["-n", ",".join(["8"] * 16), "-c", ",".join(["1"] * 16), "-d", "0,1"], "at most 256")):
+        r = racklm("bench", "model", DEMO, *args, env=home)
+        assert r.returncode == 2 and word in r.stderr, r
 
 
 def test_bench_serve_measures_any_server(server):

@@ -163,6 +163,63 @@ static void parts_cover_everything_once_at_unit_boundaries(void **state)
             }
 }
 
+/* Every item is taken once, in pieces of the asked size but for the last of a stretch, whoever is slow. */
+struct sharing {
+    struct pool_share share[THREADS_MAX];
+    uint32_t n, piece, taken[5000], n_small[THREADS_MAX], stall;
+};
+static void take_all(void *arg, unsigned ith, unsigned nth)
+{
+    struct sharing *s = arg;
+    uint32_t b, e;
+    while (pool_share_take(s->share, ith, nth, s->piece, &b, &e)) {
+        ASSERT(b < e && e <= s->n && e - b <= s->piece);
+        s->n_small[ith] += e - b < s->piece;
+        for (uint32_t i = b; i < e; i++)
+            s->taken[i]++; /* plain: nobody else may have it */
+        if (ith == s->stall)
+            sched_yield();
+    }
+}
+
+static void shares_are_taken_once_and_by_those_who_are_free(void **state)
+{
+    (void)state;
+    static const uint32_t ns[] = {0, 1, 7, 64, 999, 5000}, pieces[] = {1, 2, 7, 64};
+    struct pool *p;
+    for (unsigned nth = 1; nth <= THREADS_MAX; nth++) {
+        assert_int_equal(pool_create(nth, NULL, 0, &p), ERR_OK);
+        for (size_t a = 0; a < ARRAY_LEN(ns); a++)
+            for (size_t b = 0; b < ARRAY_LEN(pieces); b++) {
+                static struct sharing s;
+                memset(&s, 0, sizeof(s));
+                s.n = ns[a];
+                s.piece = pieces[b];
+                s.stall = nth - 1;
+                pool_share_set(s.share, nth, s.n, 1);
+                pool_run(p, take_all, &s);
+                uint32_t small = 0;
+                for (uint32_t i = 0; i < ARRAY_LEN(s.taken); i++)
+                    assert_int_equal(s.taken[i], i < s.n);
+                for (unsigned i = 0; i < nth; i++)
+                    small += s.n_small[i];
+                assert_true(small <= nth);
+            }
+        pool_destroy(&p);
+    }
+    /* Thread 0 alone, all others never come: it has its own stretch in order, then the rest from the ends. */
+    struct pool_share share[3];
+    uint32_t b, e, at = 0, seen = 0;
+    pool_share_set(share, 3, 30, 2);
+    while (pool_share_take(share, 0, 3, 4, &b, &e)) {
+        assert_true(at >= 10 || b == at);
+        assert_true(b % 2 == 0 && e % 2 == 0);
+        at = e;
+        seen += e - b;
+    }
+    assert_int_equal(seen, 30);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -170,6 +227,7 @@ int main(void)
         cmocka_unit_test(many_short_runs_all_end),
         cmocka_unit_test(threads_are_pinned_and_block_signals),
         cmocka_unit_test(parts_cover_everything_once_at_unit_boundaries),
+        cmocka_unit_test(shares_are_taken_once_and_by_those_who_are_free),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
