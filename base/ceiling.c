@@ -123,47 +123,32 @@ double ceiling_read_gbs(unsigned n_threads, size_t bytes)
     return gbs;
 }
 
-/* ---- dot products: 12 chains (more than latency times throughput of any core so far), each turn one instruction a chain */
+/* ---- dot products: 12 chains (more than latency times throughput of any core so far), each turn one instruction a chain, written as assembly: with intrinsics a compiler may
+ * keep chains in memory */
 
 enum { CHAINS = 12, TURNS = 1 << 17 };
 
 #if defined(__x86_64__)
-#define TURN(type, zero, instruction)                                                                                  \
-    type c[CHAINS];                                                                                                    \
-    for (int i = 0; i < CHAINS; i++)                                                                                   \
-        c[i] = zero;                                                                                                   \
-    for (long t = 0; t < TURNS; t++) {                                                                                 \
-        _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) c[i] = instruction;                                  \
-        __asm__ volatile("" : "+x"(a), "+x"(b)); /* one loop after the other, as it stands */                          \
-    }                                                                                                                  \
-    for (int i = 0; i < CHAINS; i++)                                                                                   \
-        __asm__ volatile("" ::"x"(c[i]))
-
-__attribute__((target("avx512f,avx512vnni"))) static void int8_vnni(void)
-{
-    __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(1);
-    TURN(__m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(c[i], a, b));
-}
-__attribute__((target("avx2"))) static void int8_avx2(void)
-{
-    __m256i a = _mm256_set1_epi8(3), b = a; /* times the chain: a product of the two would be made once for all chains */
-    TURN(__m256i, _mm256_setzero_si256(), _mm256_add_epi16(c[i], _mm256_maddubs_epi16(a, c[i])));
-}
-__attribute__((target("avx512f,avx512bf16"))) static void bf16_avx512(void)
-{
-    __m512i a = _mm512_set1_epi16(0x3f80), b = a;
-    TURN(__m512, _mm512_setzero_ps(), _mm512_dpbf16_ps(c[i], (__m512bh)a, (__m512bh)b));
-}
-__attribute__((target("avx512f"))) static void fp32_avx512(void)
-{
-    __m512 a = _mm512_set1_ps(0.5f), b = a;
-    TURN(__m512, _mm512_setzero_ps(), _mm512_fmadd_ps(a, b, c[i]));
-}
-__attribute__((target("avx2,fma"))) static void fp32_avx2(void)
-{
-    __m256 a = _mm256_set1_ps(0.5f), b = a;
-    TURN(__m256, _mm256_setzero_ps(), _mm256_fmadd_ps(a, b, c[i]));
-}
+#define EACH_CHAIN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define CHAIN_NAMES "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+/* Registers 14 and 15 are the operands, zero like the chains (no core multiplies zeros faster); 12 and 13 are free. */
+#define CEILING(name, isa, INSTRUCTION)                                                                                \
+    __attribute__((target(isa))) static void name(void)                                                                \
+    {                                                                                                                  \
+        __asm__ volatile("vzeroall" : : : CHAIN_NAMES);                                                                  \
+        for (long t = 0; t < TURNS; t++)                                                                               \
+            __asm__ volatile(EACH_CHAIN(INSTRUCTION) : : : CHAIN_NAMES);                                                  \
+    }
+#define INT8_VNNI(c) "vpdpbusd %%zmm14, %%zmm15, %%zmm" #c "\n\t"
+#define INT8_AVX2(c) "vpmaddubsw %%ymm14, %%ymm15, %%ymm12\n\tvpaddw %%ymm12, %%ymm" #c ", %%ymm" #c "\n\t"
+#define BF16_AVX512(c) "vdpbf16ps %%zmm14, %%zmm15, %%zmm" #c "\n\t"
+#define FP32_AVX512(c) "vfmadd231ps %%zmm14, %%zmm15, %%zmm" #c "\n\t"
+#define FP32_AVX2(c) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #c "\n\t"
+CEILING(int8_vnni, "avx512f,avx512vnni", INT8_VNNI)
+CEILING(int8_avx2, "avx2", INT8_AVX2)
+CEILING(bf16_avx512, "avx512f,avx512bf16", BF16_AVX512)
+CEILING(fp32_avx512, "avx512f", FP32_AVX512)
+CEILING(fp32_avx2, "avx2,fma", FP32_AVX2)
 #endif
 
 struct dot {

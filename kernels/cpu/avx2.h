@@ -19,5 +19,7 @@ void cpu_avx2_matmul_float(const struct kernels_weight *w, const struct kernels_
                            uint32_t row_end, float *y, size_t y_stride);
 /* The sums of struct cpu_tile (cpu.h) for one token. */
 void cpu_avx2_sums(const int8_t *q, uint32_t n_blocks, uint32_t *out);
+/* What tiles need of n sums, of the whole block or (two) of its halves: where there are minima, the sum times d as fp32; else -offset times it as int32. */
+void cpu_avx2_prepare(int offset, bool two, bool minima, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out);
 
 #endif

@@ -5,8 +5,8 @@
  * must never happen: 8 bits: |w| <= 128 times sign(q, w), |q| <= 127: a pair is at most 32512; widened to int32 at once
  *   6 bits: a pair <= 63*2*127 = 16002: two are added as int16;  5 bits: <= 7874, four;  4 bits and fewer: <= 3810,
  * eight and vpmaddwd widens, multiplying by the sub-block's integer scale in the same instruction (|sums| <= 32767,
- * scales <= 127). Offsets are subtracted with the block sums of q: vpmaddwd of (sum lo, sum hi) with (offset, offset)
- * or with the pair of scales. */
+ * scales <= 127). Offsets are subtracted with the block sums of q: -offset times the sum, or vpmaddwd of (sum lo, sum hi)
+ * with the pair of scales. */
 #include "kernels/cpu/avx2.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/layout.h"
@@ -62,12 +62,16 @@ CPU_INLINE __m256i broadcast4(const int8_t *q)
     memcpy(&v, q, 4);
     return _mm256_set1_epi32(v);
 }
+CPU_INLINE __m256 broadcast_ps(const uint32_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_set1_epi32((int)*p));
+}
 CPU_INLINE __m256 scale8(const uint8_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
-/* The scales of a block, for 8 rows: `mul` as pairs for vpmaddwd by half of the block (columns 0-15, 16-31), `off` the
+/* The scales of a block, for 8 rows: `mul` as pairs for vpmaddwd by half of the block (columns 0-15, 16-31), `off` (LAYOUT_KS) the
  * pairs that multiply the two sums of q for the integer offset; d times what all of the block shares; the minima of its halves, or of the whole (negated but for
  * LAYOUT_DM). */
 struct scales {
@@ -86,7 +90,7 @@ CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uin
     const __m256i lanes =
         _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
     const __m256i dup0 = _mm256_add_epi8(first, lanes), dup1 = _mm256_add_epi8(second, lanes);
-    struct scales s = {.mul = {one, one}, .off = _mm256_set1_epi16((short)-layout_offset(type))};
+    struct scales s = {.mul = {one, one}};
     __m128i raw = _mm_loadu_si128((const __m128i *)(const void *)(panel + 64 + 32 * (b % 8) + 16 * h));
     bool each = layout_scales(type) == LAYOUT_D || layout_scales(type) == LAYOUT_DM;
     s.d = scale8(panel + (each ? 32 * (b % 8) : 0) + 16 * h);
@@ -156,7 +160,7 @@ CPU_INLINE void block_dots(enum quant type, int T, bool bytes, const uint8_t *p,
 CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *c)
 {
     const enum layout_scales kind = layout_scales(type);
-    const uint32_t row = c->stride / 32;
+    const uint32_t row = c->stride / 32, W = kind == LAYOUT_K2 ? 2 : 1;
     __m256 acc[4][2];
     CPU_UNROLL
     for (int t = 0; t < T; t++)
@@ -178,10 +182,9 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
         block_dots(type, T, bytes || type == QUANT_Q8_0, p, c->q + 32 * (size_t)b, c->stride, sc, s);
         CPU_UNROLL
         for (int t = 0; t < T; t++) {
-            const uint32_t both = c->sums[(size_t)t * row + b];
-            const float d = c->d[(size_t)t * row + b], lo = (float)(int16_t)(both & 0xffff), hi = (float)(int16_t)(both >> 16);
-            __m256i sum = _mm256_set1_epi32((int)both);
-            __m256 dx = _mm256_set1_ps(d), a0 = _mm256_set1_ps((kind == LAYOUT_K2 ? lo : lo + hi) * d), a1 = _mm256_set1_ps(hi * d);
+            const uint32_t *sums = c->sums + ((size_t)t * row + b) * W;
+            const __m256i sum = _mm256_set1_epi32((int)sums[0]);
+            const __m256 dx = _mm256_set1_ps(c->d[(size_t)t * row + b]), a0 = _mm256_castsi256_ps(sum), a1 = W == 2 ? broadcast_ps(sums + 1) : a0;
             CPU_UNROLL
             for (int h = 0; h < 2; h++) {
                 __m256i v = s[t][h];
@@ -189,7 +192,7 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
                     __m256i off = _mm256_madd_epi16(sum, sc[h].off);
                     v = _mm256_sub_epi32(v, _mm256_slli_epi32(off, type == QUANT_Q6_K ? 5 : 2));
                 } else if (layout_offset(type)) {
-                    v = _mm256_add_epi32(v, _mm256_madd_epi16(sum, sc[h].off));
+                    v = _mm256_add_epi32(v, sum);
                 }
                 acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), _mm256_mul_ps(sc[h].d, dx), acc[t][h]);
                 if (kind == LAYOUT_DM)
@@ -242,7 +245,22 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
 #undef QUANT
 #undef ACT_Q8
 
+/* The sums as a tile wants them (struct cpu_tile): with integer scales as they are, for vpmaddwd with the scales. */
+static uint32_t words(enum quant type)
+{
+    return layout_scales(type) == LAYOUT_K2 ? 2 : 1;
+}
+static void prepare(enum quant type, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out)
+{
+    if (layout_scales(type) == LAYOUT_KS)
+        memcpy(out, sums, n * sizeof *out);
+    else
+        cpu_avx2_prepare(layout_offset(type), layout_scales(type) == LAYOUT_K2, layout_has_minima(type), sums, d, n, out);
+}
+
 static const struct cpu_matmul kernels = {
+    .prepare = prepare,
+    .words = words,
     .packed_max = 4,
 #define ACT_Q8(type)                                                                                                   \
     .packed[QUANT_##type] = {NULL, packed_##type##_1, packed_##type##_2, packed_##type##_3, packed_##type##_4},        \
@@ -257,6 +275,46 @@ void cpu_avx2_matmul_q8(const struct kernels_weight *w, const struct kernels_act
                         uint32_t row_end, float *y, size_t y_stride)
 {
     cpu_matmul_q8(&kernels, w, x, row_begin, row_end, y, y_stride);
+}
+
+void cpu_avx2_prepare(int offset, bool two, bool minima, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out)
+{
+    const __m256i factor = _mm256_set1_epi32(-offset);
+    uint32_t in[8] = {0}, at[16];
+    float din[8] = {0};
+    for (uint32_t i = 0; i < n; i += 8) {
+        uint32_t have = MIN(n - i, 8u);
+        const uint32_t *from = sums + i;
+        const float *df = d + i;
+        if (have < 8) {
+            memcpy(in, from, have * sizeof *in);
+            memcpy(din, df, have * sizeof *din);
+            from = in;
+            df = din;
+        }
+        __m256i v = load((const uint8_t *)from), lo = _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 16), hi = _mm256_srai_epi32(v, 16);
+        __m256 dx = _mm256_loadu_ps(df);
+        if (!two)
+            lo = _mm256_add_epi32(lo, hi);
+        if (minima) {
+            lo = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtepi32_ps(lo), dx));
+            hi = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtepi32_ps(hi), dx));
+        } else {
+            lo = _mm256_mullo_epi32(lo, factor);
+            hi = _mm256_mullo_epi32(hi, factor);
+        }
+        if (two) { /* the halves of a block side by side */
+            __m256i a = _mm256_unpacklo_epi32(lo, hi), b = _mm256_unpackhi_epi32(lo, hi);
+            lo = _mm256_permute2x128_si256(a, b, 0x20);
+            hi = _mm256_permute2x128_si256(a, b, 0x31);
+        }
+        uint32_t *to = have < 8 ? at : out + (two ? 2 : 1) * i;
+        _mm256_storeu_si256((__m256i *)(void *)to, lo);
+        if (two)
+            _mm256_storeu_si256((__m256i *)(void *)(to + 8), hi);
+        if (have < 8)
+            memcpy(out + (two ? 2 : 1) * i, at, (two ? 2 : 1) * have * sizeof *at);
+    }
 }
 
 /* sums of 16 and 16 activations, four blocks at a time */

@@ -4,6 +4,7 @@
  * vpdpbusd adds four products of unsigned weights and signed activations to each 32-bit lane. Offsets (8 bits: stored with 128 added) are subtracted by
  * starting the accumulator at -offset times the activations' block sum. Scales of halves multiply in fp32, where those products are exact (below 2^24); a
  * multiply-add with zero in place of a multiplication keeps the sign of a zero as an integer's. */
+#include "kernels/cpu/avx2.h"
 #include "kernels/cpu/avx512.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/layout.h"
@@ -107,30 +108,9 @@ static uint32_t words(enum quant type)
 {
     return halves(type) ? 2 : 1;
 }
-CPU_INLINE bool has_minima(enum quant type)
-{
-    return layout_scales(type) == LAYOUT_DM || layout_scales(type) == LAYOUT_K4 || layout_scales(type) == LAYOUT_K2;
-}
-CPU_INLINE void prepare_type(int offset, bool two, bool minima, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        int32_t part[2] = {(int16_t)(sums[i] & 0xffff), (int16_t)(sums[i] >> 16)};
-        if (!two)
-            part[0] += part[1];
-        for (uint32_t h = 0; h < (two ? 2 : 1); h++) {
-            float f = (float)part[h] * d[i];
-            int32_t start = -offset * part[h];
-            memcpy(out + (two ? 2 : 1) * i + h, minima ? (void *)&f : (void *)&start, 4);
-        }
-    }
-}
 static void prepare(enum quant type, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out)
 {
-    const int offset = type == QUANT_Q8_0 ? 128 : layout_offset(type);
-    if (has_minima(type))
-        halves(type) ? prepare_type(0, true, true, sums, d, n, out) : prepare_type(0, false, true, sums, d, n, out);
-    else
-        halves(type) ? prepare_type(offset, true, false, sums, d, n, out) : prepare_type(offset, false, false, sums, d, n, out);
+    cpu_avx2_prepare(type == QUANT_Q8_0 ? 128 : layout_offset(type), halves(type), layout_has_minima(type), sums, d, n, out);
 }
 
 /* The float stage of one token: s0, s1 the integer sums of the block's halves (s0 of the whole where they share scales). */
@@ -154,7 +134,7 @@ enum { TILE_ROWS = 2 };
 CPU_INLINE void tile(enum quant type, int R, int T, bool bytes, const struct cpu_tile *c)
 {
     const uint32_t row = c->stride / 32, W = halves(type) ? 2 : 1;
-    const bool starts = !has_minima(type);
+    const bool starts = !layout_has_minima(type);
     __m512 acc[TILE_ROWS][CPU_TILE_MAX];
     CPU_UNROLL
     for (int t = 0; t < T; t++)

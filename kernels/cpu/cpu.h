@@ -24,7 +24,7 @@ struct cpu_tile {
     uint32_t b0, b1;
     const int8_t *q; /* of the first token; tokens are `stride` apart */
     const float *d;  /* stride / 32 apart */
-    const uint32_t *sums; /* of each token and block, stride / 32 * words apart: sum of q[0..15] as int16, low, and of q[16..31], high; or what prepare made of them */
+    const uint32_t *sums; /* of each token and block, stride / 32 * words apart: what prepare made of the sum of q[0..15] as int16, low, and of q[16..31], high */
     uint32_t stride;
     float *acc; /* [T][R][16] */
 };
@@ -39,7 +39,7 @@ struct cpu_matmul {
     uint32_t packed_max;                               /* so many tokens are worked on without unpacking to bytes, one group at a time */
     /* Blocks [b0, b1) of a group as bytes, 512 a block. NULL where the packed form is bytes already. */
     void (*unpack[QUANT_COUNT])(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out);
-    /* The sums of n blocks, with their scales, in the form that tiles want, words(type) each. NULL: as they are. */
+    /* The sums of n blocks, with their scales, in the form that tiles want, words(type) each. */
     void (*prepare)(enum quant type, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out);
     uint32_t (*words)(enum quant type);
 };

@@ -52,6 +52,10 @@ static inline enum layout_scales layout_scales(enum quant t)
            : t == QUANT_Q3_K || t == QUANT_Q6_K ? LAYOUT_KS
                                                 : LAYOUT_D;
 }
+static inline bool layout_has_minima(enum quant t)
+{
+    return layout_scales(t) == LAYOUT_DM || layout_scales(t) == LAYOUT_K4 || layout_scales(t) == LAYOUT_K2;
+}
 /* What the format subtracts from a raw weight. */
 static inline int layout_offset(enum quant t)
 {

@@ -67,10 +67,10 @@ static void store(const float *acc, uint32_t n, uint32_t width, uint32_t row, ui
 void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, const struct kernels_act *x,
                    uint32_t row_begin, uint32_t row_end, float *y, size_t y_stride)
 {
-    uint32_t n_blocks = w->cols / 32, row = x->stride / 32, words = m->words ? m->words(w->type) : 1;
+    uint32_t n_blocks = w->cols / 32, row = x->stride / 32, words = m->words(w->type);
     ASSERT(x->k == w->cols && (x->stride >= x->k || x->n <= 1) && row_end <= w->rows && row_begin % LAYOUT_ROWS == 0 && w->cols % 32 == 0 &&
            row <= SUMS_CAP / 4);
-    uint32_t raw[SUMS_CAP], made[2 * SUMS_CAP], *sums = m->prepare ? made : raw;
+    uint32_t raw[SUMS_CAP], sums[2 * SUMS_CAP];
     _Alignas(64) float acc[CHUNK_MAX * 32];
     size_t group_bytes = layout_group_bytes(w->type, w->cols);
     uint32_t chunk = CHUNK_MAX;
@@ -80,8 +80,7 @@ void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, c
         uint32_t n = MIN(x->n - t0, chunk), R;
         for (uint32_t i = 0; i < n; i++)
             cpu_avx2_sums(x->q + (size_t)(t0 + i) * x->stride, n_blocks, raw + (size_t)i * row);
-        if (m->prepare)
-            m->prepare(w->type, raw, x->d + (size_t)t0 * row, n * row, made);
+        m->prepare(w->type, raw, x->d + (size_t)t0 * row, (n - 1) * row + n_blocks, sums);
         for (uint32_t r = row_begin; r < row_end; r += R * LAYOUT_ROWS) {
             R = m->pairs[w->type][1] && r + LAYOUT_ROWS < row_end && n > m->packed_max ? 2 : 1;
             memset(acc, 0, n * R * 16 * sizeof *acc);
