@@ -15,53 +15,64 @@
 enum { SUMS_CAP = 16384 + 512, CHUNK_MAX = 64 };
 _Static_assert((int)HPARAMS_COLS_MAX / 32 + 2 <= (int)SUMS_CAP / 4, "a model may have wider matrices than there is room for");
 
-/* The width of the next tile of n tokens: as few tiles as there can be, of about the same width. */
-static uint32_t next_width(cpu_tile_fn *const fns[], uint32_t n)
+/* A chunk of tokens cut into tiles: as few as there can be, of about the same width. */
+struct tiles {
+    uint32_t n;
+    uint8_t width[CHUNK_MAX];
+};
+static void cut(cpu_tile_fn *const fns[], uint32_t n, struct tiles *t)
 {
     uint32_t widest = CPU_TILE_MAX;
     while (!fns[widest])
         widest--;
-    uint32_t tiles = ROUND_UP(n, widest) / widest, t = ROUND_UP(n, tiles) / tiles;
-    while (!fns[t])
-        t--;
-    ASSERT(t > 0);
-    return t;
+    for (t->n = 0; n > 0; n -= t->width[t->n++]) {
+        uint32_t left = ROUND_UP(n, widest) / widest, w = ROUND_UP(n, left) / left;
+        while (!fns[w])
+            w--;
+        ASSERT(w > 0);
+        t->width[t->n] = (uint8_t)w;
+    }
 }
 
 /* acc [n][R][16] += R groups times the tokens of x from t0 on. */
-static void groups_chunk(const struct cpu_matmul *m, enum quant type, const uint8_t *group, size_t group_bytes, uint32_t R, const struct kernels_act *x,
-                         uint32_t t0, uint32_t n, const uint32_t *sums, uint32_t words, float *acc)
+static void groups_chunk(const struct cpu_matmul *m, enum quant type, cpu_tile_fn *const *fns, const struct tiles *tiles, const uint8_t *group, size_t group_bytes, uint32_t R,
+                         const struct kernels_act *x, uint32_t t0, const uint32_t *sums, uint32_t words, float *acc)
 {
     _Alignas(64) uint8_t bytes[2 * CPU_BYTES_BLOCKS * 512];
-    cpu_tile_fn *const *fns = R == 2 ? m->pairs[type] : n > m->packed_max && m->bytes[type][1] ? m->bytes[type] : m->packed[type];
     bool packed = fns == m->packed[type];
-    uint32_t n_blocks = x->k / 32, row = x->stride / 32, width, step = packed && next_width(fns, n) == n ? n_blocks : CPU_BYTES_BLOCKS;
+    uint32_t n_blocks = x->k / 32, row = x->stride / 32, step = packed && tiles->n == 1 ? n_blocks : CPU_BYTES_BLOCKS;
     for (uint32_t b0 = 0; b0 < n_blocks; b0 += step) {
         uint32_t b1 = MIN(b0 + step, n_blocks);
         for (uint32_t r = 0; r < R && !packed && m->unpack[type]; r++)
             m->unpack[type](group + r * group_bytes, b0, b1, bytes + r * CPU_BYTES_BLOCKS * 512);
-        for (uint32_t i = 0; i < n; i += width) {
-            width = next_width(fns, n - i);
+        for (uint32_t i = 0, t = 0; t < tiles->n; i += tiles->width[t++]) {
             size_t tok = t0 + i;
-            fns[width](&(struct cpu_tile){.group = group,
-                                          .group_bytes = group_bytes,
-                                          .bytes = bytes,
-                                          .b0 = b0,
-                                          .b1 = b1,
-                                          .q = x->q + tok * x->stride,
-                                          .d = x->d + tok * row,
-                                          .sums = sums + (size_t)i * row * words,
-                                          .stride = x->stride,
-                                          .acc = acc + i * R * 16});
+            fns[tiles->width[t]](&(struct cpu_tile){.group = group,
+                                                    .group_bytes = group_bytes,
+                                                    .bytes = bytes,
+                                                    .b0 = b0,
+                                                    .b1 = b1,
+                                                    .q = x->q + tok * x->stride,
+                                                    .d = x->d + tok * row,
+                                                    .sums = sums + (size_t)i * row * words,
+                                                    .stride = x->stride,
+                                                    .acc = acc + i * R * 16});
         }
     }
 }
 
+/* Whole groups by copies of a fixed size, which a compiler makes without a call. */
 static void store(const float *acc, uint32_t n, uint32_t width, uint32_t row, uint32_t row_end, float *y, size_t y_stride)
 {
-    uint32_t rows = MIN(row_end - row, width);
-    for (uint32_t i = 0; i < n; i++)
-        memcpy(y + i * y_stride + row, acc + i * width, rows * sizeof *y);
+    uint32_t rows = MIN(row_end - row, width), whole = rows / LAYOUT_ROWS;
+    for (uint32_t i = 0; i < n; i++) {
+        float *to = y + i * y_stride + row;
+        const float *from = acc + i * width;
+        for (uint32_t g = 0; g < whole; g++, to += LAYOUT_ROWS, from += LAYOUT_ROWS)
+            memcpy(to, from, LAYOUT_ROWS * sizeof *to);
+        for (uint32_t r = 0; r < rows % LAYOUT_ROWS; r++)
+            to[r] = from[r];
+    }
 }
 
 void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, const struct kernels_act *x,
@@ -81,10 +92,17 @@ void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, c
         for (uint32_t i = 0; i < n; i++)
             cpu_avx2_sums(x->q + (size_t)(t0 + i) * x->stride, n_blocks, raw + (size_t)i * row);
         m->prepare(w->type, raw, x->d + (size_t)t0 * row, (n - 1) * row + n_blocks, sums);
+        const bool many = n > m->packed_max;
+        cpu_tile_fn *const *single = many && m->bytes[w->type][1] ? m->bytes[w->type] : m->packed[w->type], *const *pair = many && m->pairs[w->type][1] ? m->pairs[w->type] : NULL;
+        struct tiles singles, pairs;
+        cut(single, n, &singles);
+        if (pair)
+            cut(pair, n, &pairs);
         for (uint32_t r = row_begin; r < row_end; r += R * LAYOUT_ROWS) {
-            R = m->pairs[w->type][1] && r + LAYOUT_ROWS < row_end && n > m->packed_max ? 2 : 1;
+            R = pair && r + LAYOUT_ROWS < row_end ? 2 : 1;
             memset(acc, 0, n * R * 16 * sizeof *acc);
-            groups_chunk(m, w->type, (const uint8_t *)w->data + r / LAYOUT_ROWS * group_bytes, group_bytes, R, x, t0, n, sums, words, acc);
+            groups_chunk(m, w->type, R == 2 ? pair : single, R == 2 ? &pairs : &singles, (const uint8_t *)w->data + r / LAYOUT_ROWS * group_bytes, group_bytes, R, x, t0, sums,
+                         words, acc);
             store(acc, n, R * LAYOUT_ROWS, r, row_end, y + t0 * y_stride, y_stride);
         }
     }

@@ -35,6 +35,24 @@ static const struct mkmodel_shape shapes[] = {
     {"tiny-qwen3", "qwen3", 3, 256, 10, 5, 128, 1280, 1500, 2048, 1e6f, 1e-6f, 0, true, false, true, "qwen2"},
 };
 
+/* As llama.cpp counts whole files (the K types: the mixture named S or M). */
+static uint32_t file_type(enum quant t)
+{
+    return t == QUANT_F32    ? 0
+           : t == QUANT_F16  ? 1
+           : t == QUANT_Q4_0 ? 2
+           : t == QUANT_Q4_1 ? 3
+           : t == QUANT_Q8_0 ? 7
+           : t == QUANT_Q5_0 ? 8
+           : t == QUANT_Q5_1 ? 9
+           : t == QUANT_Q2_K ? 10
+           : t == QUANT_Q3_K ? 12
+           : t == QUANT_Q4_K ? 15
+           : t == QUANT_Q5_K ? 17
+           : t == QUANT_Q6_K ? 18
+                             : 32;
+}
+
 enum content { MATRIX, NORM, BIAS, ROPE_FREQS };
 struct job { /* how a tensor is filled */
     enum quant type;
@@ -83,6 +101,7 @@ static void write_numbers(struct maker *m)
     gguf_write_str(&m->w, "general.architecture", s->arch);
     gguf_write_str(&m->w, "general.name", name);
     gguf_write_u32(&m->w, "general.quantization_version", 2);
+    gguf_write_u32(&m->w, "general.file_type", file_type(m->quant));
     key_u32(m, "block_count", s->layers);
     key_u32(m, "context_length", s->ctx);
     key_u32(m, "embedding_length", s->dim);

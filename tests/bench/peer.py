@@ -80,7 +80,7 @@ class Bench:
         best = {}
         if not self.llama["llama-bench"]:
             return best
-        for mode in ([], ["-rtr", "1"], ["-fa", "1", "-rtr", "1"]):
+        for mode in ([], ["-rtr", "1"]): # weights as they are in the file, and repacked (ik_llama.cpp)
             r = subprocess.run([self.llama["llama-bench"], "-m", path, "-t", str(self.a.threads), "-r", str(self.a.reps), "-o", "json", *map(str, args), *mode], capture_output=True, text=True)
             try:
                 tests = json.loads(r.stdout)
@@ -96,7 +96,7 @@ class Bench:
         if not self.llama["llama-batched-bench"]:
             return None
         best = 0
-        for mode in ([], ["-rtr"], ["-rtr", "-fa", "on"]):
+        for mode in ([], ["-rtr"]):
             r = subprocess.run([self.llama["llama-batched-bench"], "-m", path, "-c", "4096", "-npp", "16", "-ntg", "64", "-npl", str(n), "-t", str(self.a.threads), *mode], capture_output=True, text=True)
             for line in r.stdout.splitlines():
                 c = [x.strip() for x in line.split("|")]
