@@ -14,8 +14,9 @@
 #include <immintrin.h>
 #include <string.h>
 
-/* Bytes ahead of the stream that one-token kernels ask for: best or equal of those tried, on one machine (Zen 3). */
-enum { PREFETCH = 2048 };
+/* Bytes ahead of the stream that kernels ask for, with one token and with more (into the second level: the next run of blocks, while this one is multiplied): best or equal of
+ * those tried, on one machine (Zen 3). */
+enum { PREFETCH = 2048, PREFETCH_MANY = 16384 };
 
 CPU_INLINE __m256i load(const uint8_t *p)
 {
@@ -170,9 +171,12 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
         const uint8_t *panel = layout_panel(type, c->group, b);
         const uint8_t *p =
             bytes && type != QUANT_Q8_0 ? c->bytes + 512 * (size_t)(b - c->b0) : layout_block(type, c->group, b);
-        if (T == 1 && !bytes)
-            for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
+        for (unsigned i = 0; i < layout_block_bytes(type) && (!bytes || type == QUANT_Q8_0); i += 64) {
+            if (T == 1)
                 _mm_prefetch((const char *)p + PREFETCH + i, _MM_HINT_T0);
+            else
+                _mm_prefetch((const char *)p + PREFETCH_MANY + i, _MM_HINT_T1);
+        }
         struct scales sc[2];
         __m256i s[4][2];
         CPU_UNROLL
@@ -214,6 +218,8 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
 {
     for (uint32_t b = b0; b < b1; b++, out += 512) {
         const uint8_t *p = layout_block(type, group, b);
+        for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
+            _mm_prefetch((const char *)p + PREFETCH_MANY + i, _MM_HINT_T1);
         CPU_UNROLL
         for (int j = 0; j < 8; j++)
             for (int h = 0; h < 2; h++)

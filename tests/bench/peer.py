@@ -97,7 +97,8 @@ class Bench:
             return None
         best = 0
         for mode in ([], ["-rtr"]):
-            r = subprocess.run([self.llama["llama-batched-bench"], "-m", path, "-c", "4096", "-npp", "16", "-ntg", "64", "-npl", str(n), "-t", str(self.a.threads), *mode], capture_output=True, text=True)
+            r = subprocess.run([self.llama["llama-batched-bench"], "-m", path, "-c", "4096", "-npp", "16", "-ntg", "64", "-npl", str(n), "-t", str(self.a.threads), *mode], cwd=self.home, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
             for line in r.stdout.splitlines():
                 c = [x.strip() for x in line.split("|")]
                 if len(c) > 8 and c[3] == str(n):
