@@ -127,6 +127,41 @@ CPU_INLINE struct scales block_scales(enum quant type, const uint8_t *panel, uin
     return s;
 }
 
+/* The scales of a block as unpack leaves them for the tiles: those that the type has, a vector each. */
+enum { READY_D, READY_M0 = 1, READY_OFF = 1, READY_MUL = 2, READY_M1 = 4 };
+CPU_INLINE void put(uint8_t *p, int slot, __m256i v)
+{
+    _mm256_storeu_si256((__m256i *)(void *)(p + 32 * slot), v);
+}
+CPU_INLINE void store_scales(enum quant type, const struct scales *s, uint8_t *p)
+{
+    const enum layout_scales kind = layout_scales(type);
+    put(p, READY_D, _mm256_castps_si256(s->d));
+    if (layout_has_minima(type))
+        put(p, READY_M0, _mm256_castps_si256(s->m[0]));
+    if (kind == LAYOUT_KS)
+        put(p, READY_OFF, s->off);
+    for (int i = 0; i < 2 && (kind == LAYOUT_KS || kind == LAYOUT_K2); i++)
+        put(p, READY_MUL + i, s->mul[i]);
+    if (kind == LAYOUT_K2)
+        put(p, READY_M1, _mm256_castps_si256(s->m[1]));
+}
+CPU_INLINE struct scales ready_scales(enum quant type, const uint8_t *p)
+{
+    const enum layout_scales kind = layout_scales(type);
+    const __m256i one = _mm256_set1_epi16(1);
+    struct scales s = {.mul = {one, one}, .d = _mm256_castsi256_ps(load(p + 32 * READY_D))};
+    if (layout_has_minima(type))
+        s.m[0] = _mm256_castsi256_ps(load(p + 32 * READY_M0));
+    if (kind == LAYOUT_KS)
+        s.off = load(p + 32 * READY_OFF);
+    for (int i = 0; i < 2 && (kind == LAYOUT_KS || kind == LAYOUT_K2); i++)
+        s.mul[i] = load(p + 32 * (READY_MUL + i));
+    if (kind == LAYOUT_K2)
+        s.m[1] = _mm256_castsi256_ps(load(p + 32 * READY_M1));
+    return s;
+}
+
 /* The 32-bit sums of a block for each token and half: integer scales applied, offsets not yet. Columns outside, tokens inside: with 4 tokens the sums and the two
  * weights are in registers, and each weight is loaded once. */
 CPU_INLINE void block_dots(enum quant type, int T, bool bytes, const uint8_t *p, const int8_t *q, uint32_t k,
@@ -181,7 +216,10 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
         __m256i s[4][2];
         CPU_UNROLL
         for (int h = 0; h < 2; h++) {
-            sc[h] = block_scales(type, panel, b, h);
+            if (bytes && type != QUANT_Q8_0)
+                sc[h] = ready_scales(type, c->scales + CPU_SCALE_BYTES * (size_t)(b - c->b0) + CPU_SCALE_BYTES / 2 * h);
+            else
+                sc[h] = block_scales(type, panel, b, h);
         }
         block_dots(type, T, bytes || type == QUANT_Q8_0, p, c->q + 32 * (size_t)b, c->stride, sc, s);
         CPU_UNROLL
@@ -214,10 +252,15 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
             _mm256_storeu_ps(c->acc + 16 * t + 8 * h, acc[t][h]);
 }
 
-CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)
+CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out, uint8_t *scales)
 {
-    for (uint32_t b = b0; b < b1; b++, out += 512) {
+    for (uint32_t b = b0; b < b1; b++, out += 512, scales += CPU_SCALE_BYTES) {
         const uint8_t *p = layout_block(type, group, b);
+        CPU_UNROLL
+        for (int h = 0; h < 2; h++) {
+            struct scales s = block_scales(type, layout_panel(type, group, b), b, h);
+            store_scales(type, &s, scales + CPU_SCALE_BYTES / 2 * h);
+        }
         for (unsigned i = 0; i < layout_block_bytes(type); i += 64)
             _mm_prefetch((const char *)p + PREFETCH_MANY + i, _MM_HINT_T1);
         CPU_UNROLL
@@ -242,9 +285,9 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
     TILE(type, 2)                                                                                                      \
     TILE(type, 3)                                                                                                      \
     TILE(type, 4)                                                                                                      \
-    static void unpack_##type(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)                            \
+    static void unpack_##type(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out, uint8_t *scales)           \
     {                                                                                                                  \
-        unpack_blocks(QUANT_##type, group, b0, b1, out);                                                               \
+        unpack_blocks(QUANT_##type, group, b0, b1, out, scales);                                                       \
     }
 #define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)
 #include "model/quants.def"

@@ -225,8 +225,9 @@ CPU_INLINE void unpack_blocks(enum quant type, const uint8_t *group, uint32_t b0
     TILE(pairs, type, 2, 4, true)                                                                                      \
     TILE(pairs, type, 2, 5, true)                                                                                      \
     TILE(pairs, type, 2, 6, true)                                                                                      \
-    static void unpack_##type(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out)                            \
+    static void unpack_##type(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out, uint8_t *scales)           \
     {                                                                                                                  \
+        (void)scales;                                                                                                  \
         unpack_blocks(QUANT_##type, group, b0, b1, out);                                                               \
     }
 #define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)

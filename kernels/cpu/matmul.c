@@ -38,18 +38,19 @@ static void cut(cpu_tile_fn *const fns[], uint32_t n, struct tiles *t)
 static void groups_chunk(const struct cpu_matmul *m, enum quant type, cpu_tile_fn *const *fns, const struct tiles *tiles, const uint8_t *group, size_t group_bytes, uint32_t R,
                          const struct kernels_act *x, uint32_t t0, const uint32_t *sums, uint32_t words, float *acc)
 {
-    _Alignas(64) uint8_t bytes[2 * CPU_BYTES_BLOCKS * 512];
+    _Alignas(64) uint8_t bytes[2 * CPU_BYTES_BLOCKS * 512], scales[2 * CPU_BYTES_BLOCKS * CPU_SCALE_BYTES];
     bool packed = fns == m->packed[type];
     uint32_t n_blocks = x->k / 32, row = x->stride / 32, step = packed && tiles->n == 1 ? n_blocks : CPU_BYTES_BLOCKS;
     for (uint32_t b0 = 0; b0 < n_blocks; b0 += step) {
         uint32_t b1 = MIN(b0 + step, n_blocks);
         for (uint32_t r = 0; r < R && !packed && m->unpack[type]; r++)
-            m->unpack[type](group + r * group_bytes, b0, b1, bytes + r * CPU_BYTES_BLOCKS * 512);
+            m->unpack[type](group + r * group_bytes, b0, b1, bytes + r * CPU_BYTES_BLOCKS * 512, scales + r * CPU_BYTES_BLOCKS * CPU_SCALE_BYTES);
         for (uint32_t i = 0, t = 0; t < tiles->n; i += tiles->width[t++]) {
             size_t tok = t0 + i;
             fns[tiles->width[t]](&(struct cpu_tile){.group = group,
                                                     .group_bytes = group_bytes,
                                                     .bytes = bytes,
+                                                    .scales = scales,
                                                     .b0 = b0,
                                                     .b1 = b1,
                                                     .q = x->q + tok * x->stride,
