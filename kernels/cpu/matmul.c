@@ -142,10 +142,10 @@ void cpu_matmul_float(const struct cpu_matmul_f32 *m, const struct kernels_weigh
     ASSERT(x->k == w->cols && (x->stride >= x->k || x->n <= 1) && row_end <= w->rows && row_begin % LAYOUT_ROWS == 0);
     _Alignas(64) float out[CHUNK_MAX * 16];
     size_t group_bytes = layout_group_bytes(w->type, w->cols);
-    for (uint32_t r = row_begin; r < row_end; r += LAYOUT_ROWS) {
-        const uint8_t *group = (const uint8_t *)w->data + r / LAYOUT_ROWS * group_bytes;
-        for (uint32_t t0 = 0; t0 < x->n; t0 += CHUNK_MAX) {
-            uint32_t n = MIN(x->n - t0, (uint32_t)CHUNK_MAX);
+    for (uint32_t t0 = 0; t0 < x->n; t0 += CHUNK_MAX) {
+        uint32_t n = MIN(x->n - t0, (uint32_t)CHUNK_MAX);
+        for (uint32_t r = row_begin; r < row_end; r += LAYOUT_ROWS) {
+            const uint8_t *group = (const uint8_t *)w->data + r / LAYOUT_ROWS * group_bytes;
             if (n == 1 && m->one[w->type])
                 m->one[w->type](group, x->f32 + (size_t)t0 * x->stride, x->k, out);
             else

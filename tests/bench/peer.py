@@ -3,7 +3,9 @@
 Rows: dense (prompt and generation, 1B shape, each type), batch (8 and 16 sequences together, 0.5B), served (8 streams over HTTP, 0.5B), depth (generation at 8k, q8_0 KV), start (to the
 first token), memory (Pss of all processes). --rows picks, comma separated. Medians of --reps."""
 import argparse
+import ctypes
 import json
+import mmap
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -64,14 +67,20 @@ class Bench:
                 return p, m[1]
         sys.exit("racklm serve did not start")
 
-    def load(self, url, n, streams):
+    def load(self, url, n, streams, words):
         """bench serve: the same client for racklm and llama-server."""
-        r = subprocess.run([self.build / "bin/racklm", "bench", "serve", "--url", url, "--concurrency", str(streams), "--requests", str(n), "--prompt-tokens", "128", "--max-tokens", "128",
+        r = subprocess.run([self.build / "bin/racklm", "bench", "serve", "--url", url, "--concurrency", str(streams), "--requests", str(n), "--prompt-tokens", str(words), "--max-tokens", "128",
                             "--ignore-eos", "-o", "json"], env=self.env, capture_output=True, text=True)
         if r.returncode:
             print(f"  bench serve {url}: {r.stderr}")
             return None
         return json.loads(r.stdout)
+
+    def words_for(self, url, n_tokens):
+        """So many words make a prompt of about n_tokens: each is several tokens of a random tokenizer."""
+        few, many = (self.load(url, 1, 1, words)["prompt_tokens"] for words in (8, 40))
+        each = (many - few) / 32
+        return max(1, round((n_tokens - (few - 8 * each)) / each))
 
     # --- peers
 
@@ -145,7 +154,8 @@ class Bench:
         path = self.model("qwen2.5-0.5b", "Q8_0")
         print("0.5B shape Q8_0, 8 streams over HTTP, 128 in, 128 out", flush=True)
         p, url = self.serve(path, "--ctx", 1024, "--max-seqs", 8)
-        ours, single = self.load(url, 24, 8), self.load(url, 2, 1)
+        words = self.words_for(url, 128)
+        ours, single = self.load(url, 24, 8, words), self.load(url, 2, 1, words)
         p.terminate()
         p.wait()
         theirs = None
@@ -157,10 +167,10 @@ class Bench:
             p = subprocess.Popen([self.llama["llama-server"], "-m", path, "-c", "8192", "-np", "8", "-t", str(self.a.threads), "-rtr", "--host", "127.0.0.1", "--port", str(port)],
                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             if self.until_answers(url + "/health", p):
-                theirs = self.load(url, 24, 8)
+                theirs = self.load(url, 24, 8, words)
             p.kill()
             p.wait()
-        ov = self.openvino_run(path, "served", 8, 128, 128) or {}
+        ov = self.openvino_run(path, "served", 8, round(ours["prompt_tokens"] / 24), 128) or {}
         self.row("served, 8 streams", ours["tokens_per_s"], "llama-server", theirs and theirs["tokens_per_s"], "tokens/s")
         self.row("served, 8 streams", ours["tokens_per_s"], "openvino in process", ov.get("tokens_per_s"), "tokens/s")
         self.row("TTFT p50", ours["ttft_ms"]["p50"], "llama-server", theirs and theirs["ttft_ms"]["p50"], "ms")
@@ -201,7 +211,7 @@ class Bench:
             p.terminate()
             p.wait()
         total, ready = statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
-        self.row("start to first token", total * 1000, None, None, "ms", f"ready after {ready * 1000:.0f} ms")
+        self.row("start to first token", total * 1000, None, None, "ms", f"ready after {ready * 1000:.0f} ms; the system takes {first_touch(path.stat().st_size) * 1000:.0f} ms to give so much memory")
 
     def memory(self):
         for quant in self.a.types.split(","):
@@ -218,6 +228,20 @@ class Bench:
             asked = tensors * (1.05 if quant.startswith("Q") else 1.15) + kv + 40e6
             print(f"  1B {quant}: Pss {total / 1e6:.0f} MB; tensors {tensors / 1e6:.0f} MB, KV at most {kv / 1e6:.0f} MB: asked <= {asked / 1e6:.0f} MB; "
                   f"(Pss - KV used) / tensors {(total - kv * 659 / 8192) / tensors:.3f}", flush=True)
+
+
+def first_touch(size):
+    """Seconds until two threads have touched so much new memory, in huge pages where there are some: what a start cannot do without."""
+    m = mmap.mmap(-1, size + (2 << 20), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    m.madvise(mmap.MADV_HUGEPAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(m))
+    halves = [threading.Thread(target=ctypes.memset, args=(base + i * size // 2, 1, size // 2)) for i in range(2)]
+    t0 = time.monotonic()
+    for t in halves:
+        t.start()
+    for t in halves:
+        t.join()
+    return time.monotonic() - t0
 
 
 def family(pid):
