@@ -42,9 +42,13 @@ CPU_INLINE void one(enum quant type, const uint8_t *group, const float *x, uint3
 
 CPU_INLINE void panel(enum quant type, const uint8_t *group, uint32_t k0, uint32_t n, float *out)
 {
-    for (uint32_t k = 0; k < n; k++)
+    const size_t col = type == QUANT_F32 ? 64 : 32;
+    for (uint32_t k = 0; k < n; k++) {
+        if (k * col % 64 == 0) /* the next panel comes while this one is multiplied */
+            _mm_prefetch((const char *)group + (k0 + CPU_PANEL + k) * col, _MM_HINT_T1);
         for (int h = 0; h < 2; h++)
             _mm256_storeu_ps(out + (k % 4 * (CPU_PANEL / 4) + k / 4) * 16 + 8 * h, column(type, group, k0 + k, h));
+    }
 }
 
 CPU_INLINE void tile(int T, const struct cpu_ftile *c)

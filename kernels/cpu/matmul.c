@@ -124,7 +124,8 @@ static void float_group(const struct cpu_matmul_f32 *m, enum quant type, const u
         else
             w = group + layout_group_bytes(type, k0);
         for (uint32_t i = 0, t; i < n; i += t) {
-            t = MIN(n - i, m->width);
+            uint32_t left = (n - i + m->width - 1) / m->width; /* tiles of about the same width */
+            t = (n - i + left - 1) / left;
             m->tile[type][t](&(struct cpu_ftile){
                 .w = w, .x = x->f32 + (size_t)(t0 + i) * x->stride + k0, .n = cols, .stride = x->stride, .acc = acc + i * 64});
         }
