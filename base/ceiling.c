@@ -123,21 +123,22 @@ double ceiling_read_gbs(unsigned n_threads, size_t bytes)
     return gbs;
 }
 
-/* ---- dot products: 12 chains (more than latency times throughput of any core so far), each turn one instruction a chain, written as assembly: with intrinsics a compiler may
- * keep chains in memory */
+/* ---- dot products: 12 chains (more than latency times throughput of any core so far), each turn one product a chain, written as assembly: with intrinsics a compiler may
+ * keep chains in memory. All operands are zeros: where a core's clock depends on its power, real data reach less. */
 
 enum { CHAINS = 12, TURNS = 1 << 17 };
 
 #if defined(__x86_64__)
 #define EACH_CHAIN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define CHAIN_NAMES "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
-/* Registers 14 and 15 are the operands, zero like the chains (no core multiplies zeros faster); 12 and 13 are free. */
+/* Registers 0 to 11 are the chains, 14 and 15 the operands, 12 a product that is added apart. */
 #define CEILING(name, isa, INSTRUCTION)                                                                                \
     __attribute__((target(isa))) static void name(void)                                                                \
     {                                                                                                                  \
-        __asm__ volatile("vzeroall" : : : CHAIN_NAMES);                                                                  \
+        __asm__ volatile("vzeroall" : : : CHAIN_NAMES);                                                                \
         for (long t = 0; t < TURNS; t++)                                                                               \
-            __asm__ volatile(EACH_CHAIN(INSTRUCTION) : : : CHAIN_NAMES);                                                  \
+            __asm__ volatile(EACH_CHAIN(INSTRUCTION) : : : CHAIN_NAMES);                                               \
+        __asm__ volatile("vzeroupper" : : : CHAIN_NAMES);                                                              \
     }
 #define INT8_VNNI(c) "vpdpbusd %%zmm14, %%zmm15, %%zmm" #c "\n\t"
 #define INT8_AVX2(c) "vpmaddubsw %%ymm14, %%ymm15, %%ymm12\n\tvpaddw %%ymm12, %%ymm" #c ", %%ymm" #c "\n\t"

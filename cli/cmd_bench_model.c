@@ -22,23 +22,29 @@ enum { REPS_MAX = 32, TESTS_MAX = 16, SEQS_MAX = 64 };
 /* One of the sequences that run together. */
 struct sample {
     struct client_request req;
-    uint64_t start_ns, first_ns, last_ns;
-    long long n;
+    uint64_t start_ns;
+    uint64_t *at;        /* [n] when each token came */
+    size_t n, cap;
 };
+
+static void came(struct sample *s, uint64_t now)
+{
+    if (s->n == s->cap) {
+        s->cap = s->cap ? s->cap * 2 : 256;
+        s->at = realloc(s->at, s->cap * sizeof(*s->at));
+        ASSERT(s->at != NULL);
+    }
+    s->at[s->n++] = now;
+}
 
 static bool on_event(void *arg, const char *json, size_t len)
 {
     struct sample *s = arg;
     uint64_t now = clock_ns();
     json_t *o = json_loadb(json, len, 0, NULL);
-    const json_t *usage = json_object_get(o, "usage");
-    if (json_is_object(usage))
-        s->n = json_integer_value(json_object_get(usage, "completion_tokens"));
-    if (json_array_size(json_object_get(o, "choices"))) {
-        if (!s->first_ns)
-            s->first_ns = now;
-        s->last_ns = now;
-    }
+    const json_t *choice = json_array_get(json_object_get(o, "choices"), 0);
+    for (size_t i = json_array_size(json_object_get(choice, "token_ids")); i > 0; i--)
+        came(s, now);
     json_decref(o);
     return true;
 }
@@ -80,7 +86,13 @@ static enum err wait_all(CURLM *multi)
     return e;
 }
 
-/* n_seqs sequences together, each n_prompt random ids in, n_gen tokens out. */
+static void samples_deinit(struct sample *s, long n)
+{
+    for (long i = 0; i < n; i++)
+        free(s[i].at);
+}
+
+/* n_seqs sequences together, each n_prompt random ids in, n_gen tokens out. The samples are the caller's, on failure too. */
 static enum err run_once(const struct local *l, uint32_t vocab, long n_prompt, long n_gen, uint32_t salt, long n_seqs, struct sample *s)
 {
     CURLM *multi = curl_multi_init();
@@ -123,6 +135,7 @@ struct bench {
     double ceiling_gbs, dot_gops[CEILING_DOTS];
     enum ceiling_dot dot;    /* what most of the weights are multiplied by */
     unsigned reps, threads;
+    long replicas;
 };
 
 static void count_flops(struct bench *b)
@@ -152,32 +165,47 @@ struct test {
     long n, seqs, depth; /* tokens in (a prompt) or out, of each of seqs sequences, after depth tokens of context */
 };
 
-/* Tokens a second; prompt: n tokens until the first comes back. Depth: the same prompts each time, so that only the first computes them. */
+/* Tokens a second of sequences that all generate: from when the last of them began until the first ended. 0: there is no such time. */
+static double together(const struct sample *s, long n_seqs)
+{
+    uint64_t begin = 0, end = UINT64_MAX;
+    size_t n = 0;
+    for (long i = 0; i < n_seqs; i++) {
+        begin = MAX(begin, s[i].at[0]);
+        end = MIN(end, s[i].at[s[i].n - 1]);
+    }
+    for (long i = 0; i < n_seqs; i++)
+        for (size_t k = 0; k < s[i].n; k++)
+            n += s[i].at[k] > begin && s[i].at[k] <= end;
+    return end > begin ? (double)n / ((double)(end - begin) / 1e9) : 0;
+}
+
+/* Tokens a second; prompt: n tokens until the first comes back. */
 static enum err measure(struct bench *b, const struct test *t, double *out)
 {
     double v[REPS_MAX];
     struct sample s[SEQS_MAX];
     for (unsigned r = 0; r < b->reps; r++) {
-        TRY(run_once(&b->l, b->hp.vocab, t->prompt ? t->n : MAX(t->depth, 1), t->prompt ? 1 : t->n, t->depth ? 0 : r + 1, t->seqs, s));
-        uint64_t first = UINT64_MAX, last = 0;
-        long long n = 0;
-        for (long i = 0; i < t->seqs; i++) {
-            if (!s[i].first_ns || (!t->prompt && s[i].n < 2))
-                return err_set(ERR_PROTOCOL, "the server gave no tokens");
-            first = MIN(first, s[i].first_ns);
-            last = MAX(last, s[i].last_ns);
-            n += s[i].n - 1;
-        }
-        v[r] = t->prompt ? (double)t->n / ((double)(first - s[0].start_ns) / 1e9) : (double)n / ((double)(last - first) / 1e9);
+        enum err e = run_once(&b->l, b->hp.vocab, t->prompt ? t->n : MAX(t->depth, 1), t->prompt ? 1 : t->n, r + 1, t->seqs, s);
+        for (long i = 0; i < t->seqs && e == ERR_OK; i++)
+            if (s[i].n < (t->prompt ? 1 : 2))
+                e = err_set(ERR_PROTOCOL, "the server gave no tokens");
+        if (e == ERR_OK)
+            v[r] = t->prompt ? (double)t->n / ((double)(s[0].at[0] - s[0].start_ns) / 1e9) : together(s, t->seqs);
+        samples_deinit(s, t->seqs);
+        TRY(e);
+        if (v[r] <= 0)
+            return err_set(ERR_INVALID, "%ld sequences after %ld tokens never ran together: the first had ended when the last began (more tokens: -n; fewer sequences: -c)", t->seqs,
+                           t->depth);
     }
     *out = median(v, b->reps);
     return ERR_OK;
 }
 
-/* What a step of the test reads, for each token that it gives: the weights once a step, and the keys and values of its sequence. */
+/* What a step of the test reads, for each token that it gives: the weights once a step of each replica, and the keys and values of its sequence. */
 static double bytes_per_token(const struct bench *b, const struct test *t)
 {
-    return (double)b->weights_bytes / (double)t->seqs + b->kv_bytes * ((double)t->depth + (double)t->n / 2);
+    return (double)b->weights_bytes * (double)MIN(t->seqs, b->replicas) / (double)t->seqs + b->kv_bytes * ((double)t->depth + (double)t->n / 2);
 }
 
 static const char *name_of(const struct test *t, char *out, size_t cap)
@@ -196,6 +224,7 @@ static enum err run_tests(struct bench *b, const struct test *tests, unsigned n_
     struct cli_table *table = cli_table_create(6, heads, "lrrrrr");
     struct sample warm;
     enum err e = run_once(&b->l, b->hp.vocab, 32, 8, 99, 1, &warm);
+    samples_deinit(&warm, 1);
     double dot = b->dot_gops[b->dot];
     if (json)
         printf("{\"read_gbs\":%.2f,\"int8_gops\":%.1f,\"bf16_gops\":%.1f,\"fp32_gops\":%.1f,\"threads\":%u,\"tp\":%u,\"pp\":%u,\"weights_bytes\":%llu,\"tests\":[",
@@ -262,10 +291,10 @@ int cmd_bench_model(struct options *o, int argc, char **argv)
         return cli_usage("bench model", "at most %d tests of generation", TESTS_MAX * TESTS_MAX);
     for (unsigned i = 0; i < n_n * n_c * n_d; i++) {
         tests[n_tests++] = (struct test){.n = n[i % n_n], .seqs = c[i / n_n % n_c], .depth = d[i / n_n / n_c]};
-        if (c[i / n_n % n_c] > SEQS_MAX)
-            return cli_usage("bench model", "-c: at most %d sequences together", SEQS_MAX);
+        if (c[i / n_n % n_c] > MIN(SEQS_MAX, o->max_seqs * o->replicas))
+            return cli_usage("bench model", "-c: at most %lld sequences run together (--max-seqs)", (long long)MIN(SEQS_MAX, o->max_seqs * o->replicas));
     }
-    struct bench b = {.reps = (unsigned)MIN(reps, REPS_MAX)};
+    struct bench b = {.reps = (unsigned)MIN(reps, REPS_MAX), .replicas = (long)o->replicas};
     enum err e = gguf_open(argv[1], &b.g);
     if (e != ERR_OK)
         return cli_fail_err("bench model", e);

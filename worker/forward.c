@@ -60,7 +60,7 @@ static void job_rows(const struct forward *f, const struct job *j, const struct 
             f->cfg.k->add(j->y + i * j->stride + begin, j->bias + begin, end - begin);
 }
 
-/* ---- shares: rows in units of 16, two by two where a kernel works on pairs */
+/* ---- shares: rows in units of 16, taken two by two: the columns of ffn are quantised in blocks of 32, and kernels work on pairs of units */
 
 static uint32_t units_of(uint32_t rows)
 {
@@ -70,7 +70,7 @@ static uint32_t units_of(uint32_t rows)
 /* Thread 0, while no thread takes of it; a barrier follows before one does. */
 static void refill(struct forward *f, enum forward_product p)
 {
-    static const uint32_t ffn_units = SHARD_FFN_UNIT / ROW_UNIT;
+    enum { UNIT = SHARD_FFN_UNIT / ROW_UNIT, TOKENS_MANY = 8, PIECE_OF_MANY = 8 };
     const struct weights *w = f->cfg.w;
     const struct weights_layer *L = w->layers; /* all layers are alike */
     uint32_t n = p == FORWARD_QKV    ? units_of(L->q.rows) + units_of(L->k.rows) + units_of(L->v.rows)
@@ -78,8 +78,11 @@ static void refill(struct forward *f, enum forward_product p)
                  : p == FORWARD_FFN  ? units_of(f->own.ffn.n)
                  : p == FORWARD_DOWN ? units_of(L->down.rows)
                                      : units_of(w->head.rows);
-    pool_share_set(f->share[p], pool_n_threads(f->cfg.pool), n, ffn_units);
-    f->piece[p] = ROUND_UP(MAX(n / (pool_n_threads(f->cfg.pool) * PIECES), 1u), ffn_units);
+    uint32_t n_tok = p == FORWARD_HEAD ? f->head_rows : f->b->n_tok, piece = n / (pool_n_threads(f->cfg.pool) * PIECES);
+    if (n_tok > TOKENS_MANY) /* each piece makes the sums of all tokens again (kernels/cpu/matmul.c) */
+        piece = MAX(piece, (uint32_t)PIECE_OF_MANY);
+    pool_share_set(f->share[p], pool_n_threads(f->cfg.pool), n, UNIT);
+    f->piece[p] = ROUND_UP(MAX(piece, 1u), (uint32_t)UNIT);
 }
 
 static bool take(struct forward *f, enum forward_product p, unsigned ith, unsigned nth, uint32_t *begin, uint32_t *end)

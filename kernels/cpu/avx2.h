@@ -17,7 +17,7 @@ void cpu_avx2_matmul_q8(const struct kernels_weight *w, const struct kernels_act
                         uint32_t row_end, float *y, size_t y_stride);
 void cpu_avx2_matmul_float(const struct kernels_weight *w, const struct kernels_act *x, uint32_t row_begin,
                            uint32_t row_end, float *y, size_t y_stride);
-/* The sums of struct cpu_tile (cpu.h) for one token. */
+/* Of each block of one token: the sum of q[0..15] as int16, low, and of q[16..31], high. */
 void cpu_avx2_sums(const int8_t *q, uint32_t n_blocks, uint32_t *out);
 /* What tiles need of n sums, of the whole block or (two) of its halves: where there are minima, the sum times d as fp32; else -offset times it as int32. */
 void cpu_avx2_prepare(int offset, bool two, bool minima, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out);

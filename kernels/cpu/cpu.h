@@ -20,8 +20,8 @@ extern const struct kernels kernels_cpu_avx2, kernels_cpu_avx512;
 struct cpu_tile {
     const uint8_t *group; /* the packed groups (cpu/layout.h), group_bytes apart */
     size_t group_bytes;
-    const uint8_t *bytes; /* the weights of blocks b0.. as bytes, 512 a block, CPU_BYTES_BLOCKS * 512 a group; NULL: unpack in registers */
-    const uint8_t *scales; /* theirs, made ready with the bytes, CPU_SCALE_BYTES a block */
+    const uint8_t *bytes; /* the weights of blocks b0.. as bytes, 512 a block, CPU_BYTES_BLOCKS * 512 a group; only for tiles that do not unpack in registers */
+    const uint8_t *scales; /* theirs, as unpack left them, CPU_SCALE_BYTES a block */
     uint32_t b0, b1;
     const int8_t *q; /* of the first token; tokens are `stride` apart */
     const float *d;  /* stride / 32 apart */
@@ -38,7 +38,7 @@ struct cpu_matmul {
     /* Unpacked before, of R = 1 or 2 groups. Of pairs what is left over, one group, is worked on packed. */
     cpu_tile_fn *bytes[QUANT_COUNT][CPU_TILE_MAX + 1], *pairs[QUANT_COUNT][CPU_TILE_MAX + 1];
     uint32_t packed_max;                               /* so many tokens are worked on without unpacking to bytes, one group at a time */
-    /* Blocks [b0, b1) of a group as bytes, 512 a block, with their scales as its tiles want them. NULL where the packed form is bytes already. */
+    /* Blocks [b0, b1) of a group as bytes, 512 a block, with their scales where its tiles want them ready. NULL where the packed form is bytes already. */
     void (*unpack[QUANT_COUNT])(const uint8_t *group, uint32_t b0, uint32_t b1, uint8_t *out, uint8_t *scales);
     /* The sums of n blocks, with their scales, in the form that tiles want, words(type) each. */
     void (*prepare)(enum quant type, const uint32_t *sums, const float *d, uint32_t n, uint32_t *out);

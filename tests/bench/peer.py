@@ -1,8 +1,9 @@
 """The work of peer.sh: one model after the other through racklm and the peers that are there; ratios at the end.
 
 Rows: dense (prompt and generation, 1B shape, each type), batch (8 and 16 sequences together, 0.5B), served (8 streams over HTTP, 0.5B), depth (generation at 8k, q8_0 KV), start (to the
-first token), memory (Pss of all processes). --rows picks, comma separated. Medians of --reps."""
+first token), memory (Pss of all processes). Medians of --reps. A ratio is ours to theirs: of speeds higher is better, of times (ms) lower."""
 import argparse
+import contextlib
 import ctypes
 import json
 import mmap
@@ -20,6 +21,7 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+ROWS = ["dense", "batch", "served", "depth", "start", "memory"]
 DENSE = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_K"]
 
 
@@ -35,7 +37,9 @@ class Bench:
     def model(self, shape, quant):
         path = self.models / f"{shape}-{quant}.gguf"
         if not path.exists():
-            subprocess.run([self.build / "bin/mkmodel", shape, quant, path], check=True, stdout=subprocess.DEVNULL)
+            new = path.with_suffix(".new")
+            subprocess.run([self.build / "bin/mkmodel", shape, quant, new], check=True, stdout=subprocess.DEVNULL)
+            new.rename(path)
         path.read_bytes()  # in the page cache for everybody
         return path
 
@@ -58,22 +62,41 @@ class Bench:
         print(f"  racklm: read {d['read_gbs']} GB/s, int8 {d['int8_gops']:.0f}, bf16 {d['bf16_gops']:.0f}, fp32 {d['fp32_gops']:.0f} GOP/s", flush=True)
         return {(t["test"], t["tokens"], t["sequences"], t["depth"]): t for t in d["tests"]}
 
+    @contextlib.contextmanager
     def serve(self, path, *args):
+        """(url, process)"""
         p = subprocess.Popen([self.build / "bin/racklm", "serve", path, "--port", "0", "--threads", str(self.a.threads), *map(str, args)], env=self.env,
                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for line in p.stdout:
-            m = re.search(r" at (http\S+)", line)
-            if m:
-                return p, m[1]
-        sys.exit("racklm serve did not start")
+        try:
+            url = next((m[1] for m in (re.search(r" at (http\S+)", line) for line in p.stdout) if m), None)
+            if not url:
+                sys.exit("racklm serve did not start")
+            yield url, p
+        finally:
+            p.terminate()
+            p.wait()
+
+    @contextlib.contextmanager
+    def llama_server(self, path, *args):
+        """url, or None where it does not start (mainline llama.cpp knows no -rtr)"""
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        p = subprocess.Popen([self.llama["llama-server"], "-m", path, "-c", "8192", "-np", "8", "-t", str(self.a.threads), "--host", "127.0.0.1", "--port", str(port), *args], cwd=self.home,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            yield url if self.until_answers(url + "/health", p) else None
+        finally:
+            p.kill()
+            p.wait()
 
     def load(self, url, n, streams, words):
         """bench serve: the same client for racklm and llama-server."""
         r = subprocess.run([self.build / "bin/racklm", "bench", "serve", "--url", url, "--concurrency", str(streams), "--requests", str(n), "--prompt-tokens", str(words), "--max-tokens", "128",
                             "--ignore-eos", "-o", "json"], env=self.env, capture_output=True, text=True)
         if r.returncode:
-            print(f"  bench serve {url}: {r.stderr}")
-            return None
+            sys.exit(f"bench serve {url}: {r.stderr}")
         return json.loads(r.stdout)
 
     def words_for(self, url, n_tokens):
@@ -134,16 +157,15 @@ class Bench:
             ik = self.llama_bench(path, "-p", 512, "-n", 64)
             ov = self.openvino_run(path, "dense", 512, 64) or {}
             for name, test, key, share in (("prompt 512", prompt, (512, 0), f"{prompt['dot_share']:.0%} of dot"), ("generate 64", gen, (0, 64), f"{gen['read_share']:.0%} of read")):
-                peers = {"openvino": ov.get(name)}
-                if key in ik:
-                    peers["llama-bench " + ik[key][1]] = ik[key][0]
+                speed, mode = ik.get(key, (None, ""))
+                peers = {"openvino": ov.get(name), f"llama-bench {mode}".strip(): speed}
                 for peer, value in peers.items():
                     self.row(f"1B {quant} {name}", test["tokens_per_s"], peer, value, "tokens/s", share)
 
     def batch(self):
         path = self.model("qwen2.5-0.5b", "Q8_0")
         print("0.5B shape Q8_0, sequences together", flush=True)
-        ours = self.bench_model(path, "-p", 512, "-n", 64, "-c", "1,2,4,8,16", "--ctx", 1024, "--max-seqs", 16)
+        ours = self.bench_model(path, "-p", 0, "-n", 64, "-c", "1,8,16", "--ctx", 1024, "--max-seqs", 16)
         for n in (1, 8, 16):
             t = ours["generate", 64, n, 0]
             ov = self.openvino_run(path, "batch", n, 64) or {}
@@ -153,23 +175,15 @@ class Bench:
     def served(self):
         path = self.model("qwen2.5-0.5b", "Q8_0")
         print("0.5B shape Q8_0, 8 streams over HTTP, 128 in, 128 out", flush=True)
-        p, url = self.serve(path, "--ctx", 1024, "--max-seqs", 8)
-        words = self.words_for(url, 128)
-        ours, single = self.load(url, 24, 8, words), self.load(url, 2, 1, words)
-        p.terminate()
-        p.wait()
+        with self.serve(path, "--ctx", 1024, "--max-seqs", 8) as (url, _):
+            words = self.words_for(url, 128)
+            ours, single = self.load(url, 24, 8, words), self.load(url, 2, 1, words)
         theirs = None
-        if self.llama["llama-server"]:
-            with socket.socket() as s:
-                s.bind(("127.0.0.1", 0))
-                port = s.getsockname()[1]
-            url = f"http://127.0.0.1:{port}"
-            p = subprocess.Popen([self.llama["llama-server"], "-m", path, "-c", "8192", "-np", "8", "-t", str(self.a.threads), "-rtr", "--host", "127.0.0.1", "--port", str(port)],
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            if self.until_answers(url + "/health", p):
-                theirs = self.load(url, 24, 8, words)
-            p.kill()
-            p.wait()
+        for mode in ([], ["-rtr"]) if self.llama["llama-server"] else ():
+            with self.llama_server(path, *mode) as url:
+                got = url and self.load(url, 24, 8, words)
+            if got and (not theirs or got["tokens_per_s"] > theirs["tokens_per_s"]):
+                theirs = got
         ov = self.openvino_run(path, "served", 8, round(ours["prompt_tokens"] / 24), 128) or {}
         self.row("served, 8 streams", ours["tokens_per_s"], "llama-server", theirs and theirs["tokens_per_s"], "tokens/s")
         self.row("served, 8 streams", ours["tokens_per_s"], "openvino in process", ov.get("tokens_per_s"), "tokens/s")
@@ -202,32 +216,29 @@ class Bench:
         times = []
         for _ in range(max(3, self.a.reps)):
             t0 = time.monotonic()
-            p, url = self.serve(path, "--ctx", 2048)
-            ready = time.monotonic() - t0
-            body = json.dumps({"prompt": [5, 6, 7, 8], "max_tokens": 1, "temperature": 0}).encode()
-            with urllib.request.urlopen(urllib.request.Request(url + "/v1/completions", body, {"Content-Type": "application/json"})) as r:
-                r.read()
-            times.append((time.monotonic() - t0, ready))
-            p.terminate()
-            p.wait()
+            with self.serve(path, "--ctx", 2048) as (url, _):
+                ready = time.monotonic() - t0
+                complete(url, prompt=[5, 6, 7, 8], max_tokens=1, temperature=0)
+                times.append((time.monotonic() - t0, ready))
         total, ready = statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
         self.row("start to first token", total * 1000, None, None, "ms", f"ready after {ready * 1000:.0f} ms; the system takes {first_touch(path.stat().st_size) * 1000:.0f} ms to give so much memory")
 
     def memory(self):
         for quant in self.a.types.split(","):
             path = self.model("llama-3.2-1b", quant)
-            p, url = self.serve(path, "--ctx", 2048, "--max-seqs", 4)
-            body = json.dumps({"prompt": list(range(5, 600)), "max_tokens": 64, "ignore_eos": True}).encode()
-            with urllib.request.urlopen(urllib.request.Request(url + "/v1/completions", body, {"Content-Type": "application/json"})) as r:
-                r.read()
-            total = sum(pss(pid) for pid in family(p.pid))
+            with self.serve(path, "--ctx", 2048, "--max-seqs", 4) as (url, p):
+                complete(url, prompt=list(range(5, 600)), max_tokens=64, ignore_eos=True)
+                total = sum(pss(pid) for pid in family(p.pid))
             kv = 16 * 2 * 8 * 64 * 2 * 2048 * 4
             tensors = tensor_bytes(path)
-            p.terminate()
-            p.wait()
             asked = tensors * (1.05 if quant.startswith("Q") else 1.15) + kv + 40e6
             print(f"  1B {quant}: Pss {total / 1e6:.0f} MB; tensors {tensors / 1e6:.0f} MB, KV at most {kv / 1e6:.0f} MB: asked <= {asked / 1e6:.0f} MB; "
                   f"(Pss - KV used) / tensors {(total - kv * 659 / 8192) / tensors:.3f}", flush=True)
+
+
+def complete(url, **body):
+    with urllib.request.urlopen(urllib.request.Request(url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})) as r:
+        r.read()
 
 
 def first_touch(size):
@@ -265,12 +276,14 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--reps", type=int, default=3)
     p.add_argument("--types", default=",".join(DENSE))
-    p.add_argument("rows", nargs="*", default=[], metavar="ROW")
+    p.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     a = p.parse_args()
+    if unknown := set(a.rows) - set(ROWS):
+        p.error(f"no such row: {', '.join(unknown)}")
     b = Bench(a)
     print(f"peers: {', '.join(k for k, v in b.llama.items() if v) or 'no llama-*'}; {'openvino-genai' if b.openvino else 'no openvino-genai'}", flush=True)
     try:
-        for name in a.rows or ["dense", "batch", "served", "depth", "start", "memory"]:
+        for name in a.rows or ROWS:
             getattr(b, name)()
     finally:
         shutil.rmtree(b.home, ignore_errors=True)

@@ -3,7 +3,7 @@
 # ratios. Peers: llama-bench, llama-batched-bench and llama-server on PATH (ik_llama.cpp or llama.cpp), openvino-genai in the python3 on PATH. One that is not there makes its
 # rows "not measured". Asserts nothing. Random models are made in a temporary folder (about 8 GB; MODELS=DIR keeps them).
 #
-#   tests/bench/peer.sh [BUILD_DIR] [ROWS ...]     rows: see peer.py --help; default: all
+#   tests/bench/peer.sh [BUILD_DIR] [OPTIONS] [ROW ...]     (python3 tests/bench/peer.py --help tells both; default: all rows)
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 build=$top/build
@@ -11,8 +11,10 @@ if [ $# -gt 0 ] && [ -d "$1" ]; then
     build=$(cd "$1" && pwd)
     shift
 fi
-dir=${MODELS:-}
-if [ -z "$dir" ]; then
+if [ -n "${MODELS:-}" ]; then
+    mkdir -p "$MODELS"
+    dir=$(cd "$MODELS" && pwd)
+else
     dir=$(mktemp -d)
     trap 'rm -rf "$dir"' EXIT
 fi
