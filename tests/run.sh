@@ -162,10 +162,12 @@ export RACKLM_EMU_SEED=$emu_seed
 suite gpu $((full ? 180 : 60)) emulated "$build" gpu_label "$build"
 suite gpu:logits $((full ? 400 : 60)) emulated "$build" python -m pytest -q -p no:cacheprovider -n 2 tests/gpu
 suite gpu:script 60 emulated "$build" env RACKLM_BUILD="$build" bash tests/gpu/run.sh --emulated
-suite gpu:races:build 60 configure_and_build "$build/races" tests_gpu -DCMAKE_BUILD_TYPE=Release -DRACKLM_EMU_RACES=ON
-suite gpu:races 120 emulated "$build/races" gpu_label "$build/races"
 suite gpu:ptxas $((full ? 900 : 150)) ptxas_table
-[ "$full" = 0 ] || suite gpu:mutants 2400 emulated "$build" python tests/gpu/mutants.py --seeds 3
+if [ "$full" = 1 ]; then
+    suite gpu:races:build 100 configure_and_build "$build/races" tests_gpu -DCMAKE_BUILD_TYPE=Release -DRACKLM_EMU_RACES=ON
+    suite gpu:races 500 emulated "$build/races" gpu_label "$build/races"
+    suite gpu:mutants 2400 emulated "$build" python tests/gpu/mutants.py --seeds 3
+fi
 suite oracle $((full ? 600 : 90)) python -m pytest -q -p no:cacheprovider tests/oracle
 suite e2e $((full ? 600 : 200)) end_to_end
 
@@ -180,7 +182,7 @@ if [ -z "${ONLY:-}" ] || [[ " ${ONLY:-} " =~ " "(asan|tsan|fuzz)" " ]]; then
     suite tsan $((full ? 400 : 90)) label "$build/tsan" "${tsan_labels[@]}"
     RACKLM_BUILD=$build/tsan suite tsan:e2e $((full ? 400 : 120)) end_to_end -m sanitizer "${tsan_skips[@]}"
     suite fuzz:build 150 configure_and_build "$build/fuzz" racklm_fuzz -DCMAKE_BUILD_TYPE=Debug -DRACKLM_FUZZ=ON -DCMAKE_C_COMPILER=clang
-    suite fuzz $((full ? 450 : 105)) bash tests/fuzz/run.sh $((full ? 60 : 10)) "$build/fuzz"
+    suite fuzz $((full ? 450 : 70)) bash tests/fuzz/run.sh $((full ? 60 : 6)) "$build/fuzz"
 fi
 
 printf '%d s in all\n' $((SECONDS - begin))
