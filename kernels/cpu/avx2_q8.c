@@ -204,9 +204,8 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
             acc[t][h] = _mm256_loadu_ps(c->acc + 16 * t + 8 * h);
     for (uint32_t b = c->b0; b < c->b1; b++) {
         const uint8_t *panel = layout_panel(type, c->group, b);
-        const uint8_t *p =
-            bytes && type != QUANT_Q8_0 ? c->bytes + 512 * (size_t)(b - c->b0) : layout_block(type, c->group, b);
-        for (unsigned i = 0; i < layout_block_bytes(type) && (!bytes || type == QUANT_Q8_0); i += 64) {
+        const uint8_t *p = bytes ? c->bytes + 512 * (size_t)(b - c->b0) : layout_block(type, c->group, b);
+        for (unsigned i = 0; i < layout_block_bytes(type) && !bytes; i += 64) {
             if (T == 1)
                 _mm_prefetch((const char *)p + PREFETCH + i, _MM_HINT_T0);
             else
@@ -216,12 +215,12 @@ CPU_INLINE void tile(enum quant type, int T, bool bytes, const struct cpu_tile *
         __m256i s[4][2];
         CPU_UNROLL
         for (int h = 0; h < 2; h++) {
-            if (bytes && type != QUANT_Q8_0)
+            if (bytes)
                 sc[h] = ready_scales(type, c->scales + CPU_SCALE_BYTES * (size_t)(b - c->b0) + CPU_SCALE_BYTES / 2 * h);
             else
                 sc[h] = block_scales(type, panel, b, h);
         }
-        block_dots(type, T, bytes || type == QUANT_Q8_0, p, c->q + 32 * (size_t)b, c->stride, sc, s);
+        block_dots(type, T, bytes, p, c->q + 32 * (size_t)b, c->stride, sc, s);
         CPU_UNROLL
         for (int t = 0; t < T; t++) {
             const uint32_t *sums = c->sums + ((size_t)t * row + b) * W;
@@ -307,14 +306,16 @@ static void prepare(enum quant type, const uint32_t *sums, const float *d, uint3
         cpu_avx2_prepare(layout_offset(type), layout_scales(type) == LAYOUT_K2, layout_has_minima(type), sums, d, n, out);
 }
 
+#define UNLESS_BYTES(type, fn) (QUANT_##type == QUANT_Q8_0 ? NULL : (fn)) /* packed, it is bytes already */
 static const struct cpu_matmul kernels = {
     .prepare = prepare,
     .words = words,
     .packed_max = 4,
 #define ACT_Q8(type)                                                                                                   \
     .packed[QUANT_##type] = {NULL, packed_##type##_1, packed_##type##_2, packed_##type##_3, packed_##type##_4},        \
-    .bytes[QUANT_##type] = {NULL, bytes_##type##_1, bytes_##type##_2, bytes_##type##_3, bytes_##type##_4},             \
-    .unpack[QUANT_##type] = QUANT_##type == QUANT_Q8_0 ? NULL : unpack_##type,
+    .bytes[QUANT_##type] = {NULL, UNLESS_BYTES(type, bytes_##type##_1), UNLESS_BYTES(type, bytes_##type##_2), UNLESS_BYTES(type, bytes_##type##_3),                             \
+                            UNLESS_BYTES(type, bytes_##type##_4)},                                                     \
+    .unpack[QUANT_##type] = UNLESS_BYTES(type, unpack_##type),
 #define QUANT(type, id, name, elems, bytes, act) ACT_##act(type)
 #include "model/quants.def"
 #undef QUANT

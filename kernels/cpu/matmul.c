@@ -20,18 +20,24 @@ struct tiles {
     uint32_t n;
     uint8_t width[CHUNK_MAX];
 };
-static void cut(cpu_tile_fn *const fns[], uint32_t n, struct tiles *t)
+static struct tiles cut(uint32_t widest, uint32_t n)
 {
-    uint32_t widest = CPU_TILE_MAX;
-    while (!fns[widest])
-        widest--;
-    for (t->n = 0; n > 0; n -= t->width[t->n++]) {
-        uint32_t left = ROUND_UP(n, widest) / widest, w = ROUND_UP(n, left) / left;
-        while (!fns[w])
-            w--;
-        ASSERT(w > 0);
-        t->width[t->n] = (uint8_t)w;
+    struct tiles t = {0};
+    while (n > 0) {
+        uint32_t left = (n + widest - 1) / widest, w = (n + left - 1) / left;
+        t.width[t.n++] = (uint8_t)w;
+        n -= w;
     }
+    return t;
+}
+
+static uint32_t widest(cpu_tile_fn *const fns[])
+{
+    uint32_t w = CPU_TILE_MAX;
+    while (!fns[w])
+        w--;
+    ASSERT(w > 0);
+    return w;
 }
 
 /* acc [n][R][16] += R groups times the tokens of x from t0 on. */
@@ -95,10 +101,7 @@ void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, c
         m->prepare(w->type, raw, x->d + (size_t)t0 * row, (n - 1) * row + n_blocks, sums);
         const bool many = n > m->packed_max;
         cpu_tile_fn *const *single = many && m->bytes[w->type][1] ? m->bytes[w->type] : m->packed[w->type], *const *pair = many && m->pairs[w->type][1] ? m->pairs[w->type] : NULL;
-        struct tiles singles, pairs;
-        cut(single, n, &singles);
-        if (pair)
-            cut(pair, n, &pairs);
+        const struct tiles singles = cut(widest(single), n), pairs = pair ? cut(widest(pair), n) : singles;
         for (uint32_t r = row_begin; r < row_end; r += R * LAYOUT_ROWS) {
             R = pair && r + LAYOUT_ROWS < row_end ? 2 : 1;
             memset(acc, 0, n * R * 16 * sizeof *acc);
@@ -111,7 +114,7 @@ void cpu_matmul_q8(const struct cpu_matmul *m, const struct kernels_weight *w, c
 
 /* One group of a float type with n tokens from t0 on: acc [n][4][16] holds the chains between panels. */
 static void float_group(const struct cpu_matmul_f32 *m, enum quant type, const uint8_t *group,
-                        const struct kernels_act *x, uint32_t t0, uint32_t n, float *out)
+                        const struct kernels_act *x, uint32_t t0, uint32_t n, const struct tiles *tiles, float *out)
 {
     _Alignas(64) float panel[CPU_PANEL * 16], acc[CHUNK_MAX * 64];
     uint32_t step = !m->panel[type] && n <= m->width ? x->k : (uint32_t)CPU_PANEL;
@@ -123,12 +126,9 @@ static void float_group(const struct cpu_matmul_f32 *m, enum quant type, const u
             m->panel[type](group, k0, cols, panel);
         else
             w = group + layout_group_bytes(type, k0);
-        for (uint32_t i = 0, t; i < n; i += t) {
-            uint32_t left = (n - i + m->width - 1) / m->width; /* tiles of about the same width */
-            t = (n - i + left - 1) / left;
-            m->tile[type][t](&(struct cpu_ftile){
+        for (uint32_t i = 0, t = 0; t < tiles->n; i += tiles->width[t++])
+            m->tile[type][tiles->width[t]](&(struct cpu_ftile){
                 .w = w, .x = x->f32 + (size_t)(t0 + i) * x->stride + k0, .n = cols, .stride = x->stride, .acc = acc + i * 64});
-        }
     }
     for (uint32_t i = 0; i < n; i++) {
         const float *c = acc + i * 64;
@@ -145,12 +145,13 @@ void cpu_matmul_float(const struct cpu_matmul_f32 *m, const struct kernels_weigh
     size_t group_bytes = layout_group_bytes(w->type, w->cols);
     for (uint32_t t0 = 0; t0 < x->n; t0 += CHUNK_MAX) {
         uint32_t n = MIN(x->n - t0, (uint32_t)CHUNK_MAX);
+        const struct tiles tiles = cut(m->width, n);
         for (uint32_t r = row_begin; r < row_end; r += LAYOUT_ROWS) {
             const uint8_t *group = (const uint8_t *)w->data + r / LAYOUT_ROWS * group_bytes;
             if (n == 1 && m->one[w->type])
                 m->one[w->type](group, x->f32 + (size_t)t0 * x->stride, x->k, out);
             else
-                float_group(m, w->type, group, x, t0, n, out);
+                float_group(m, w->type, group, x, t0, n, &tiles, out);
             store(out, n, LAYOUT_ROWS, r, row_end, y + t0 * y_stride, y_stride);
         }
     }
