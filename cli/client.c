@@ -115,7 +115,8 @@ void client_request_deinit(struct client_request *r)
     memset(r, 0, sizeof(*r));
 }
 
-enum err client_request_check(struct client_request *r)
+/* The HTTP status and the server's message as an error. */
+static enum err check(const struct client_request *r)
 {
     long status = 0;
     curl_easy_getinfo(r->curl, CURLINFO_RESPONSE_CODE, &status);
@@ -130,12 +131,37 @@ enum err client_request_check(struct client_request *r)
     return status == 429 ? ERR_BUSY : status >= 500 ? ERR_UNAVAILABLE : ERR_INVALID;
 }
 
-enum err client_request_run(struct client_request *r)
+static enum err outcome(const struct client_request *r, CURLcode rc)
 {
-    CURLcode rc = curl_easy_perform(r->curl);
     if (rc != CURLE_OK && !(rc == CURLE_WRITE_ERROR && r->stopped))
         return err_set(ERR_UNAVAILABLE, "%s", r->error[0] ? r->error : curl_easy_strerror(rc));
-    return client_request_check(r);
+    return check(r);
+}
+
+enum err client_request_run(struct client_request *r)
+{
+    return outcome(r, curl_easy_perform(r->curl));
+}
+
+enum err client_request_start(struct client_request *r, CURLM *multi)
+{
+    return curl_multi_add_handle(multi, r->curl) == CURLM_OK ? ERR_OK : err_set(ERR_INTERNAL, "libcurl takes no more requests");
+}
+
+struct client_request *client_request_ended(CURLM *multi, enum err *e)
+{
+    int active, left;
+    curl_multi_perform(multi, &active);
+    for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;) {
+        struct client_request *r = NULL;
+        if (m->msg != CURLMSG_DONE)
+            continue;
+        curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &r);
+        *e = outcome(r, m->data.result);
+        curl_multi_remove_handle(multi, r->curl);
+        return r;
+    }
+    return NULL;
 }
 
 enum err client_read_key(const char *path, struct buf *key)

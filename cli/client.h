@@ -28,9 +28,10 @@ enum err client_request_init(struct client_request *r, const char *url, const ch
 void client_request_deinit(struct client_request *r);
 /* Runs it. ERR_UNAVAILABLE: no connection; ERR_INVALID...: the server's own error message is the detail. */
 enum err client_request_run(struct client_request *r);
+/* Several at once: start each, then ask (and curl_multi_poll) until all have ended. ended: sends and receives what can be, then one that is done, its outcome as
+ * client_request_run tells it in *e; NULL: none for now. One that is given up is removed from multi by the caller. */
+enum err client_request_start(struct client_request *r, CURLM *multi);
+struct client_request *client_request_ended(CURLM *multi, enum err *e);
 /* The first key of a file of API keys (one a line, # begins a comment). */
 enum err client_read_key(const char *path, struct buf *key);
-/* After curl is done with it: the HTTP status and the server's message as an error. */
-enum err client_request_check(struct client_request *r);
-
 #endif

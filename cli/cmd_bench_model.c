@@ -23,18 +23,16 @@ enum { REPS_MAX = 32, TESTS_MAX = 16, SEQS_MAX = 64 };
 struct sample {
     struct client_request req;
     uint64_t start_ns;
-    uint64_t *at;        /* [n] when each token came */
-    size_t n, cap;
+    struct buf at; /* uint64_t, when each token came */
 };
 
-static void came(struct sample *s, uint64_t now)
+static size_t n_of(const struct sample *s)
 {
-    if (s->n == s->cap) {
-        s->cap = s->cap ? s->cap * 2 : 256;
-        s->at = realloc(s->at, s->cap * sizeof(*s->at));
-        ASSERT(s->at != NULL);
-    }
-    s->at[s->n++] = now;
+    return s->at.len / sizeof(uint64_t);
+}
+static uint64_t at_of(const struct sample *s, size_t i)
+{
+    return ((const uint64_t *)(const void *)s->at.data)[i];
 }
 
 static bool on_event(void *arg, const char *json, size_t len)
@@ -44,7 +42,7 @@ static bool on_event(void *arg, const char *json, size_t len)
     json_t *o = json_loadb(json, len, 0, NULL);
     const json_t *choice = json_array_get(json_object_get(o, "choices"), 0);
     for (size_t i = json_array_size(json_object_get(choice, "token_ids")); i > 0; i--)
-        came(s, now);
+        buf_append(&s->at, &now, sizeof(now));
     json_decref(o);
     return true;
 }
@@ -53,7 +51,7 @@ static enum err start(const struct local *l, uint32_t vocab, long n_prompt, long
 {
     struct buf b;
     buf_init(&b);
-    buf_printf(&b, "{\"stream\":true,\"stream_options\":{\"include_usage\":true},\"temperature\":0,\"ignore_eos\":true,\"return_token_ids\":true,"
+    buf_printf(&b, "{\"stream\":true,\"temperature\":0,\"ignore_eos\":true,\"return_token_ids\":true,"
                    "\"max_tokens\":%ld,\"prompt\":[", n_gen);
     for (long i = 0; i < n_prompt; i++)
         buf_printf(&b, i ? ",%u" : "%u", (unsigned)(rng_uniform(salt, 1, (uint32_t)i) * vocab));
@@ -61,35 +59,25 @@ static enum err start(const struct local *l, uint32_t vocab, long n_prompt, long
     enum err e = client_request_init(&s->req, l->url, "/v1/completions", l->opts->api_key, &b, on_event, s);
     buf_deinit(&b);
     s->start_ns = clock_ns();
-    if (e == ERR_OK && curl_multi_add_handle(multi, s->req.curl) != CURLM_OK)
-        e = err_set(ERR_INTERNAL, "libcurl takes no more requests");
-    return e;
+    return e == ERR_OK ? client_request_start(&s->req, multi) : e;
 }
 
-/* Until all have ended. The first error of one is the result. */
-static enum err wait_all(CURLM *multi)
+static enum err wait_all(CURLM *multi, long n)
 {
-    enum err e = ERR_OK;
-    for (int active = 1, left; active > 0;) {
-        if (curl_multi_perform(multi, &active) != CURLM_OK)
-            return err_set(ERR_INTERNAL, "libcurl failed");
-        for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;) {
-            struct client_request *q = NULL;
-            if (m->msg != CURLMSG_DONE || e != ERR_OK)
-                continue;
-            curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &q);
-            e = m->data.result == CURLE_OK ? client_request_check(q) : err_set(ERR_UNAVAILABLE, "%s", q->error[0] ? q->error : curl_easy_strerror(m->data.result));
-        }
-        if (active > 0)
+    while (n > 0) {
+        enum err e;
+        for (; client_request_ended(multi, &e); n--)
+            TRY(e);
+        if (n > 0)
             curl_multi_poll(multi, NULL, 0, 1000, NULL);
     }
-    return e;
+    return ERR_OK;
 }
 
 static void samples_deinit(struct sample *s, long n)
 {
     for (long i = 0; i < n; i++)
-        free(s[i].at);
+        buf_deinit(&s[i].at);
 }
 
 /* n_seqs sequences together, each n_prompt random ids in, n_gen tokens out. The samples are the caller's, on failure too. */
@@ -104,7 +92,7 @@ static enum err run_once(const struct local *l, uint32_t vocab, long n_prompt, l
         started++;
     }
     if (e == ERR_OK)
-        e = wait_all(multi);
+        e = wait_all(multi, n_seqs);
     for (long i = 0; i < started; i++) {
         curl_multi_remove_handle(multi, s[i].req.curl);
         client_request_deinit(&s[i].req);
@@ -171,12 +159,12 @@ static double together(const struct sample *s, long n_seqs)
     uint64_t begin = 0, end = UINT64_MAX;
     size_t n = 0;
     for (long i = 0; i < n_seqs; i++) {
-        begin = MAX(begin, s[i].at[0]);
-        end = MIN(end, s[i].at[s[i].n - 1]);
+        begin = MAX(begin, at_of(&s[i], 0));
+        end = MIN(end, at_of(&s[i], n_of(&s[i]) - 1));
     }
     for (long i = 0; i < n_seqs; i++)
-        for (size_t k = 0; k < s[i].n; k++)
-            n += s[i].at[k] > begin && s[i].at[k] <= end;
+        for (size_t k = 0; k < n_of(&s[i]); k++)
+            n += at_of(&s[i], k) > begin && at_of(&s[i], k) <= end;
     return end > begin ? (double)n / ((double)(end - begin) / 1e9) : 0;
 }
 
@@ -188,10 +176,10 @@ static enum err measure(struct bench *b, const struct test *t, double *out)
     for (unsigned r = 0; r < b->reps; r++) {
         enum err e = run_once(&b->l, b->hp.vocab, t->prompt ? t->n : MAX(t->depth, 1), t->prompt ? 1 : t->n, r + 1, t->seqs, s);
         for (long i = 0; i < t->seqs && e == ERR_OK; i++)
-            if (s[i].n < (t->prompt ? 1 : 2))
+            if (n_of(&s[i]) < (t->prompt ? 1 : 2))
                 e = err_set(ERR_PROTOCOL, "the server gave no tokens");
         if (e == ERR_OK)
-            v[r] = t->prompt ? (double)t->n / ((double)(s[0].at[0] - s[0].start_ns) / 1e9) : together(s, t->seqs);
+            v[r] = t->prompt ? (double)t->n / ((double)(at_of(&s[0], 0) - s[0].start_ns) / 1e9) : together(s, t->seqs);
         samples_deinit(s, t->seqs);
         TRY(e);
         if (v[r] <= 0)

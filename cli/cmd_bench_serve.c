@@ -104,25 +104,19 @@ static enum err start_shot(const struct load *l, struct shot *s, unsigned idx, C
     buf_puts(&b, "\"}]}");
     enum err e = client_request_init(&s->req, l->url, "/v1/chat/completions", l->api_key, &b, on_event, s);
     buf_deinit(&b);
-    if (e == ERR_OK && curl_multi_add_handle(multi, s->req.curl) != CURLM_OK)
-        e = err_set(ERR_INTERNAL, "libcurl takes no more requests");
-    return e;
+    return e == ERR_OK ? client_request_start(&s->req, multi) : e;
 }
 
-static void finish_shot(struct shot *s, CURLcode rc, CURLM *multi)
+static void finish_shot(struct shot *s, enum err outcome)
 {
     s->end_ns = clock_ns();
-    if (rc != CURLE_OK) {
-        s->failed = true;
-        snprintf(s->error, sizeof(s->error), "%s", s->req.error[0] ? s->req.error : curl_easy_strerror(rc));
-    } else if (client_request_check(&s->req) != ERR_OK) {
+    if (outcome != ERR_OK) {
         s->failed = true;
         snprintf(s->error, sizeof(s->error), "%s", err_detail());
     } else if (!s->failed && !s->req.done) {
         s->failed = true;
         snprintf(s->error, sizeof(s->error), "the stream ended without [DONE]");
     }
-    curl_multi_remove_handle(multi, s->req.curl);
     client_request_deinit(&s->req);
 }
 
@@ -146,17 +140,9 @@ static enum err run_load(const struct load *l, struct shot *shots, struct sample
             if (l->rate > 0)
                 due += (uint64_t)(-log(1 - rng_uniform((uint64_t)l->seed, UINT32_MAX, (uint32_t)started)) / l->rate * 1e9);
         }
-        int active = 0, left = 0;
-        curl_multi_perform(multi, &active);
-        for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;) {
-            if (m->msg != CURLMSG_DONE)
-                continue;
-            struct client_request *q = NULL;
-            curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &q);
-            finish_shot((struct shot *)((char *)q - offsetof(struct shot, req)), m->data.result, multi);
-            running--;
-            ended++;
-        }
+        enum err outcome;
+        for (struct client_request *q; (q = client_request_ended(multi, &outcome)) != NULL; running--, ended++)
+            finish_shot((struct shot *)((char *)q - offsetof(struct shot, req)), outcome);
         cli_progress("requests", (double)ended / (double)l->n_requests);
         int wait_ms = 100;
         now = clock_ns();
